@@ -1,0 +1,5014 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["numba", "numpy", "plac"]
+# ///
+# SPDX-License-Identifier: MIT
+"""Score white-box estimators of random ReLU networks: an exact FLOP bill, an honest truth, an error bar.
+
+Copy this one file beside your `estimator.py` and run `python whestbench.py run estimator.py`. An estimator
+sees the weights of a network and a FLOP budget and predicts the mean activation of every neuron; the score is
+its final-layer squared error against a Monte Carlo truth, times the share of the budget that it spent.
+The rooms below follow the data: rounds, prices, budget, fnp, contract, engine, truth, baselines, scoring,
+runners, reports, checklist, command line. Each uses only the rooms above it.
+"""
+from __future__ import annotations
+
+import abc
+import concurrent.futures
+import contextlib
+import copy
+import difflib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import itertools
+import json
+import math
+import os
+import platform
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import traceback
+import types
+import warnings
+from collections import Counter, defaultdict, deque, namedtuple
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+import typing
+from typing import Any, Callable, Iterable, Iterator
+
+import numpy as np
+
+__version__ = "1.0.0"
+
+# Run as a script, this module is still `whestbench`: one copy of every class, whoever imports it.
+_RUN_AS_SCRIPT = __name__ == "__main__"
+if _RUN_AS_SCRIPT:
+    __name__ = "whestbench"
+    sys.modules["whestbench"] = sys.modules["__main__"]
+
+
+# ======================================================================================
+# Rounds
+#
+# What a contest round fixes: the shape of its networks, its budget, its time rules and its
+# price book. One row each; the command line's flags replace single cells of a row.
+# ======================================================================================
+
+
+@dataclass(frozen=True)
+class Round:
+    """The rules of one contest round. Times in seconds, budgets in FLOPs; None means no limit."""
+
+    tag: str
+    width: int
+    depth: int
+    flop_budget: int
+    lambda_flops_per_second: float
+    residual_wall_time_limit: float | None
+    wall_time_limit: float | None
+    prices: str
+    setup_timeout: float | None = 5.0
+
+
+ROUNDS = {r.tag: r for r in (
+    #     tag          width depth flop_budget      lambda residual wall   prices
+    Round("v1-warmup",   256,    8,  68_000_000_000, 1e11,    None,  60.0, "0.7"),
+    Round("v1-phase1",   256,   32, 272_000_000_000, 1e11,    None,  60.0, "0.12"),
+    Round("v2-phase2",  1024,   16,           2**41,  0.0,     0.4, 120.0, "0.12"),
+)}
+DEFAULT_ROUND = "v1-warmup"
+MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is multiplied with
+
+
+# ======================================================================================
+# Prices
+#
+# What every operation costs, in both price books, from shapes, dtypes and arguments alone. A formula gives *units*; the
+# bill is int(units * dtype rate * complex factor * weight), where book 0.7 knows weights only. The tables say the
+# rest. Source: the observed charges of flopscope 0.7.0 and 0.12.4, which the tests compare with these, call by call.
+# ======================================================================================
+
+BOOKS = ("0.7", "0.12")
+FORMULAS = {book: {} for book in BOOKS}
+
+
+def price(names, book=None):
+    """Register the function below as the formula of `names` (blank-separated), in one book or in both."""
+    def register(formula):
+        for each in [book] if book else BOOKS:
+            FORMULAS[each].update(dict.fromkeys(names.split(), formula))
+        return formula
+    return register
+
+
+class UnsupportedFunctionError(AttributeError):
+    """The operation has no price here, so it must not run."""
+
+
+class UnsupportedDtypeError(TypeError):
+    """Book 0.12 bills numbers only: bool, integer, float, complex."""
+
+
+def _names(**rows):
+    """A table written as value="name name ..." rows, turned around into {name: value}."""
+    return {name: value for value, names in rows.items() for name in names.split()}
+
+
+_SCALARS = {int, float, complex, bool}
+
+
+def shape_of(a):
+    """Shape of an array, a scalar or a nested list."""
+    try:
+        return a.shape
+    except AttributeError:
+        return () if type(a) in _SCALARS else np.asarray(a).shape
+
+
+def dtype_of(a):
+    """Dtype of an array, a scalar or a nested list."""
+    try:
+        return a.dtype
+    except AttributeError:
+        return np.asarray(a).dtype
+
+
+def size_of(a):
+    """Number of elements; of a symmetric tensor, the number of different ones."""
+    group = getattr(a, "_group", None)
+    if group:
+        return orbits(group, a.shape)
+    return math.prod(shape_of(a))
+
+
+def lg(n):
+    """Levels of a binary search or a merge sort over n items, at least 1."""
+    return max(1, (int(n) - 1).bit_length())
+
+
+def axes_of(shape, axis):
+    """The axes that `axis` (None, int or tuple) names, as a tuple of non-negative numbers."""
+    if axis is None:
+        return tuple(range(len(shape)))
+    rank = len(shape)
+    return tuple(i + rank if i < 0 else i for i in (axis if isinstance(axis, (tuple, list)) else (axis,)))
+
+
+def split_extents(a, axis):
+    """(number of outputs, elements per output) when `axis` of `a` is reduced away."""
+    shape = shape_of(a)
+    if axis is None:
+        return 1, math.prod(shape)
+    axes = axes_of(shape, axis)
+    return math.prod([n for i, n in enumerate(shape) if i not in axes]), math.prod([shape[i] for i in axes])
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------------
+
+_TRANSCENDENTAL = """angle arccos arccosh arcsin arcsinh arctan arctanh arctan2 cbrt cos cosh exp exp2 expm1 float_power
+    floor_divide fmod gcd hypot i0 lcm log log10 log1p log2 logaddexp logaddexp2 mod power remainder sin sinc sinh tan tanh"""
+_ALIASES = "acos acosh asin asinh atan atanh atan2 pow divmod"      # in book 0.7 these cost a sixteenth of the originals
+_SAMPLERS = """beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic lognormal
+    logseries multinomial multivariate_hypergeometric negative_binomial noncentral_chisquare noncentral_f normal pareto poisson
+    power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular vonmises wald
+    weibull zipf"""
+_VIEWS = """array_split atleast_1d atleast_2d atleast_3d broadcast_arrays broadcast_to dsplit expand_dims flip fliplr flipud
+    from_dlpack frombuffer hsplit matrix_transpose linalg.matrix_transpose moveaxis permute_dims rollaxis rot90
+    split squeeze swapaxes transpose vsplit empty empty_like zeros zeros_like"""
+
+_DISTRIBUTIONS = "norm uniform expon cauchy logistic laplace lognorm truncnorm"
+
+
+def _within(namespace, names):
+    return " ".join(f"{namespace}.{name}" for name in names.split())
+
+
+WEIGHTS = {                                                         # everything not listed weighs 1
+    "0.7": {
+        0: _VIEWS + """ asarray astype copy ravel reshape require ones ones_like eye identity hstack column_stack row_stack tri
+            tril triu tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from
+            unravel_index ravel_multi_index broadcast_shapes fft.fftfreq fft.rfftfreq fft.fftshift fft.ifftshift""",
+        2: "std var nanstd nanvar",
+        4: """argwhere bmat choose compress diag extract fill_diagonal insert mask_indices piecewise place putmask select take
+            trim_zeros where stats.cauchy.pdf """ + _within("linalg", """cholesky cond det eig eigh eigvals eigvalsh inv lstsq
+            matrix_rank pinv qr slogdet solve svd svdvals tensorinv tensorsolve"""),
+        16: " ".join((_TRANSCENDENTAL, "fromiter", _within("random", _SAMPLERS + " multivariate_normal"), "stats.cauchy.cdf stats.cauchy.ppf",
+             *(_within("stats." + d, "pdf cdf ppf") for d in "norm expon logistic laplace lognorm truncnorm".split()))),
+    },
+    "0.12": {
+        0: _VIEWS + " diagonal linalg.diagonal unstack real imag",
+        4: """sort argsort partition argpartition lexsort searchsorted digitize unique unique_all unique_counts unique_inverse
+            unique_values union1d intersect1d setdiff1d setxor1d bincount where take take_along_axis choose """
+           + _within("random", "choice permutation permuted shuffle"),
+        16: " ".join((_TRANSCENDENTAL, _ALIASES, "geomspace logspace", _within("random", _SAMPLERS))),
+    },
+}
+
+# ---- the dtype that is charged (book 0.12) --------------------------------------------------------------------------------
+
+FLOAT64, INT64, UINT64, COMPLEX64, COMPLEX128 = map(np.dtype, ("f8", "i8", "u8", "c8", "c16"))
+
+
+@functools.lru_cache(None)
+def rate_of(dtype):
+    """What an element operation of this dtype costs: 1 up to 32 bits (per component), 2 for 64, 3 and 4 beyond."""
+    if dtype.kind not in "biufc":
+        raise UnsupportedDtypeError(f"dtype {dtype!r} is not billable: only bool, integer, float and complex are")
+    bits = dtype.itemsize * (4 if dtype.kind == "c" else 8)
+    return 1 if bits <= 32 else 2 if bits <= 64 else 3 if bits <= 96 else 4
+
+
+def heavier(a, b):
+    """Of two dtypes the one with the higher rate; the first if equal."""
+    return b if b is not None and rate_of(b) > rate_of(a) else a
+
+
+@functools.lru_cache(None)
+def loop_dtype(ufunc, inputs, dtype=None):
+    """(heaviest dtype, whether complex) of the loop that NumPy picks for these input dtypes (Python scalar types are weak)."""
+    if all(isinstance(t, type) for t in inputs):
+        inputs = tuple(np.dtype(t) for t in inputs)
+    want = inputs + (None,) * ufunc.nout
+    if dtype is not None:
+        signature = (None,) * ufunc.nin + (dtype,) * ufunc.nout
+        loop = ufunc.resolve_dtypes(want, signature=signature, casting="unsafe")
+        return functools.reduce(heavier, loop), any(t.kind == "c" for t in loop)
+    loop = ufunc.resolve_dtypes(want)
+    # an integer slot that feeds an inexact output steers the result (ldexp's exponent); it is no number to compute with
+    steering = [t.kind in "iu" and loop[-1].kind in "fc" for t in loop[:ufunc.nin]]
+    data = [t for t, skip in zip(inputs, steering) if not skip]
+    heavy = functools.reduce(heavier, [t for t, skip in zip(loop, steering + [False] * ufunc.nout) if not skip])
+    if ufunc.nout > 1:
+        heavy = functools.reduce(heavier, [t for t, skip in zip(loop[:ufunc.nin], steering) if not skip])
+    joined = np.result_type(*[t if isinstance(t, np.dtype) else t(0) for t in data])
+    return heavier(heavy, joined), any(t.kind == "c" for t in loop)
+
+
+def weak_type(a):
+    """What NEP 50 promotion sees of an operand: its dtype, or the Python type of a bare int, float or complex."""
+    try:
+        return a.dtype
+    except AttributeError:
+        return type(a) if type(a) in (int, float, complex) else np.asarray(a).dtype
+
+
+def joined(*operands):
+    """result_type with weak Python scalars."""
+    types = [weak_type(a) for a in operands if a is not None]
+    return np.result_type(*[t(0) if isinstance(t, type) else t for t in types])
+
+
+def inexact(dtype, least=FLOAT64):
+    """Floats and complex stay; integers and bools become float64."""
+    return dtype if dtype.kind in "fc" else least
+
+
+def accumulator(dtype):
+    """What NumPy adds small integers up in."""
+    return dtype if dtype.kind in "fc" or dtype.itemsize == 8 else UINT64 if dtype.kind == "u" else INT64
+
+
+def _reduced(default):
+    """Rule of a reduction: dtype= alone if given, else the heavier of the default, out= and the input."""
+    def rule(args, kwargs, result):
+        if kwargs.get("dtype") is not None:
+            asked, have = np.dtype(kwargs["dtype"]), dtype_of(args[0])
+            return asked
+        have = dtype_of(args[0])
+        out = kwargs.get("out")
+        return heavier(heavier(default(have), out.dtype if out is not None else None), have)
+    return rule
+
+
+def _first(args, kwargs, result):
+    return dtype_of(args[0])
+
+
+def _with_out(dtype, kwargs):
+    out = kwargs.get("out")
+    out = out[0] if isinstance(out, tuple) else out
+    return dtype if out is None else np.result_type(dtype, out.dtype)
+
+
+def _operands(args, kwargs, result):
+    """result_type of the operands of a contraction, which come after einsum's subscripts."""
+    arrays = args[1:] if isinstance(args[0], str) else args[:2]
+    return _with_out(np.result_type(*map(dtype_of, arrays)), kwargs)
+
+
+def _weak(args, kwargs, result):
+    return _with_out(joined(*args), kwargs)
+
+
+def _strong(args, kwargs, result):
+    return np.result_type(*map(dtype_of, args))
+
+
+def _floating(args, kwargs, result):
+    return inexact(dtype_of(args[0]))
+
+
+def _angle(args, kwargs, result):
+    dtype = dtype_of(args[0])
+    return inexact(dtype, FLOAT64 if dtype.kind == "b" else np.result_type(dtype, np.float16))
+
+
+def _no_record(args, kwargs, result):
+    return None
+
+
+def _quantile(default):
+    """Rule of a quantile: the default joined with the fractions q, which are weak if one Python number."""
+    def rule(args, kwargs, result):
+        return joined(np.empty(0, default(dtype_of(args[0]))), args[1] if len(args) > 1 else kwargs["q"])
+    return rule
+
+
+def _result(args, kwargs, result):
+    return dtype_of(result)
+
+
+RATE_DTYPE = {                                                      # rule: names; ufuncs ask their loop
+    _reduced(accumulator): """sum prod cumsum cumprod cumulative_sum cumulative_prod nansum nanprod nancumsum nancumprod trace
+        linalg.trace""",
+    _reduced(lambda dtype: dtype): "max min amax amin all any argmax argmin nanargmax nanargmin nanmax nanmin ptp count_nonzero",
+    _quantile(inexact): "percentile nanpercentile",
+    _quantile(lambda dtype: dtype): "quantile nanquantile",
+    _floating: "i0 sinc",
+    _angle: "angle",
+    _no_record: "iscomplexobj isrealobj",
+    _reduced(inexact): "mean var std average median nanmean nanvar nanstd nanmedian unwrap",
+    _operands: "einsum matmul dot inner outer vdot tensordot vecdot matvec vecmat",
+    _weak: "clip isclose divmod",
+    _strong: "allclose array_equal array_equiv",
+}
+
+# ---- complex factors (book 0.12) -----------------------------------------------------------------------------------------
+
+COMPLEX_FACTOR = {                                                  # 2 unless listed
+    2.25: "log", 2.3: "log2 log10 log1p", 2.5: "std var nanstd nanvar", 3: "interp", 3.1: "exp exp2 expm1",
+    3.4: "sin cos sinh cosh tanh",
+    3.5: "arcsin arccos arctan arcsinh arccosh arctanh asin acos atan asinh acosh atanh", 3.6: "tan",
+    4: "abs absolute average convolve correlate cov corrcoef " + _within("linalg", """svd cholesky cond det eig eigh eigvals eigvalsh
+        inv lstsq matrix_norm matrix_power matrix_rank multi_dot norm pinv qr slogdet solve svdvals tensorinv tensorsolve
+        vector_norm"""),
+    4.7: "cross linalg.cross", 5: "square", 5.5: "power pow float_power geomspace logspace",
+    6: "multiply reciprocal prod cumprod nanprod nancumprod cumulative_prod outer kron vander",
+    7: "sign", 10: "sqrt", 11: "divide true_divide", 14.5: "sinc",
+    1: _within("fft", "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftfreq rfftfreq"),
+}
+NO_COMPLEX = """cbrt degrees radians deg2rad rad2deg signbit fabs ceil floor trunc fix spacing bitwise_not bitwise_invert invert
+    bitwise_count bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift left_shift right_shift i0 modf frexp
+    isneginf isposinf floor_divide mod remainder fmod divmod logaddexp logaddexp2 arctan2 atan2 hypot copysign nextafter ldexp
+    heaviside gcd lcm percentile quantile nanpercentile nanquantile bincount digitize ravel_multi_index unwrap"""
+
+# ---- when, and whether, it is written down -------------------------------------------------------------------------------
+
+CHARGED_AFTER = {book: [] for book in BOOKS}                        # filled by the rows that look at their result
+UNLOGGED = {
+    "0.7": """zeros ones eye identity empty zeros_like ones_like empty_like reshape transpose swapaxes moveaxis squeeze
+        expand_dims hstack copy roll flip fliplr flipud rot90 triu tril astype hsplit atleast_1d atleast_2d atleast_3d row_stack
+        column_stack tri tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from
+        unravel_index ravel_multi_index require broadcast_shapes fft.fftfreq fft.rfftfreq fft.fftshift fft.ifftshift
+        matrix_transpose permute_dims linalg.matrix_transpose""",
+    "0.12": "matrix_transpose permute_dims linalg.matrix_transpose iscomplexobj isrealobj",
+}
+
+# ---- pointwise -----------------------------------------------------------------------------------------------------------
+
+UNARY = """abs absolute negative positive exp exp2 expm1 log log2 log10 log1p sqrt cbrt square reciprocal sin cos tan arcsin arccos
+    arctan sinh cosh tanh arcsinh arccosh arctanh asin acos atan asinh acosh atanh degrees radians deg2rad rad2deg sign signbit
+    fabs ceil floor rint trunc spacing logical_not bitwise_not bitwise_invert bitwise_count invert conj conjugate"""
+BINARY = """add subtract multiply divide true_divide floor_divide power pow float_power mod remainder fmod maximum minimum fmax fmin
+    logaddexp logaddexp2 arctan2 atan2 hypot copysign nextafter ldexp heaviside greater greater_equal less less_equal equal
+    not_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
+    left_shift right_shift gcd lcm"""
+
+
+@price(UNARY + " fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag iscomplexobj isrealobj")
+@price("modf frexp", "0.7")
+def _(x, *_args, **_):
+    return size_of(x) or 1
+
+
+@price(BINARY)
+def broadcast_size(a, b, *_args, **_):
+    return common_elements(a, b) or 1
+
+
+def common_elements(*operands):
+    """Elements that the operands broadcast to; the different ones, if all are symmetric."""
+    shape = broadcast_shape(*operands)
+    groups = [getattr(a, "_group", None) for a in operands]
+    if any(groups):
+        return orbits(binary(groups, [shape_of(a) for a in operands], shape), shape)
+    return math.prod(shape)
+
+
+def broadcast_shape(*operands):
+    """Shape that the operands broadcast to."""
+    return _broadcast(tuple([shape_of(a) for a in operands]))
+
+
+@functools.lru_cache(4096)
+def _broadcast(shapes):
+    return np.broadcast_shapes(*shapes)
+
+
+@price("isnan isfinite isinf")
+def _(x, *_args, **_):
+    return math.prod(shape_of(x))
+
+
+@price("modf frexp", "0.12")
+def _(x, *_args, **_):
+    return 2 * (size_of(x) or 1)
+
+
+@price("divmod", "0.7")
+def _(a, b, **_):
+    return broadcast_size(a, b)
+
+
+@price("divmod", "0.12")
+def _(a, b, **_):
+    return 2 * broadcast_size(a, b)
+
+
+@price("clip", "0.7")
+def _(a, *_args, **_):
+    return size_of(a) or 1
+
+
+@price("clip", "0.12")
+def _(a, a_min=None, a_max=None, out=None, *, min=None, max=None, **_):
+    bounds = [b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue]
+    return (len(bounds) or 1) * max_one(common_elements(a, *bounds))
+
+
+def max_one(n):
+    return n if n > 1 else 1
+
+
+@price("isclose", "0.12")
+def _(a, b, *_args, **_):
+    return 6 * broadcast_size(a, b)
+
+
+@price("allclose", "0.12")
+def _(a, b, *_args, **_):
+    return max_one(7 * common_elements(a, b) - 1)
+
+
+@price("isclose allclose", "0.7")
+def _(a, b, *_args, **_):
+    return broadcast_size(a, b)
+
+
+@price("array_equiv")
+def _(a, b, *_args, **_):
+    try:
+        return broadcast_size(a, b)
+    except ValueError:
+        return max(size_of(a), size_of(b), 1)
+
+
+@price("array_equal")
+def _(a, b, *_args, **_):
+    return max(size_of(a), size_of(b), 1)
+
+
+# ---- reductions ----------------------------------------------------------------------------------------------------------
+
+def additions(a, axis, book="0.12"):
+    """(additions, outputs) of a reduction: dense, elements less outputs; of a symmetric tensor, orbits of both."""
+    group = getattr(a, "_group", None)
+    if group:
+        axes = axes_of(a.shape, axis)
+        kept = [i for i in range(a.ndim) if i not in axes]
+        return summing(a.shape, axes, group, book), orbits(stabiliser(group, kept), tuple([a.shape[i] for i in kept]))
+    outputs, each = split_extents(a, axis)
+    return outputs * each - outputs if each else 0, outputs
+
+
+@price("sum prod max min amax amin all any argmax argmin cumsum cumprod cumulative_sum cumulative_prod nanmax nanmin")
+@price("nansum nanprod nanargmax nanargmin nancumsum nancumprod nanmean var std nanvar nanstd count_nonzero ptp nanmedian", "0.7")
+def reduced_units(a, axis=None, *_args, **_):
+    return max_one(additions(a, axis)[0])
+
+
+def nan_pass(a):
+    """Looking for NaN first costs one pass, where there can be any."""
+    return size_of(a) if dtype_of(a).kind in "fc" else 0
+
+
+@price("nansum nanprod nanargmax nanargmin nancumsum nancumprod", "0.12")
+def _(a, axis=None, *_args, **_):
+    return reduced_units(a, axis) + nan_pass(a)
+
+
+@price("mean", "0.7")
+def _(a, axis=None, *_args, **_):
+    return math.prod(shape_of(a)) and mean_units(a, axis)
+
+
+@price("mean", "0.12")
+def mean_units(a, axis=None, *_args, **_):
+    return sum(additions(a, axis))
+
+
+@price("nanmean", "0.12")
+def _(a, axis=None, *_args, **_):
+    return mean_units(a, axis) + nan_pass(a)
+
+
+@price("var", "0.12")
+def var_units(a, axis=None, *_args, **_):
+    return 2 * size_of(a) + 2 * sum(additions(a, axis))
+
+
+@price("std", "0.12")
+def std_units(a, axis=None, *_args, **_):
+    return var_units(a, axis) + additions(a, axis)[1]
+
+
+@price("nanvar", "0.12")
+def _(a, axis=None, *_args, **_):
+    return var_units(a, axis) + nan_pass(a)
+
+
+@price("nanstd", "0.12")
+def _(a, axis=None, *_args, **_):
+    return std_units(a, axis) + nan_pass(a)
+
+
+@price("average", "0.7")
+def _(a, axis=None, *_args, **_):
+    return reduced_units(a, axis)
+
+
+@price("average", "0.12")
+def _(a, axis=None, weights=None, *_args, **_):
+    r = reduced_units(a, axis)
+    return r + additions(a, axis)[1] + (0 if weights is None else size_of(a) + r)
+
+
+@price("count_nonzero", "0.12")
+def _(a, *_args, **_):
+    return size_of(a) or 1
+
+
+@price("ptp", "0.12")
+def _(a, axis=None, *_args, **_):
+    return 2 * reduced_units(a, axis) + additions(a, axis)[1]
+
+
+@price("median")
+def median_units(a, axis=None, *_args, **_):
+    outputs, each = additions(a, axis)[1], split_extents(a, axis)[1]
+    return outputs * each
+
+
+@price("nanmedian", "0.12")
+def _(a, axis=None, *_args, **_):
+    return max_one(median_units(a, axis) + size_of(a))
+
+
+@price("percentile quantile", "0.7")
+def _(a, q, axis=None, *_args, **_):
+    return median_units(a, axis)
+
+
+@price("percentile quantile", "0.12")
+def quantile_units(a, q, axis=None, *_args, weights=None, **_):
+    outputs, n = split_extents(a, axis)
+    k = math.prod(shape_of(q))
+    if weights is not None:
+        levels = math.ceil(math.log2(n))
+        return outputs * (4 * n * levels + 3 * n + k * (levels + 4))
+    levels = (min(k, n) - 1).bit_length()
+    return outputs * (n * min(k, 1 + 4 * levels) + 4 * k)
+
+
+@price("nanpercentile nanquantile", "0.12")
+def _(a, q, axis=None, *_args, **_):
+    return quantile_units(a, q, axis) + size_of(a)
+
+
+def diagonal_length(shape, offset=0, axis1=0, axis2=1):
+    rows, columns = shape[axis1], shape[axis2]
+    return max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
+
+
+@price("trace", "0.7")
+def _(a, offset=0, axis1=0, axis2=1, *_args, **_):
+    return min(shape_of(a)[axis1], shape_of(a)[axis2])
+
+
+@price("trace", "0.12")
+def _(a, offset=0, axis1=0, axis2=1, *_args, **_):
+    shape = shape_of(a)
+    batch = math.prod(shape) // (shape[axis1] * shape[axis2] or 1)
+    return max_one(diagonal_length(shape, offset, axis1, axis2)) * batch
+
+
+# ---- symmetries and contractions ----
+
+import heapq
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LARGEST_GROUP = 240     # 0.12 gives up looking for symmetries of larger ones, and prices without any
+
+
+# --- Symmetries -------------------------------------------------------------------------------------------------
+# A symmetry is a group of axis permutations: a frozenset of tuples, closed, each over *all* axes of the array
+# ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
+
+def proper(permutations):
+    """The symmetry of these permutations, which form a group; None if it is the identity alone."""
+    group = frozenset(permutations)
+    return group if len(group) > 1 else None
+
+
+def closure(*generators):
+    """The smallest symmetry that holds all elements of these sets of permutations (None is an empty set)."""
+    generators = set().union(*(g or () for g in generators))
+    group = new = generators
+    while new:
+        new = {tuple([p[i] for i in g]) for p in new for g in generators} - group
+        group = group | new
+    return proper(group)
+
+
+@functools.lru_cache(maxsize=4096)
+def orbits(symmetry, shape):
+    """How many elements remain distinct: Burnside, the mean over the group of the index tuples left in place."""
+    return sum(math.prod(shape[c] for c in cycles(g)) for g in symmetry) // len(symmetry) if symmetry else math.prod(shape)
+
+
+def cycles(permutation):
+    """One axis of each cycle."""
+    left = set(range(len(permutation)))
+    while left:
+        yield (axis := left.pop())
+        while (axis := permutation[axis]) in left:
+            left.remove(axis)
+
+
+def moved(symmetry):
+    return {a for g in symmetry or () for a, b in enumerate(g) if a != b}
+
+
+def stabiliser(symmetry, kept):
+    """The elements that keep these axes among themselves, acting on them alone, renumbered in the order of `kept`."""
+    place = {axis: i for i, axis in enumerate(kept)}
+    return proper(tuple([place[g[a]] for a in kept]) for g in symmetry or () if all(g[a] in place for a in kept))
+
+
+transposed = stabiliser     # keeping all axes, in another order
+
+
+def embedded(symmetry, places, ndim):
+    """The symmetry with its axes at these places of an array whose other axes stay put."""
+    source = {place: axis for axis, place in enumerate(places)}
+    return proper(tuple([places[g[source[a]]] if a in source else a for a in range(ndim)]) for g in symmetry or ())
+
+
+@functools.lru_cache(maxsize=4096)
+def full_symmetry(shape, axes=None):
+    """All permutations of (these) axes of equal extents: that of zeros, ones and constants."""
+    axes = range(len(shape)) if axes is None else axes
+    extents = [shape[a] for a in axes]
+    same = (p for p in itertools.permutations(range(len(extents))) if all(extents[a] == n for a, n in zip(p, extents)))
+    return embedded(proper(same), axes, len(shape))
+
+
+def common(symmetries):
+    """What several arrays share; nothing as soon as one has none."""
+    return proper(frozenset.intersection(*symmetries)) if symmetries and all(symmetries) else None
+
+
+# How operations pass a symmetry on. Reductions keep `stabiliser(symmetry, kept axes)`, transpositions `transposed`;
+# repeat, roll and squeeze along axes that `moved` keep it, and lose it otherwise.
+
+def along(symmetry, ndim, axes):
+    """For operations that treat these axes apart and keep them: keepdims, split, and concatenate (then `common`)."""
+    kept = [a for a in range(ndim) if a not in axes]
+    return embedded(stabiliser(symmetry, kept), kept, ndim)
+
+
+def accumulated(symmetry, ndim, axis, book):
+    """For cumsum and cumprod. 0.7 marks the result as if the axis had gone."""
+    kept = [a for a in range(ndim) if a != axis]
+    return embedded(stabiliser(symmetry, kept), range(ndim - 1) if book == "0.7" else kept, ndim)
+
+
+def flipped(symmetry, axes):
+    return proper(g for g in symmetry or () if {g[a] for a in axes} == set(axes))
+
+
+def tiled(symmetry, ndim, reps):
+    reps = (1,) * (ndim - len(reps)) + tuple(reps)
+    symmetry = embedded(symmetry, range(len(reps) - ndim, len(reps)), len(reps))
+    return symmetry if all(reps[a] == reps[b] for g in symmetry or () for a, b in enumerate(g)) else None
+
+
+def stacked(symmetries, ndim, axis):
+    return common([embedded(s, [a for a in range(ndim + 1) if a != axis], ndim + 1) for s in symmetries])
+
+
+def side_by_side(symmetry, ndim, other, other_ndim):
+    """The direct product, for outer ufuncs and tensordot."""
+    total = ndim + other_ndim
+    return closure(embedded(symmetry, range(ndim), total), embedded(other, range(ndim, total), total))
+
+
+def aligned(symmetry, shape, to):
+    """The symmetry of an array that broadcasts to a shape: of the axes that it does not stretch."""
+    lead = len(to) - len(shape)
+    kept = [a for a, n in enumerate(shape) if n == to[lead + a]]
+    return embedded(stabiliser(symmetry, kept), [lead + a for a in kept], len(to))
+
+
+def broadcast_symmetry(symmetry, shape, to):
+    """For broadcast_to: its new axes may be permuted too."""
+    return closure(aligned(symmetry, shape, to), full_symmetry(to, range(len(to) - len(shape))))
+
+
+def expanded(symmetry, ndim, axes):
+    """For expand_dims with these (final, non-negative) axes: those too may be permuted."""
+    total = ndim + len(axes)
+    return closure(embedded(symmetry, [a for a in range(total) if a not in axes], total),
+                   full_symmetry((1,) * total, tuple(axes)))
+
+
+def binary(symmetries, shapes, to):
+    """For binary ufuncs: 0-d operands do not count, one without symmetry spoils all, stretched axes ask nothing."""
+    operands = [(s, shape) for s, shape in zip(symmetries, shapes) if shape]
+    if not operands or not all(s for s, _ in operands):
+        return None
+    return common([a for s, shape in operands if (a := aligned(s, shape, to))])
+
+
+def indexed(symmetry, shape, key):
+    """For basic indexing: the pointwise stabiliser of integer axes; nothing once a slice cuts an axis that moves."""
+    key = key if isinstance(key, tuple) else (key,)
+    rest = (slice(None),) * (len(shape) - sum(k is not None and k is not Ellipsis for k in key))
+    at = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
+    fixed, kept, places, new, cut, free = [], [], [], [], False, moved(symmetry)
+    axis = 0
+    for k in key[:at] + rest + key[at + 1:]:
+        if k is None:
+            new.append(len(kept) + len(new))
+            continue
+        if isinstance(k, slice):
+            cut |= axis in free and k.indices(shape[axis]) != (0, shape[axis], 1)
+            places.append(len(kept) + len(new))
+            kept.append(axis)
+        else:
+            fixed.append(axis)
+        axis += 1
+    left = proper(g for g in symmetry or () if not cut and all(g[a] == a for a in fixed))
+    total = len(kept) + len(new)
+    return closure(embedded(stabiliser(left, kept), places, total),
+                   symmetry and full_symmetry((1,) * total, tuple(new)))
+
+
+def reshaped(symmetry, old, new):
+    """Kept if every axis that moves survives: with its extent, and as many elements before it."""
+    before = [(math.prod(new[:i]), n) for i, n in enumerate(new)]
+    axes, places = sorted(moved(symmetry)), []
+    for axis in axes:
+        i = next((i for i, b in enumerate(before) if b == (math.prod(old[:axis]), old[axis]) and i not in places), None)
+        if i is None:
+            return None
+        places.append(i)
+    return embedded(stabiliser(symmetry, axes), places, len(new))
+
+
+class SymmetryGroup:
+    """Permutations of some axes of an array, as `flops.as_symmetric` takes them and `.symmetry` returns them.
+
+    The generators permute positions in `axes`. Groups are equal if they have the same elements on the same axes.
+    """
+
+    def __init__(self, *generators, axes=None):
+        if not generators:
+            raise ValueError("at least one generator is required")
+        self.generators, self.degree = [tuple(g) for g in generators], len(generators[0])
+        self.axes = None if axes is None else tuple(axes)
+
+    @classmethod
+    def from_generators(cls, generators, *, axes):
+        return cls(*generators, axes=axes)
+
+    @classmethod
+    def symmetric(cls, *, axes):
+        n = len(axes)
+        return cls(*([*range(i), i + 1, i, *range(i + 2, n)] for i in range(n - 1)) if n > 1 else [[0]], axes=axes)
+
+    @classmethod
+    def cyclic(cls, *, axes):
+        return cls([*range(1, len(axes)), 0], axes=axes)
+
+    @classmethod
+    def dihedral(cls, *, axes):
+        return cls([*range(1, len(axes)), 0], [0, *range(len(axes) - 1, 0, -1)], axes=axes)
+
+    @classmethod
+    def direct_product(cls, *groups):
+        axes, start, generators = [a for g in groups for a in g.axes], 0, []
+        if len(set(axes)) < len(axes):
+            raise ValueError("blocks of symmetric axes overlap")
+        for group in groups:
+            end = start + group.degree
+            generators += [[*range(start), *(start + i for i in g), *range(end, len(axes))] for g in group.generators]
+            start = end
+        return cls(*generators, axes=axes)
+
+    @classmethod
+    def young(cls, blocks):
+        return cls.direct_product(*(cls.symmetric(axes=block) for block in blocks))
+
+    @classmethod
+    def of(cls, symmetry):
+        """The group of an array's symmetry, on the axes that it moves."""
+        axes = sorted(moved(symmetry))
+        return cls(*sorted(stabiliser(symmetry, axes))[1:], axes=axes)
+
+    def over(self, ndim):
+        """The symmetry of an array of that many axes."""
+        axes = self.axes or range(self.degree)
+        if not 0 <= min(axes) <= max(axes) < ndim:
+            raise ValueError(f"symmetry axes are out of range for ndim={ndim}")
+        return embedded(closure(self.generators), axes, ndim)
+
+    def elements(self):
+        return sorted(closure(self.generators) or {tuple(range(self.degree))})
+
+    def order(self):
+        return len(self.elements())
+
+    def __eq__(self, other):
+        return isinstance(other, SymmetryGroup) and self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def _key(self):
+        axes = self.axes or range(self.degree)
+        return frozenset(axes), self.over(max(axes) + 1)
+
+    def __repr__(self):
+        return f"SymmetryGroup({', '.join(str(list(g)) for g in self.generators)}, axes={self.axes})"
+
+
+def symmetry_group(symmetry):
+    """What `symmetry=` means: a SymmetryGroup, axes that may all be permuted, or disjoint blocks of such axes."""
+    if isinstance(symmetry, SymmetryGroup):
+        return symmetry
+    if symmetry is None:
+        raise ValueError("symmetry must be provided")
+    if isinstance(symmetry, (tuple, list)) and symmetry:
+        blocks = symmetry if all(isinstance(b, (tuple, list)) for b in symmetry) else [symmetry]
+        if all(isinstance(a, int) for block in blocks for a in block):
+            return SymmetryGroup.young(blocks)
+    raise TypeError("symmetry must be a SymmetryGroup, axes or blocks of axes")
+
+
+# --- Counting one product of operands -----------------------------------------------------------------------------
+
+@functools.lru_cache(maxsize=4096)
+def label_group(parts, syms, same, needed=None):
+    """(labels in order, the symmetry of their index tuples) for a product of operands.
+
+    Each operand's labels may go to those of an identical operand, permuted by the operand's own symmetry; that is a
+    symmetry of the product if it maps labels one to one. With `needed`, the labels still to be used must also stay
+    among themselves, and identical operands with identical labels may permute their summed axes in step.
+    """
+    labels = sorted(set("".join(parts)))
+    if not any(syms) and len(set(same)) == len(same):
+        return labels, None
+    twists, own = {}, list(syms)
+    for operand in set(same):
+        twins = [k for k, s in enumerate(same) if s == operand]
+        part, sym = parts[twins[0]], syms[twins[0]]
+        twists[operand] = [tuple(range(len(part)))]
+        if needed is not None and len(twins) > 1 and len({parts[k] for k in twins}) == 1:
+            axes = [i for i, c in enumerate(part) if c not in needed]
+            twists[operand] = [tuple(dict(zip(axes, p)).get(i, i) for i in range(len(part)))
+                               for p in itertools.permutations(axes)]
+            for k in twins if sym else ():
+                own[k] = closure(*(transposed(sym, t) for t in twists[operand]))
+    found = set()
+    for choice in itertools.product(*twists.values()):
+        twist = dict(zip(twists, choice))
+        states = {((None,) * len(labels), tuple(range(len(parts))))}    # (image of each label, operands not yet hit)
+        for k, part in enumerate(parts):
+            arrangements = [[g[i] for i in twist[same[k]]] for g in own[k] or [range(len(part))]]
+            states = {(image, tuple(j for j in left if j != target))
+                      for partial, left in states for target in left if same[target] == same[k]
+                      for axes in arrangements
+                      if (image := extended(partial, labels, part, [parts[target][i] for i in axes], needed))}
+        found |= {tuple(map(labels.index, image)) for image, _ in states}
+    return labels, proper(found)
+
+
+def extended(image, labels, part, onto, needed):
+    """The map of labels, extended by part -> onto; None unless it stays one to one and keeps `needed` labels so."""
+    image = list(image)
+    for c, d in zip(part, onto):
+        i = labels.index(c)
+        if image[i] != d and (image[i] or d in image or (needed is not None and (c in needed) != (d in needed))):
+            return None
+        image[i] = d
+    return tuple(image)
+
+
+def patterns(sizes, blocks=()):
+    """All ways in which indices can be equal: the block number of each label; only labels of one size may agree."""
+    if len(blocks) == len(sizes):
+        yield blocks
+        return
+    fresh = max(blocks, default=-1) + 1
+    for b in range(fresh + 1):
+        if b == fresh or sizes[blocks.index(b)] == sizes[len(blocks)]:
+            yield from patterns(sizes, blocks + (b,))
+
+
+def meetings(symmetry, shown, sizes):
+    """Pairs (orbit of index tuples, orbit of the output's tuples) that occur together: each is an addition or a store.
+
+    One per orbit, unless the symmetry carries output labels into summed ones: then tuples are sorted by pattern.
+    """
+    if not symmetry or all(g[i] in shown for g in symmetry for i in shown):
+        return orbits(symmetry, sizes)
+    free = sorted(moved(symmetry))
+    still = math.prod(n for i, n in enumerate(sizes) if i not in free)
+    group, sizes = stabiliser(symmetry, free), [sizes[i] for i in free]
+    shown = [n for n, i in enumerate(free) if i in shown]
+    views = stabiliser(group, shown) or {tuple(range(len(shown)))}
+    total = 0
+    for pattern in patterns(sizes):
+        tuples, used = 1, defaultdict(int)
+        for b in range(max(pattern) + 1):
+            n = sizes[pattern.index(b)]
+            tuples *= max(n - used[n], 0)
+            used[n] += 1
+        orbit = {tuple([pattern[i] for i in g]) for g in group}
+        visible = {min(tuple([p[shown[i]] for i in v]) for v in views) for p in orbit}
+        total += tuples * len(visible) * (len(group) // len(orbit))
+    return still * total // len(group)
+
+
+def tally(parts, out, size, syms, same):
+    """(orbits of all index tuples, meetings, orbits of the output) of a product of operands summed to `out`."""
+    labels, symmetry = label_group(tuple(parts), tuple(syms), tuple(same))
+    sizes, shown = tuple(size[c] for c in labels), [i for i, c in enumerate(labels) if c in out]
+    return (orbits(symmetry, sizes), meetings(symmetry, shown, sizes),
+            orbits(stabiliser(symmetry, shown), tuple(sizes[i] for i in shown)))
+
+
+# --- Contractions -------------------------------------------------------------------------------------------------
+
+@functools.lru_cache(maxsize=4096)
+def summing(shape, axes, symmetry, book):
+    """Additions that reduce these axes of an array: its meetings less the orbits that they end in."""
+    if book != "0.7" and symmetry and len(symmetry) > LARGEST_GROUP:
+        symmetry = None
+    labels = "".join(map(chr, range(len(shape))))
+    kept = [c for i, c in enumerate(labels) if i not in axes]
+    _, met, stored = tally([labels], kept, dict(zip(labels, shape)), [symmetry], (0,))
+    return met - stored if axes and (met or book == "0.7") else 0
+
+
+def presummed(parts, shapes, syms, needed, book):
+    """(additions, parts, symmetries) once labels that only one operand has, and nobody needs, are added up."""
+    additions, ready = 0, []
+    for k, (part, shape, sym) in enumerate(zip(parts, shapes, syms)):
+        kept = [i for i, c in enumerate(part) if c in needed or any(c in p for j, p in enumerate(parts) if j != k)]
+        if len(kept) < len(part):
+            additions += summing(shape, tuple(set(range(len(part))) - set(kept)), sym, book)
+            part, sym = "".join(part[i] for i in kept), stabiliser(sym, kept)
+        ready.append((part, sym))
+    return additions, *zip(*ready)
+
+
+def product_cost(parts, out, size, syms, same, book):
+    """(operations, multiplications) of one or two operands at once: the products of each orbit, then additions."""
+    if len(parts) == 2 and same[0] == same[1] and len(parts[0]) != len(parts[1]):
+        raise IndexError("flopscope cannot price one operand met twice that is first summed to different ranks")
+    products, met, stored = tally(parts, out, size, syms, same)
+    products *= len(parts) - 1
+    return products + met - stored if met or book == "0.7" else 0, products
+
+
+@functools.lru_cache(maxsize=4096)
+def contraction(parts, out, shapes, syms, same, book):
+    """(operations, multiplications, symmetry of the result) of an einsum of any number of operands.
+
+    parts, out: strings of labels; syms: each operand's symmetry or None; same: equal entries for operands that are
+    the same object; book: "0.7" or "0.12". Wider products go pairwise along opt_einsum's path, whatever the caller
+    asks for.
+    """
+    size = {}
+    for c, n in zip("".join(parts), (n for shape in shapes for n in shape)):
+        size[c] = max(n, size.get(c, n)) if len(parts) < 3 else n if size.get(c, 1) == 1 else size[c]
+    mark = result_symmetry(parts, out, syms, same, book)
+    if book != "0.7" and len(label_group(parts, syms, same)[1] or ()) > LARGEST_GROUP:
+        return len(parts) * math.prod(size.values()), 0, mark
+    if len(parts) < 3:
+        before = 0
+        if len(parts) == 2:
+            before, parts, syms = presummed(parts, shapes, syms, out, book)
+        total, products = product_cost(parts, out, size, syms, same, book)
+        return before + total, products, mark
+    total = products = 0
+    terms, members, term_syms = list(parts), [(k,) for k in range(len(parts))], list(syms)
+    for pair in find_path(parts, out, size):
+        inside = sorted(members[pair[0]] + members[pair[1]])
+        needed = frozenset(out).union(*(p for k, p in enumerate(parts) if k not in inside))
+        labels, group = label_group(tuple(parts[k] for k in inside), tuple(syms[k] for k in inside),
+                                    tuple(same[k] for k in inside), needed)
+        extents = lambda axes: tuple(size[labels[i]] for i in axes)
+        shown = [i for i, c in enumerate(labels) if c in needed]
+        result, stored_sym = "".join(labels[i] for i in shown), stabiliser(group, shown)
+        before, two, two_syms = presummed([terms[k] for k in pair], [tuple(size[c] for c in terms[k]) for k in pair],
+                                          [term_syms[k] for k in pair], needed, book)
+        ids = [same[members[k][0]] if len(members[k]) == 1 else (k,) for k in pair]
+        best = product_cost(two, result, size, two_syms, ids, book)
+        alive = [i for i, c in enumerate(labels) if c in "".join(two)]
+        if group and all(c in terms[pair[0]] + terms[pair[1]] for c in labels):     # none was summed before
+            if not alive:
+                raise ValueError("flopscope cannot price symmetric operands whose labels are all summed one by one")
+            merged = stabiliser(group, alive)
+            m = orbits(merged, extents(alive))
+            v = orbits(stabiliser(merged, [n for n, i in enumerate(alive) if i in shown]), extents(shown))
+            if merged:
+                best = min(best, (2 * m - v if m else 0, best[1]), key=lambda cost: cost[0])
+        stored, inner = orbits(stored_sym, extents(shown)), math.prod(extents(i for i in alive if i not in shown))
+        if stored_sym and 0 < stored < math.prod(extents(shown)) and inner:
+            best = min(best, (stored * (2 * inner - 1), stored * (inner - 1)), key=lambda cost: cost[0])
+        total, products = total + before + best[0], products + best[1]
+        terms.append(result)
+        members.append(tuple(inside))
+        term_syms.append(stored_sym)
+    return total, products, mark
+
+
+def result_symmetry(parts, out, syms, same, book):
+    """The symmetry that a contraction's result is known to have, if its operands have any or repeat.
+
+    0.7 takes the labels of the output for sorted, and so marks the wrong axes where they are not.
+    """
+    if len(parts) == 1:
+        axes = [i for i, c in enumerate(parts[0]) if c in out]
+        labels, sym = [parts[0][i] for i in axes], stabiliser(syms[0], axes)
+        free = moved(sym)
+        if len({labels[i] for i in free}) < len(free):     # one of them is on a diagonal
+            return None
+        return transposed(sym, [max((i in free, i) for i, d in enumerate(labels) if d == c)[1] for c in out])
+    labels, group = label_group(parts, syms, same, frozenset(out))
+    shown = [i for i, c in enumerate(labels) if c in out]
+    return stabiliser(group, shown if book == "0.7" else [labels.index(c) for c in out])
+
+
+# --- The path ---------------------------------------------------------------------------------------------------
+
+def find_path(terms, out, size):
+    """The pairs that opt_einsum's optimize="auto" contracts in turn; each result gets the next free number.
+
+    A depth-first search for the fewest operations: of everything for up to 4 operands, then only of the pairs that
+    share labels, those that shrink most first, giving up on partial paths 4 times worse than others of their length;
+    all of them for up to 6 operands, the best two up to 8, the best one up to 14. Beyond that it is greedy.
+    """
+    terms, out, n = tuple(map(frozenset, terms)), frozenset(out), len(terms)
+    volume = functools.lru_cache(maxsize=None)(lambda labels: math.prod(size[c] for c in labels))
+    if n > 14:
+        return greedy_path(terms, out, volume)
+    exhaustive, branches = n < 5, None if n < 7 else 2 if n < 9 else 1
+    best, least, known = (math.inf, math.inf, ()), defaultdict(lambda: math.inf), {}
+
+    def candidates(terms, left, total, largest, outer):
+        for i, j in map(sorted, itertools.combinations(left, 2)):
+            a, b = terms[i], terms[j]
+            if not outer and a.isdisjoint(b):
+                continue
+            if (a, b) not in known:              # remembered by labels alone, although the rest of the terms counts
+                needed = out.union(*(terms[k] for k in left if k != i and k != j))
+                known[a, b] = (a | b) & needed, volume(a | b) * (1 + bool(a & b - needed))
+            ab, cost = known[a, b]
+            after, top = total + cost, 0 if exhaustive else max(largest, volume(ab))
+            if (after, top) < best[:2]:
+                if not exhaustive:
+                    least[len(terms)] = min(least[len(terms)], after)
+                if exhaustive or after <= 4 * least[len(terms)]:
+                    yield volume(ab) - volume(a) - volume(b), cost, after, top, (i, j), ab
+
+    def descend(path, terms, left, total, largest):
+        nonlocal best
+        if len(left) == 1:
+            best = total, largest, path
+            return
+        pairs = candidates(terms, left, total, largest, exhaustive)
+        if not exhaustive:
+            pairs = sorted(list(pairs) or candidates(terms, left, total, largest, True))[:branches]
+        for _, _, after, top, pair, ab in pairs:
+            descend((*path, pair), (*terms, ab), left - {*pair} | {len(terms)}, after, top)
+
+    descend((), terms, set(range(n)), 0, 0)
+    return best[2]
+
+
+def greedy_path(terms, out, volume):
+    """Multiply equal label sets, then whatever shrinks most, then what shares no labels, smallest first."""
+    out, numbers, path, following = out | frozenset.intersection(*terms), {}, [], itertools.count(len(terms))
+
+    def add(labels, number):
+        if labels in numbers:
+            path.append((numbers[labels], number))
+            number = next(following)
+        numbers[labels] = number
+
+    def offer(a, others):
+        if others:
+            heapq.heappush(queue, min((candidate(a, b) for b in others), key=lambda cost: cost[0]))
+
+    def candidate(a, b):
+        ab = frozenset(c for c in a | b if c in out or sum(c in k for k in numbers) > (c in a) + (c in b))
+        (i, a), (j, b) = sorted([(numbers[a], a), (numbers[b], b)], key=lambda cost: cost[0])
+        return (volume(ab) - volume(a) - volume(b), j, i), a, b, ab
+
+    for number, labels in enumerate(terms):
+        add(labels, number)
+    queue = []
+    for c in frozenset().union(*numbers) - out:
+        users = sorted((k for k in numbers if c in k), key=numbers.get)
+        for n, a in enumerate(users):
+            offer(a, users[n + 1:])
+    while queue:
+        _, a, b, ab = heapq.heappop(queue)
+        if a in numbers and b in numbers:
+            path.append((numbers.pop(a), numbers.pop(b)))
+            add(ab, next(following))
+            offer(ab, [k for k in numbers if k != ab and k & ab - out])
+    queue = sorted((volume(k & out), i, k) for k, i in numbers.items())
+    while len(queue) > 1:
+        (_, i, a), (_, j, b), *queue = queue
+        path.append((min(i, j), max(i, j)))
+        ab = (a | b) & out
+        queue = sorted([*queue, (volume(ab), next(following), ab)])
+    return path
+
+
+# --- Subscripts ---------------------------------------------------------------------------------------------------
+
+@functools.lru_cache(maxsize=4096)
+def subscripts(text, ranks):
+    """(parts, out) of einsum's subscripts for operands of these ranks, each axis with a letter of its own."""
+    inputs, arrow, out = text.replace(" ", "").partition("->")
+    if not arrow:
+        letters = inputs.replace(",", "").replace("...", "")
+        out = "..." * ("..." in inputs) + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
+    spare = [c for c in _LETTERS if c not in text]
+    wide = [rank - len(part.replace("...", "")) for part, rank in zip(inputs.split(","), ranks)]
+    stretch = max((n for n, part in zip(wide, inputs.split(",")) if "..." in part), default=0)
+    fill = lambda part, n: part.replace("...", "".join(spare[stretch - n:stretch]))
+    return tuple(map(fill, inputs.split(","), wide)), fill(out, stretch)
+
+
+def matmul_subscripts(name, m, n):
+    """Subscripts of matmul and its kin for operands of ranks m and n."""
+    if name == "matmul":
+        a, b = "j" if m == 1 else "...ij", "j" if n == 1 else "...jk"
+        return f"{a},{b}->...{'i' * (m > 1)}{'k' * (n > 1)}"
+    return {"vecdot": "...i,...i->...", "matvec": "...ij,...j->...i", "vecmat": "...i,...ij->...j"}[name]
+
+
+def axes_labels(m, n, a_axes, b_axes):
+    """(parts, out) where these axes of two operands of ranks m and n meet: dot, inner, outer, vdot and tensordot."""
+    a, b = _LETTERS[:m], list(_LETTERS[m:m + n])
+    for i, j in zip(a_axes, b_axes):
+        b[j] = a[i]
+    return (a, "".join(b)), "".join(c for c in (*a, *b) if (c in a) != (c in b))
+
+
+def tensordot(shapes, axes, syms, same, book):
+    """(operations, multiplications, symmetry of the result) of tensordot over these pairs of axes (two lists).
+
+    0.7 counts products alone, shared out to the unique elements of the result, and takes negative axes for kept.
+    """
+    kept = [[i for i in range(len(shape)) if i not in {a if book == "0.7" else a % len(shape) for a in ax}]
+            for shape, ax in zip(shapes, axes)]
+    parts, out = axes_labels(len(shapes[0]), len(shapes[1]), *axes)
+    symmetry = stabiliser(side_by_side(*(v for s, k in zip(syms, kept) for v in (stabiliser(s, k), len(k)))),
+                          range(len(out)))
+    if book == "0.7" and not list(axes[0]) == list(axes[1]) == [*range(max(map(len, shapes)))]:
+        size = dict(zip("".join(parts), sum(shapes, ())))
+        result = tuple(size[c] for c in out)
+        products = math.prod(shapes[1]) * math.prod(shapes[0][i] for i in kept[0])
+        return products * orbits(symmetry, result) // (math.prod(result) or 1), 0, symmetry
+    return *contraction(parts, out, shapes, syms, same, book)[:2], symmetry
+
+
+# ---- the operations that are contractions --------------------------------------------------------------------------------
+
+CONTRACTIONS = "einsum matmul dot inner outer vdot vecdot matvec vecmat tensordot".split()
+
+
+@functools.lru_cache(4096)
+def priced_product(name, argument, shapes, syms, same, book):
+    """(operations, multiplications, symmetry of the result, subscripts) of a contraction."""
+    ranks = tuple(map(len, shapes))
+    if name == "tensordot":
+        parts, out = axes_labels(*ranks, *argument)
+        priced = tensordot(shapes, argument, syms, same, book)
+    else:
+        if name == "einsum":
+            parts, out = subscripts(argument, ranks)
+        elif name in ("dot", "inner", "outer", "vdot"):
+            parts, out = axes_labels(*ranks, *argument)
+        else:
+            parts, out = subscripts(matmul_subscripts(name, *ranks), ranks)
+        priced = contraction(parts, out, shapes, syms, same, book)
+    return (*priced, f"{','.join(parts)}->{out}")
+
+
+def product_of(name, args, kwargs, book):
+    """priced_product of a call."""
+    operands, argument = args[:2], None
+    if name == "einsum":
+        argument, *operands = args
+    shapes = tuple([shape_of(a) for a in operands])
+    syms = tuple([getattr(a, "_group", None) for a in operands])
+    if name in ("outer", "vdot"):
+        syms = tuple([sym if len(shape) == 1 else None for sym, shape in zip(syms, shapes)])
+        shapes = tuple([(math.prod(shape),) for shape in shapes])
+        argument = ((), ()) if name == "outer" else ((0,), (0,))
+    elif name in ("dot", "inner"):
+        a, b = map(len, shapes)
+        argument = ((a - 1,), (max(b - 2, 0) if name == "dot" else b - 1,)) if a and b else ((), ())
+    elif name == "tensordot":
+        axes = args[2] if len(args) > 2 else kwargs.get("axes", 2)
+        if isinstance(axes, (int, np.integer)):
+            axes = range(len(shapes[0]) - axes, len(shapes[0])), range(axes)
+        argument = tuple([tuple(np.atleast_1d(side).tolist()) for side in axes])
+    ids = [id(a) for a in operands]
+    return priced_product(name, argument, shapes, syms, tuple([ids.index(i) for i in ids]), book)
+
+
+def _price_product(name, book):
+    FORMULAS[book][name] = lambda *args, **kwargs: product_of(name, args, kwargs, book)[0]
+
+
+for book, name in itertools.product(BOOKS, CONTRACTIONS):
+    _price_product(name, book)
+price("einsum_path")(lambda *_, **__: 1)
+RATE_DTYPE[lambda args, kwargs, result: None] = "einsum_path"
+
+
+# ---- the families ----------------------------------------------------------------------------------------
+#
+# What the rest of NumPy costs, as tables of names. First the quantities that the tables speak of.
+
+count = lambda *arrays: sum([math.prod(shape_of(a)) for a in arrays])
+total = lambda result: count(*result) if isinstance(result, (tuple, list)) else count(result)
+rank = lambda a: len(shape_of(a))
+cells = lambda *arrays: math.prod(broadcast_shape(*arrays))
+diagonal = lambda a, *place: max(diagonal_length(shape_of(a), *place), 1)
+pool = lambda a, axis=0: a if isinstance(a, (int, np.integer)) else extent(a, axis)
+compared = lambda a, axis=-1: max(count(a) * lg(extent(a, axis)), 1)            # a merge sort along the axis
+values = lambda m, n, k=None: svd(m, n, compute_uv=False, k=k)
+product = lambda m, k, n: max(2 * m * k * n - m * n, 1)                         # of two matrices
+F = lambda n: 2 if n == 1 else 5 * n * max(n - 1, 0).bit_length()               # Cooley and Tukey
+R = lambda n: 2 if n == 1 else 5 * (n // 2) * max(n - 1, 0).bit_length()
+F0, R0 = lambda n: F(n) if n > 1 else 0, lambda n: R(n) if n > 1 else 0         # in book 0.7
+line = lambda a, n, axis, transform: count(a) // (extent(a, axis) or 1) * transform(n)
+
+
+def extent(a, axis=-1):
+    """Length along `axis`; of everything, flattened, if there is no such axis."""
+    shape = shape_of(a)
+    return math.prod(shape) if axis is None or not shape else shape[axis]
+
+
+def together(*arrays, least=0):
+    """Comparisons of a merge sort of all the arrays as one."""
+    n = sum([max(count(a), least) for a in arrays])
+    return max(n * lg(n), 1)
+
+
+def one_by_one(a, tests):
+    """How isin looks for a few values that are not integers."""
+    n, m = count(a), count(tests)
+    integers = dtype_of(a).kind in "biu" and dtype_of(tests).kind in "biu"
+    return 0 if integers or m >= 10 * n ** 0.145 else 2 * n * m
+
+
+def below(a, k):
+    """Cells on and below the k-th diagonal."""
+    *batch, rows, columns = shape_of(a)
+    return math.prod(batch) * int(np.clip(np.arange(1, rows + 1) + k, 0, columns).sum())
+
+
+def on_diagonal(shape, wrap):
+    rows, columns, *more = shape
+    end = rows * columns if wrap else min(rows, columns) * columns
+    return rows if more else len(range(0, end, columns + 1))
+
+
+def grids(*axes, copy=True, sparse=False):
+    sizes = [count(axis) for axis in axes]
+    return max((sum(sizes) if sparse else math.prod(sizes) * len(sizes)) if copy else 1, 1)
+
+
+def padding(shape, padded, mode, stat_length, reflect_type):
+    """Every cell is written once; ramps, odd reflections and statistics are computed on top."""
+    units = math.prod(padded)
+    if mode == "linear_ramp" or reflect_type == "odd":
+        units += math.prod(padded) - math.prod(shape)
+    if mode in ("maximum", "minimum", "mean", "median"):
+        lengths = np.broadcast_to(stat_length or max(shape), (len(shape), 2)).tolist()
+        for i, n in enumerate(shape):
+            ends = [min(n, length) for length in lengths[i]]
+            ends = ends[:1] if ends == [n, n] else ends                 # one statistic serves both
+            each = sum(ends) + (len(ends) if mode == "mean" else 0)
+            units += math.prod(padded[:i] + shape[i + 1:]) * each
+    return units
+
+
+def differences(a, n, axis, *ends):
+    """n rounds, each an element shorter than the one before."""
+    length = extent(a, axis) + sum([extent(end, axis) for end in ends if end is not None])
+    return max(count(a) // (extent(a, axis) or 1) * (n * length - n * (n + 1) // 2), 1)
+
+
+def slopes(f, spacing, axis, edge_order):
+    n, units, axes = count(f), 0, axes_of(shape_of(f), axis)
+    for i, h in zip(axes, spacing * len(axes) if len(spacing) == 1 else spacing or axes):
+        length = shape_of(f)[i]
+        units += 2 * n + (6 * n // length if edge_order == 2 else 0)
+        if shape_of(h):                                                 # coordinates: evenly spaced?
+            units += 3 * (length - 1)
+            if len(set(np.diff(np.asarray(h)).tolist())) > 1:
+                units += 3 * n * (length - 2) // length + 10 * (length - 2) + 4 * n // length
+    return units
+
+
+def lookups(n, m, period):
+    if period is None:
+        return max(n, 1) * (3 + lg(m))
+    return n * (3 + lg(m + 2)) + 16 * (n + m) + 4 * m * lg(m) + 8 * m + 2 * (m + 2) + 2
+
+
+def variables(m, y=None, rowvar=True):
+    """(variables, samples) of a covariance."""
+    f, s = (1, count(m)) if rank(m) < 2 else shape_of(m) if rowvar else shape_of(m)[::-1]
+    return (f, s) if y is None else (f + variables(y, None, rowvar)[0], s)
+
+
+def gram(f, s, centred=True, scaled=False):
+    return max(2 * f * f * s + (2 * f * s if centred else 0), 1) + (2 * f * f + f if scaled else 0)
+
+
+def overlaps(a, v, mode="full"):
+    """Multiplications and additions of one vector sliding along another."""
+    n, m = sorted((count(a), count(v)), reverse=True)
+    left, right = m // 2, m - m // 2 - 1
+    return {"full": 2 * n * m - n - m + 1, "valid": (2 * m - 1) * (n - m + 1),
+            "same": 2 * m * n - left * (left + 1) - right * (right + 1) - n}[mode]
+
+
+def svd(m, n, full_matrices=True, compute_uv=True, k=None):
+    """LAPACK's gesdd (Golub and Van Loan, Matrix Computations, 8.6), or the first k triples only."""
+    a, b = max(m, n), min(m, n)
+    vectors, once = (6, 20) if compute_uv else (2, 2)
+    thin = vectors * a * b * b + once * b ** 3
+    if k is not None:
+        return min(4 * m * n * k + vectors * (m + n) * k * k + once * k ** 3, thin)
+    return 4 * a * a * b + 22 * b ** 3 if full_matrices and compute_uv and m != n else thin
+
+
+def fitted(m, n, k, b):
+    """Least squares, once the factors are there."""
+    c = shape_of(b)[1] if rank(b) > 1 else 1
+    return product(k, m, c) + k * c + product(n, k, c)
+
+
+def ranking(a, *tolerances):
+    """Singular values, and one comparison of each with each tolerance."""
+    *batch, m, n = shape_of(a)
+    pairs = np.broadcast_shapes(batch, *[shape_of(t) for t in tolerances if t is not None])
+    return math.prod(batch) * values(m, n) + math.prod(pairs) * min(m, n)
+
+
+def solving(a, b):
+    *batch, n, _ = shape_of(a)
+    *other, _, columns = shape_of(b) if rank(b) > 1 else (n, 1)
+    return math.prod(np.broadcast_shapes(batch, other)) * (2 * n ** 3 // 3 + 2 * n * n * columns)
+
+
+def inverting(a, dense):
+    """Of a symmetric matrix: Cholesky and a third of the rest."""
+    *batch, n, _ = shape_of(a)
+    return math.prod(batch) * (n ** 3 // 3 + n ** 3 if getattr(a, "_group", None) else dense * n ** 3)
+
+
+def norms(a, ord, axis, matrices=2, early=False):
+    """Book 0.7 (early) forgets that there may be more than one vector or matrix."""
+    extents = [shape_of(a)[i] for i in axes_of(shape_of(a), axis)]
+    n, matrix = math.prod(extents), len(extents) == matrices
+    groups = 1 if early else count(a) // (n or 1)
+    if matrix and ord in (2, -2, "nuc"):
+        return 4 * n * min(extents) if early else groups * values(*extents)
+    simple = early or matrix or ord in (None, 0, 1, 2, np.inf, -np.inf)
+    return (2 * max(n, 1) if simple else 18 * n + 16) * groups
+
+
+def chain(arrays, early=False):
+    """The cheapest order of a chain of products, by dynamic programming."""
+    shapes = [shape_of(a) for a in arrays]
+    dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
+    if not early:                                       # book 0.7 takes vectors at the ends for matrices
+        dims[0] = dims[0] if len(shapes[0]) > 1 else 1
+        dims[-2:] = dims[-2:] if len(shapes[-1]) > 1 else [shapes[-1][0], 1]
+    cost = (lambda m, k, n: 2 * m * k * n) if early else product
+
+    @functools.cache
+    def best(i, j):
+        splits = [best(i, k) + best(k, j) + cost(dims[i], dims[k], dims[j]) for k in range(i + 1, j)]
+        return min(splits, default=0)
+    return max(best(0, len(arrays)), 1)
+
+
+def powers(a, n):
+    """Repeated squaring; the inverse is priced as one more product."""
+    *batch, size, _ = shape_of(a)
+    times = (n < 0) + (abs(n).bit_length() + bin(n).count("1") - 2 if abs(n) > 1 else 0)
+    return math.prod(batch) * times * (2 * size ** 3 - size ** 2)
+
+
+def staged(a, s, axes, first=F, last=F):
+    """N-d transform, axis after axis, each on the extents that the others left; real at the end that is R."""
+    shape = list(shape_of(a))
+    axes = axes_of(shape, tuple(range(-len(s), 0)) if axes is None and s is not None else axes)
+    ends = [2 * shape[i] - 2 if last is R and i == axes[-1] else shape[i] for i in axes] if s is None else s
+    stages = [(i, shape[i] if n == -1 else n, F) for i, n in zip(axes, ends)]
+    stages[-1] = (*stages[-1][:2], first if last is F else last)
+    units = 0
+    for i, n, transform in stages if last is R else reversed(stages):
+        shape[i] = 1
+        units += math.prod(shape) * transform(n)
+        shape[i] = n // 2 + 1 if transform is R else n
+    return units
+
+
+def at_once(a, s, axes, halves=1, back=False):
+    """Book 0.7: one transform of all the elements; a batch is seen only where axes are named."""
+    extents = [shape_of(a)[i] for i in axes_of(shape_of(a), axes)]
+    n = list(s or extents)
+    n[-1] = 2 * n[-1] - 2 if back and s is None else n[-1]
+    batch = 1 if axes is None else count(a) // (math.prod(extents) or 1)
+    return max(batch * 5 * (math.prod(n) // halves) * sum([max(i - 1, 0).bit_length() for i in n]), 0)
+
+
+def choosing(n, drawn, replace, p):
+    if p is None:
+        return max(drawn if replace else n, 1)
+    return 3 * n + drawn * (lg(n) + 1) if replace else n * lg(n)
+
+
+def counting(colors, nsample, method, drawn):
+    if method == "marginals":
+        return max(drawn, 1)
+    balls = int(np.sum(np.asarray(colors)))
+    return balls + 2 * (drawn // count(colors)) * min(nsample, balls - nsample) + drawn
+
+
+# names (arguments): units in book 0.12 | units in book 0.7, if they differ; "-" where the next row has it.
+# A row with `result` among its arguments is charged after the work. [prefix.] holds for the names below it.
+_FAMILIES = """
+array (*_, result): max(count(result), 1)
+full block bmat concat dstack resize choose take take_along_axis fromiter fromstring fromfile fromregex
+    (*_, result): count(result)
+full_like (a, *_, result): max(count(a), 1)
+ones ones_like tri (*_, result): count(result) | 0
+identity (n, *_, result): n | 0
+eye (N, M=None, k=0, *_, result): diagonal_length(result.shape, k) | 0
+arange (*_, result): 2 * count(result) | count(result)
+linspace (start, stop, num=50, *_, retstep=False, result): 2 * count(result[0] if retstep else result)
+    | max(num, 1)
+logspace geomspace (start, stop, num=50, *_, result): count(result) | max(num, 1)
+vander (x, N=None): max(count(x) * ((count(x) if N is None else N) - 2), 1)
+    | max(count(x) * ((count(x) if N is None else N) - 1), 1)
+indices (*_, sparse=False, result): total(result) | 1 if sparse else count(result)
+meshgrid (*axes, copy=True, sparse=False): grids(*axes, copy=copy, sparse=sparse) | grids(*axes)
+diag (v, k=0): count(v) if rank(v) == 1 else 0
+    | (count(v) + abs(k)) ** 2 if rank(v) == 1 else min(shape_of(v))
+diagflat (v, *_, result): count(v) | count(result)
+diagonal (a, offset=0, axis1=0, axis2=1): 0 | diagonal(a, offset, axis1, axis2)
+tril (m, k=0, *_, result): max(below(result, k), 1) | 0
+triu (m, k=0, *_, result): max(count(result) - below(result, k - 1), 1) | 0
+tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
+    ravel_multi_index (*_, result): max(total(result), 1) | 0
+mask_indices (n, *_, result): n * n | total(result)
+ix_ (*keys, result): total(result) + count(*[key for key in keys if dtype_of(key).kind == "b"])
+    | total(result)
+broadcast_shapes (*shapes): max(sum([np.size(shape) for shape in shapes]), 1) | 0
+base_repr binary_repr (*_, result): len(result)
+
+copy ravel reshape require (a): max(count(a), 1) | 0
+asarray (a, *_, result): 0 if np.shares_memory(np.asarray(a), np.asarray(result)) else count(result) | 0
+asarray_chkfinite (a, *_, result): count(a)
+astype (x, dtype, *_, copy=True): count(x) if copy or dtype_of(x) != dtype else 0 | 0
+concatenate stack vstack (arrays): max(count(*arrays), 1)
+hstack column_stack row_stack (arrays): max(count(*arrays), 1) | 0
+append (arr, values): max(count(arr, values), 1) | count(values)
+insert (arr, obj, values, *_, result): count(result) | count(values)
+delete (arr, *_, result): count(result) | count(arr) - count(result)
+trim_zeros (filt, *_, result): count(filt) | count(filt) - count(result)
+tile repeat (*_, result): max(count(result), 1)
+roll (*_, result): max(count(result), 1) | 0
+VIEWS (): 0
+unstack (x): 0 | count(x)
+pad (array, pad_width, mode="constant", *_, stat_length=None, reflect_type="even", result):
+    padding(shape_of(array), result.shape, mode, stat_length, reflect_type) | count(result)
+
+where (condition, x=None, y=None): max(cells(condition, x, y), 1) | count(condition)
+nonzero argwhere flatnonzero extract place putmask (a): count(a)
+select (condlist, choicelist, *_, result): count(result) * len(condlist) | max([count(a) for a in choicelist])
+compress (condition, *_, result): count(condition) + 4 * count(result) | count(result)
+put (a, ind): count(ind) | count(a)
+put_along_axis (arr, indices, values, axis=-1): count(indices) if axis is None
+    else count(arr) // (extent(arr, axis) or 1) * extent(indices, axis) | count(arr)
+copyto (dst, src, *_, where=True): int(np.broadcast_to(np.asarray(where), shape_of(dst)).sum())
+    | count(src) if where is True else int(np.sum(np.asarray(where)))
+fill_diagonal (a, val, wrap=False): on_diagonal(shape_of(a), wrap) | min(shape_of(a)[:2])
+
+sort argsort (a, axis=-1): compared(a, axis)
+sort_complex (a): compared(a) | count(a) * lg(count(a))
+partition argpartition (a, kth): max(count(a) * count(kth), 1)
+lexsort (keys, axis=-1): sum([compared(key, axis) for key in keys])
+    | len(keys) * max(extent(keys[0], axis) * lg(extent(keys[0], axis)), 1)
+searchsorted (a, v): max(count(v), 1) * lg(count(a))
+digitize (x, bins): max(count(x), 1) * lg(count(bins))
+unique (ar, *_, axis=None): compared(ar, axis) | together(ar)
+unique_all unique_counts unique_inverse unique_values (x): together(x)
+union1d setdiff1d setxor1d (a, b): together(a, b)
+intersect1d (a, b, *_, assume_unique=False): together(a, b) if assume_unique
+    else together(a) + together(b) + together(a, b, least=1) | together(a, b)
+isin (a, b): max(together(a, b), one_by_one(a, b)) | together(a, b)
+bincount (x): max(count(x), 1)
+
+diff (a, n=1, axis=-1, prepend=None, append=None): differences(a, n, axis, prepend, append)
+    | differences(a, n, axis)
+ediff1d (ary, *_, to_end=(), to_begin=()): max(count(ary) - 1 + count(to_end, to_begin), 1)
+gradient (f, *spacing, axis=None, edge_order=1): slopes(f, spacing, axis, edge_order)
+    | max(sum([2 * count(f) * (n - 2) // n for n in shape_of(f)]), 1)
+trapezoid (y, x=None): 4 * (count(y) if x is None or rank(x) == 1 else cells(y, x)) | count(y)
+interp (x, xp, fp, *_, period=None): lookups(count(x), count(xp), period) | max(count(x), 1) * lg(count(xp))
+unwrap (p): max(13 * count(p), 1) | max(7 * count(p), 1)
+cov (m, y=None, *_, rowvar=True): gram(*variables(m, y, rowvar)) | gram(*variables(m, y), centred=False)
+corrcoef (m, y=None, *_, rowvar=True): gram(*variables(m, y, rowvar), scaled=True)
+    | gram(*variables(m, y), centred=False)
+convolve (a, v, mode="full"): max(overlaps(a, v, mode) - (mode == "full"), 1) | max(overlaps(a, v) - 1, 1)
+correlate (a, v, mode="valid"): overlaps(a, v, mode) | max(overlaps(a, v) - 1, 1)
+kron (a, b): max(count(a) * count(b), 1)
+
+cross (a, b, *_, result): max(3 * count(result), 1) | -
+cross (a): - | max(5 * count(a), 1)
+
+[linalg.]
+cross (a, b): 3 * cells(a, b) | 5 * cells(a, b)
+diagonal (x, offset=0): 0 | diagonal(x, offset, -2, -1)
+trace (x, offset=0): math.prod(shape_of(x)[:-2]) * diagonal(x, offset, -2, -1) | diagonal(x, offset, -2, -1)
+inv (a): inverting(a, 2) | inverting(a, 1)
+solve (a, b): solving(a, b) | math.prod(shape_of(a)[:-2]) * shape_of(a)[-1] ** 3
+matrix_rank (A, tol=None, *_, rtol=None): ranking(A, tol, rtol) if rank(A) > 1 else max(count(A), 1)
+    | count(A) * min(shape_of(A)[-2:]) if rank(A) > 1 else max(count(A), 1)
+tensorinv (a, ind=2): 2 * math.prod(shape_of(a)[:ind]) ** 3 | math.prod(shape_of(a)[:ind]) ** 3
+tensorsolve (a, b): 2 * count(b) ** 3 // 3 + 2 * count(b) ** 2 | math.prod(shape_of(a)[2:]) ** 3
+norm (x, ord=None, axis=None): norms(x, ord, axis) | norms(x, ord, axis, early=True)
+vector_norm (x, *_, axis=None, ord=2): norms(x, ord, axis, None)
+    | norms(x, ord, axis, None, early=True)
+matrix_norm (x, *_, ord="fro"): norms(x, ord, (-2, -1)) | norms(x, ord, (-2, -1), early=True)
+multi_dot (arrays): chain(arrays) | chain(arrays, early=True)
+matrix_power (a, n): powers(a, n)
+
+[fft.]
+fft ifft (a, n=None, axis=-1): line(a, n or extent(a, axis), axis, F)
+    | line(a, n or extent(a, axis), axis, F0)
+rfft (a, n=None, axis=-1): line(a, n or extent(a, axis), axis, R)
+    | line(a, n or extent(a, axis), axis, R0)
+ihfft (a, n=None, axis=-1): line(a, n or extent(a, axis), axis, R)
+    | line(a, n or extent(a, axis), axis, F0)
+irfft (a, n=None, axis=-1): line(a, n or 2 * extent(a, axis) - 2, axis, R)
+    | line(a, n or 2 * extent(a, axis) - 2, axis, R0)
+hfft (a, n=None, axis=-1): line(a, n or 2 * extent(a, axis) - 2, axis, R)
+    | line(a, n or 2 * extent(a, axis) - 2, axis, F0)
+fftn ifftn (a, s=None, axes=None): staged(a, s, axes) | at_once(a, s, axes)
+rfftn (a, s=None, axes=None): staged(a, s, axes, first=R) | at_once(a, s, axes, halves=2)
+irfftn (a, s=None, axes=None): staged(a, s, axes, last=R) | at_once(a, s, axes, halves=2, back=True)
+fft2 ifft2 (a, s=None, axes=(-2, -1)): staged(a, s, axes) | at_once(a, s, axes)
+rfft2 (a, s=None, axes=(-2, -1)): staged(a, s, axes, first=R) | at_once(a, s, axes, halves=2)
+irfft2 (a, s=None, axes=(-2, -1)): staged(a, s, axes, last=R) | at_once(a, s, axes, halves=2, back=True)
+fftfreq rfftfreq (*_, result): count(result) | 0
+fftshift ifftshift (x): max(count(x), 1) | 0
+
+[random.]
+SAMPLERS rand random random_sample ranf sample randint integers random_integers tomaxint
+    (*_, result): max(count(result), 1)
+uniform (*_, result): 3 * max(count(result), 1) | max(count(result), 1)
+bytes (*_, result): max(len(result), 1)
+multivariate_normal (mean, *_, result): 26 * count(mean) ** 3 + (2 * count(mean) + 16) * count(result)
+    | count(result)
+multivariate_hypergeometric (colors, nsample, size=None, method="marginals", *_, result):
+    counting(colors, nsample, method, count(result)) | max(count(result), 1)
+permutation shuffle (x, axis=0, *_, result=None): max(pool(x, axis), 1)
+permuted (x, *_, result): max(count(x), 1)
+choice (a, size=None, replace=True, p=None, axis=0, *_, result):
+    choosing(pool(a, axis), count(result), replace, p)
+    | max(count(result) if replace else pool(a) * lg(pool(a)), 1)
+"""
+
+# Functions of one matrix, of m rows and n columns, r = min(m, n), done for every matrix of a stack.
+_STACKS = """
+svd (full_matrices=True, compute_uv=True, hermitian=False, k=None): svd(m, n, full_matrices, compute_uv, k)
+    | m * n * (k or r)
+svdvals (k=None): values(m, n, k) | m * n * (k or r)
+qr (mode="reduced"): (2 * m * n * r - 2 * r ** 3 // 3) * (1 if mode in ("r", "raw") else 2) | m * n * r
+cholesky (): n ** 3 // 3 | n ** 3
+eig (): 25 * n ** 3 | n ** 3
+eigh (): 9 * n ** 3 | n ** 3
+eigvals (): 10 * n ** 3 | n ** 3
+eigvalsh (): 4 * n ** 3 // 3 | n ** 3
+det (): 2 * n ** 3 // 3 + n | n ** 3
+slogdet (): 2 * n ** 3 // 3 + 18 * n | n ** 3
+lstsq (b): svd(m, n, False) + fitted(m, n, r, b) | m * n * r + fitted(m, n, r, b)
+pinv (): svd(m, n, False) + r + n * r + product(n, r, m) | m * n * r + r + n * r + product(n, r, m)
+cond (p=None): values(m, n) + 1 if p in (None, 2, -2) else 2 * r ** 3 + 4 * m * n + 1
+    | m * n * r if p in (None, 2, -2) else r ** 3 + m * n
+"""
+
+# pdf, cdf and ppf: operations per element
+DISTRIBUTIONS = dict(
+    norm=(27, 48, 83), uniform=(1, 4, 1), expon=(22, 22, 27), cauchy=(6, 20, 28),
+    logistic=(23, 21, 28), laplace=(22, 40, 51), lognorm=(62, 70, 106), truncnorm=(28, 51, 81))
+
+
+def _rows(table):
+    """(names, arguments, {book: units}) of every row."""
+    prefix = ""
+    table = table.replace("VIEWS", _VIEWS).replace("SAMPLERS", _SAMPLERS).replace("\n    ", " ")
+    for row in table.splitlines():
+        if row.startswith("["):
+            prefix = row.strip("[]")
+        elif row:
+            head, _, units = row.partition("): ")
+            names, _, arguments = head.partition("(")
+            late, _, early = units.partition(" | ")
+            yield [prefix + name for name in names.split()], arguments, {"0.12": late, "0.7": early or late}
+
+
+def _formula(arguments, units):
+    if units == "0":
+        return lambda *_, **__: 0
+    rest = "**__" if "*" in arguments else "*_, **__"
+    return eval(f"lambda {arguments}{', ' if arguments else ''}{rest}: {units}", globals())
+
+
+def _stacked(formula):
+    def units(a, *args, **kwargs):
+        *batch, m, n = shape_of(a)
+        return math.prod(batch) * max(formula(m, n, min(m, n), *args, **kwargs), 1) if m and n else 0
+    return units
+
+
+for book in BOOKS:
+    for names, arguments, units in _rows(_FAMILIES):
+        if units[book] != "-":
+            price(" ".join(names), book)(_formula(arguments, units[book]))
+            CHARGED_AFTER[book] += names if "result" in arguments and units[book] != "0" else []
+    for (name,), arguments, units in _rows(_STACKS):
+        arguments = f"m, n, r, {arguments}".strip(", ")
+        price("linalg." + name, book)(_stacked(_formula(arguments, units[book])))
+    for name, per_element in DISTRIBUTIONS.items():
+        for method, each in zip(("pdf", "cdf", "ppf"), per_element):
+            price(f"stats.{name}.{method}", book)(
+                (lambda x, *_, **__: max(count(x), 1)) if book == "0.7" else
+                (lambda x, *args, each=each, **kwargs: each * max(cells(x, *args, *kwargs.values()), 1)))
+
+# ---- the dtypes whose rates they pay, in book 0.12 --------------------------------------------------------
+
+def strong(*operands):
+    """result_type of the operands, Python scalars as the arrays that they would become."""
+    return np.result_type(*[dtype_of(a) for a in operands if a is not None])
+
+
+def lapack(*operands):
+    """Double precision as soon as one operand is an integer."""
+    return np.result_type(*[inexact(dtype_of(a)) for a in operands])
+
+
+def given(args, dtype=None, **_):
+    """The dtype asked for, by position or by name, else that of the operand."""
+    dtype = args[1] if len(args) > 1 else dtype
+    return dtype_of(args[0]) if dtype is None else np.dtype(dtype)
+
+
+_DTYPES = """
+tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
+    ravel_multi_index broadcast_shapes base_repr binary_repr frombuffer
+    random.choice random.permutation random.permuted random.shuffle random.bytes: None
+array full full_like ones ones_like eye identity arange linspace logspace geomspace tri indices fromiter
+    fromstring fromfile fromregex choose block bmat fft.fftfreq fft.rfftfreq DRAWN:
+    dtype_of(result[0] if isinstance(result, tuple) and result else result)
+astype: heavier(dtype_of(args[0]), given(args, **kwargs))
+asarray: heavier(dtype_of(args[0]), dtype_of(result))
+require: given(args, **kwargs)
+ix_: np.result_type(*result)
+mask_indices: INT64
+STATS: FLOAT64
+meshgrid: strong(*args)
+concatenate concat stack vstack hstack dstack column_stack row_stack lexsort linalg.multi_dot:
+    _with_out(strong(*args[0]), kwargs)
+diff: strong(args[0], kwargs.get("prepend"), kwargs.get("append"))
+extract compress: _with_out(dtype_of(args[1]), kwargs)
+copyto kron convolve correlate cross linalg.cross searchsorted digitize union1d intersect1d setdiff1d
+    setxor1d isin append: strong(*args[:2])
+where: joined(*args[1:])
+select: joined(np.empty(0, strong(*args[1])), args[2] if len(args) > 2 else kwargs.get("default", 0))
+insert: joined(args[0], args[2])
+trapezoid: joined(*args[:2], kwargs.get("x"), kwargs.get("dx", 1.0))
+gradient: inexact(dtype_of(args[0]))
+vander bincount: np.result_type(dtype_of(args[0]), INT64)
+interp: np.result_type(dtype_of(args[2]), FLOAT64)
+cov corrcoef: np.result_type(strong(*args[:2]), FLOAT64)
+sort_complex: np.result_type(given(args), COMPLEX64 if given(args).char in "bhBHFD" else COMPLEX128)
+linalg.matrix_power: lapack(args[0]) if args[1] < 0 else dtype_of(args[0])
+SOLVERS: lapack(args[0])
+linalg.solve linalg.lstsq linalg.tensorsolve: lapack(*args[:2])
+TRANSFORMS: _with_out(COMPLEX64 if dtype_of(args[0]).char in "efF" else COMPLEX128, kwargs)
+"""
+_GROUPS = {
+    "DRAWN": _within("random", _SAMPLERS + """ rand random random_sample ranf sample uniform randint integers
+        random_integers tomaxint multivariate_normal"""),
+    "STATS": " ".join([_within("stats." + name, "pdf cdf ppf") for name in DISTRIBUTIONS]),
+    "SOLVERS": _within("linalg", """svd svdvals cholesky qr eig eigh eigvals eigvalsh inv det slogdet pinv
+        cond matrix_rank norm vector_norm matrix_norm tensorinv"""),
+    "TRANSFORMS": _within("fft", """fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn
+        irfftn"""),
+}
+for row in _DTYPES.replace("\n    ", " ").strip().splitlines():
+    names, _, dtype = row.partition(": ")
+    names = " ".join([_GROUPS.get(name, name) for name in names.split()])
+    RATE_DTYPE[eval(f"lambda args, kwargs, result: {dtype}", globals())] = names
+
+# ---- results that stay plain arrays, and what is left out -------------------------------------------------
+
+PLAIN_RESULT = {                                        # whatever the operands are
+    "0.7": """sort_complex diff ediff1d gradient trapezoid interp cov corrcoef convolve correlate cross kron
+        fft.fftshift fft.ifftshift fft.fftfreq fft.rfftfreq""",
+    "0.12": "",
+}
+PLAIN_FROM_PLAIN = {                                    # unless an operand is counted
+    "0.7": _GROUPS["SOLVERS"] + _within("linalg", """ cross solve lstsq tensorsolve multi_dot matrix_power
+        trace"""),
+    "0.12": "linalg.multi_dot",
+}
+REFUSED = """poly polyadd polyder polydiv polyfit polyint polymul polysub polyval roots histogram
+    histogram2d histogramdd histogram_bin_edges bartlett blackman hamming hanning kaiser packbits unpackbits
+    apply_along_axis apply_over_axes fromfunction piecewise save savez savez_compressed"""
+
+
+@price("getitem", "0.12")
+def _(a, keys, result):
+    masks = [np.asarray(key) for key in keys if isinstance(key, (list, np.ndarray, bool, np.bool_))]
+    return sum([mask.size for mask in masks if mask.dtype == bool]) + 4 * count(result)
+
+
+# ---- the book ---------------------------------------------------------------------------------------------------------
+
+# ---- ufunc methods ----
+
+def _every(a, *_args, **_):
+    return size_of(a)
+
+
+def _segments(a, indices, axis=0, *_args, **_):
+    length, starts = shape_of(a)[axis], [int(i) for i in np.asarray(indices)]
+    steps = sum(max(stop - start, 1) - 1 for start, stop in zip(starts, starts[1:] + [length]))
+    return max_one(math.prod(shape_of(a)) // (length or 1) * max(steps, len(starts)))
+
+
+def _touched(a, indices, *_args, **_):
+    return math.prod(np.broadcast_to(np.False_, shape_of(a))[indices].shape)
+
+
+UFUNC_METHODS = {
+    "0.7": {"reduce": lambda a, axis=0, **_: reduced_units(a, axis), "accumulate": lambda a, axis=0, **_: reduced_units(a, axis),
+            "outer": lambda a, b, **_: size_of(a) * size_of(b), "reduceat": _every,
+            "at": lambda a, i, *_: i.size if isinstance(i, np.ndarray) else size_of(a)},
+    "0.12": {"reduceat": _segments, "at": _touched},
+}
+UFUNC_METHODS["0.12"] = UFUNC_METHODS["0.7"] | UFUNC_METHODS["0.12"]
+
+
+def _method_rule(ufunc, op):
+    def rule(args, kwargs, result):
+        first = dtype_of(args[0])
+        return loop_dtype(ufunc, (first, dtype_of(args[-1]) if len(args) == 2 else first)[:ufunc.nin])[0]
+    return rule
+
+
+UFUNCS = {name: getattr(np, name) for name in (UNARY + " " + BINARY + " isnan isfinite isinf").split()}
+_RULES = {op: rule for rule, names in RATE_DTYPE.items() for op in names.split()}
+_COMPLEX = {op: factor for factor, names in COMPLEX_FACTOR.items() for op in names.split()} | dict.fromkeys(NO_COMPLEX.split())
+
+
+class PriceBook:
+    """The prices of one version of the rules. `charge` is all there is to it."""
+
+    def __init__(self, name):
+        self.name = name
+        weights = {op: weight for weight, names in WEIGHTS[name].items() for op in names.split()}
+        self.rates = name != "0.7"
+        self.after = frozenset(CHARGED_AFTER[name])
+        self.unlogged = frozenset(UNLOGGED[name].split())
+        self._entries = {op: (formula, weights.get(op, 1), UFUNCS.get(op), _RULES.get(op, _first))
+                         for op, formula in FORMULAS[name].items()}
+        self._entries |= {f"{op}.{method}": (formula, weights.get(op, 1) if self.rates else 1, None, _method_rule(ufunc, op))
+                          for op, ufunc in UFUNCS.items() for method, formula in UFUNC_METHODS[name].items()}
+        self._loops = {}
+
+    def __repr__(self):
+        return f"PriceBook({self.name!r})"
+
+    def charge(self, name, args, kwargs, result=None):
+        """(flops, dtype charged or None) of the call `name(*args, **kwargs)`."""
+        try:
+            formula, weight, ufunc, rule = self._entries[name]
+        except KeyError:
+            raise UnsupportedFunctionError(f"{name} has no price in book {self.name}") from None
+        units = formula(*args, **kwargs) if result is None else formula(*args, result=result, **kwargs)
+        if not self.rates:
+            return int(units * weight), None
+        if ufunc is not None:
+            rate, factor, dtype = self._of_loop(name, ufunc, args, kwargs)
+        else:
+            dtype = rule(args, kwargs, result)
+            if dtype is None:
+                return int(units * weight), None
+            rate, factor = rate_of(dtype), 1
+            if dtype.kind == "c":
+                factor = self._product_factor(name, args, kwargs) if name in CONTRACTIONS else self._factor(name)
+        return int(units * rate * factor * weight), dtype
+
+    def _factor(self, name):
+        """How many real operations one complex operation stands for."""
+        factor = _COMPLEX.get(name if name in _COMPLEX else name.partition(".")[0], 2)
+        if factor is None:
+            raise UnsupportedDtypeError(f"{name} has no meaning for complex numbers")
+        return factor
+
+    def _product_factor(self, name, args, kwargs):
+        """A complex multiplication is 6 operations, an addition 2."""
+        units, products = product_of(name, args, kwargs, self.name)[:2]
+        few = units < products or products == 0 and name == "einsum" and len(args) > 3
+        return 6 if few else (6 * products + 2 * (units - products)) / units if units else 1
+
+    def _of_loop(self, name, ufunc, args, kwargs):
+        """(rate, complex factor, dtype) of a ufunc call, remembered by the operands' dtypes."""
+        if not kwargs and len(args) == ufunc.nin:
+            key = (name, weak_type(args[0])) if ufunc.nin == 1 else (name, weak_type(args[0]), weak_type(args[1]))
+            try:
+                return self._loops[key]
+            except KeyError:
+                dtype, is_complex = loop_dtype(ufunc, key[1:])
+                found = self._loops[key] = rate_of(dtype), self._factor(name) if is_complex else 1, dtype
+                return found
+        outs = kwargs.get("out", args[ufunc.nin:])
+        asked = kwargs.get("dtype")
+        dtype, is_complex = loop_dtype(ufunc, tuple(map(weak_type, args[:ufunc.nin])), asked and np.dtype(asked))
+        for out in outs if isinstance(outs, tuple) else (outs,):
+            if out is not None:
+                dtype = heavier(dtype, np.result_type(dtype, out.dtype))
+        factor = self._factor(name) if is_complex else 2 if dtype.kind == "c" and ufunc.nin == 1 else 1
+        return rate_of(dtype), factor, dtype
+
+
+PRICES = {name: PriceBook(name) for name in BOOKS}
+
+
+# ======================================================================================
+# Budget
+#
+# A BudgetContext is a purse: it knows the price book in force, pays for every operation before it runs, and
+# keeps the log. Time is kept with it: inside NumPy (backend), inside the counter (overhead), and all the rest
+# (residual), which contest rounds price by the clock. A session adds up every context of the process.
+# ======================================================================================
+
+
+class BudgetExhaustedError(RuntimeError):
+    """The operation would cost more than remains; it was neither charged nor run."""
+
+    def __init__(self, op_name, *, flop_cost, flops_remaining):
+        super().__init__(f"{op_name} costs {flop_cost:,} FLOPs, but only {flops_remaining:,} are left of the budget")
+        self.op_name, self.flop_cost, self.flops_remaining = op_name, flop_cost, flops_remaining
+
+
+class TimeExhaustedError(RuntimeError):
+    """The context's wall-clock limit has passed."""
+
+    def __init__(self, op_name, *, elapsed_s, limit_s):
+        super().__init__(f"{op_name}: {elapsed_s:.3f} s have passed, over the wall-clock limit of {limit_s:.3f} s")
+        self.op_name, self.elapsed_s, self.limit_s = op_name, elapsed_s, limit_s
+
+
+OpRecord = namedtuple("OpRecord", """op_name subscripts shapes flop_cost cumulative namespace flopscope_context_start_offset_s
+    flopscope_backend_duration_s flopscope_overhead_duration_s resolved_dtype""")
+_clock = time.perf_counter
+_DEFAULT_BUDGET = 10**15
+class _Thread(threading.local):
+    active = None
+
+
+_thread = _Thread()
+_default_book = os.environ.get("WHESTBENCH_PRICES", "0.7")
+
+
+def use_prices(book):
+    """Choose the price book ("0.7" or "0.12") of the contexts that are opened from now on."""
+    global _default_book, _default_context
+    _default_book = PRICES[book].name
+    _default_context = None
+
+
+class BudgetContext:
+    """Counts the FLOPs of everything done through fnp inside `with BudgetContext(flop_budget):`, or in a decorated function.
+
+    Raises BudgetExhaustedError instead of running an operation that costs more than remains, and TimeExhaustedError at the
+    first operation after `wall_time_limit_s` seconds. Contexts do not nest. `prices` names the book, the session's unless given.
+    """
+
+    on_charge = None        # profiling hook: called as on_charge(context, op_name, flop_cost) after each charge
+
+    def __init__(self, flop_budget, *, quiet=False, namespace=None, wall_time_limit_s=None, prices=None):
+        if flop_budget <= 0 or flop_budget != flop_budget:
+            raise ValueError(f"flop_budget must be a positive number, not {flop_budget}")
+        self.flop_budget, self.namespace, self.wall_time_limit_s, self._quiet = flop_budget, namespace, wall_time_limit_s, quiet
+        self.book = PRICES[prices or _default_book]
+        self.flops_used = self._recorded = 0
+        self.exhausted = None           # the BudgetExhaustedError or TimeExhaustedError that was raised last, if any
+        self._namespace, self._scopes = namespace, []
+        self._log, self._times, self._records = [], [], []
+        self._backend = self._overhead = self._paused = 0.0
+        self._start = self._wall = None
+        self._deadline = math.inf
+
+    # ---- paying ----
+
+    def charge(self, op_name, cost, shapes=(), dtype=None, subscripts=None, start=None):
+        """Pay `cost` FLOPs for one operation and log it."""
+        remaining = self.flop_budget - self.flops_used
+        if cost > remaining:
+            self.exhausted = BudgetExhaustedError(op_name, flop_cost=cost, flops_remaining=remaining)
+            raise self.exhausted
+        self.flops_used = used = self.flops_used + cost
+        self._log.append((op_name, subscripts, shapes, cost, used, self._namespace, start, dtype))
+        self._times.append((0.0, 0.0))
+        if self.on_charge is not None:
+            self.on_charge(self, op_name, cost)
+        if start is not None and start > self._deadline:
+            self._out_of_time(op_name)
+
+    def settle(self, backend, overhead, now):
+        """Book the seconds that the operation charged last took in NumPy and in the counter."""
+        self._backend += backend
+        self._overhead += overhead
+        self._times[-1] = backend, overhead
+        if now > self._deadline:
+            self._out_of_time(self._log[-1][0])
+
+    def _out_of_time(self, op_name):
+        self.exhausted = TimeExhaustedError(op_name, elapsed_s=self.elapsed_s, limit_s=self.wall_time_limit_s)
+        raise self.exhausted
+
+    # ---- opening and closing ----
+
+    def __enter__(self):
+        if _thread.active is not None:
+            raise RuntimeError("Cannot nest BudgetContexts")
+        _thread.active = self
+        if not self._quiet:
+            print(f"flopscope prices {self.prices} (numpy {np.__version__}) | budget: {self.flop_budget:.2e} FLOPs", file=sys.stderr)
+        self._wall, self._paused, self._start = None, 0.0, _clock()
+        if self.wall_time_limit_s is not None:
+            self._deadline = self._start + self.wall_time_limit_s
+        return self
+
+    def __exit__(self, *_):
+        self._wall = self.elapsed_s
+        self._deadline = math.inf
+        _thread.active = None
+        _session.record(self)
+
+    def __call__(self, function):
+        @functools.wraps(function)
+        def metered(*args, **kwargs):
+            with self:
+                return function(*args, **kwargs)
+        return metered
+
+    @contextlib.contextmanager
+    def pause(self):
+        """Stop all clocks, for a debugger: the time inside belongs neither to the wall time nor to the residual."""
+        begun = _clock()
+        try:
+            yield
+        finally:
+            self._paused += _clock() - begun
+            self._deadline += _clock() - begun
+
+    # ---- reading ----
+
+    @property
+    def prices(self):
+        """Name of the price book in force."""
+        return self.book.name
+
+    @property
+    def flops_remaining(self):
+        return self.flop_budget - self.flops_used
+
+    @property
+    def op_log(self):
+        """One OpRecord for each charge, in order."""
+        done, origin = len(self._records), self._start or 0.0
+        for entry, (backend, overhead) in zip(self._log[done:], self._times[done:]):
+            *head, start, dtype = entry
+            self._records.append(OpRecord(*head, (start or origin) - origin, backend, overhead, dtype and str(dtype)))
+        return self._records
+
+    @property
+    def elapsed_s(self):
+        """Seconds since the context was entered, pauses excluded."""
+        return 0.0 if self._start is None else _clock() - self._start - self._paused
+
+    @property
+    def wall_time_s(self):
+        """Seconds inside the context (so far, while it is open); None before it is entered."""
+        return self._wall if self._wall is not None or self._start is None else self.elapsed_s
+
+    @property
+    def flopscope_backend_time_s(self):
+        """Seconds inside NumPy."""
+        return self._backend
+
+    @property
+    def flopscope_overhead_time_s(self):
+        """Seconds inside this counter."""
+        return self._overhead
+
+    @property
+    def residual_wall_time_s(self):
+        """Seconds spent elsewhere: Python, plain NumPy, other libraries."""
+        return None if self._start is None else max(0.0, self.wall_time_s - self._backend - self._overhead)
+
+    def summary_dict(self, by_namespace=False):
+        """Totals, by operation and, if asked, by namespace."""
+        return _summary(self.flop_budget, _rollup(self._log, self._times), self.wall_time_s, self._backend, self._overhead,
+                        self.residual_wall_time_s, by_namespace)
+
+    def summary(self, by_namespace=False):
+        """The same as text."""
+        return _summary_text(self.summary_dict(by_namespace=True), by_namespace, self.namespace)
+
+
+def _rollup(log, times):
+    rows = {}
+    for entry, (backend, overhead) in zip(log, times):
+        row = rows.setdefault((entry[5], entry[0]), [0, 0, 0.0, 0.0])
+        for i, value in enumerate((entry[3], 1, backend, overhead)):
+            row[i] += value
+    return rows
+
+
+_TOTALS = "flop_cost", "calls", "flopscope_backend_time_s", "flopscope_overhead_time_s"
+
+
+def _summary(budget, rows, wall, backend, overhead, residual, by_namespace):
+    used = sum(row[0] for row in rows.values())
+    operations, namespaces = {}, {}
+    for (namespace_, op_name), row in rows.items():
+        scope = namespaces.setdefault(namespace_, dict(zip(("flops_used",) + _TOTALS[1:], (0, 0, 0.0, 0.0)), operations={}))
+        for total, keys in ((operations.setdefault(op_name, dict.fromkeys(_TOTALS, 0)), _TOTALS),
+                            (scope, ("flops_used",) + _TOTALS[1:]), (scope["operations"].setdefault(op_name, dict.fromkeys(_TOTALS, 0)), _TOTALS)):
+            for key, value in zip(keys, row):
+                total[key] += value
+    summary = {"flop_budget": budget, "flops_used": used, "flops_remaining": budget - used, "operations": operations, "wall_time_s": wall,
+               "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead, "residual_wall_time_s": residual}
+    return summary | {"by_namespace": namespaces} if by_namespace else summary
+
+
+def _summary_text(total, by_namespace, label=None):
+    if not total["operations"]:
+        return "No budget data recorded yet."
+    used = total["flops_used"]
+    title = "flopscope FLOP Budget Summary" + (f" [{label}]" if label else "")
+
+    def rows(table, key):
+        for name, row in sorted(table.items(), key=lambda item: -item[1][key]):
+            calls = f"[{row['calls']} call{'s' * (row['calls'] != 1)}]"
+            yield f"    {name or '(unlabeled)':<20} {row[key]:>15,}  ({row[key] / max(used, 1):6.1%})  {calls}"
+    lines = [title, "=" * len("flopscope FLOP Budget Summary"), f"  Total budget:     {total['flop_budget']:>19,}",
+             f"  Used:             {used:>19,}  ({used / total['flop_budget']:.1%})",
+             f"  Remaining:        {total['flops_remaining']:>19,}  ({total['flops_remaining'] / total['flop_budget']:.1%})", ""]
+    if by_namespace:
+        lines += ["  By namespace:", *rows(total["by_namespace"], "flops_used"), ""]
+    lines += ["  By operation:", *rows(total["operations"], "flop_cost")]
+    if total["wall_time_s"] is not None:
+        parts = {"Flopscope Backend": "flopscope_backend_time_s", "Flopscope Overhead": "flopscope_overhead_time_s",
+                 "Residual Wall Time": "residual_wall_time_s"}
+        lines += ["", f"  Total Wall Time:     {total['wall_time_s']:.3f}s"]
+        lines += [f"  {name + ':':<20} {total[key]:.3f}s  ({total[key] / (total['wall_time_s'] or 1):.1%})" for name, key in parts.items()]
+    return "\n".join(lines)
+
+
+class _Session:
+    """Totals over every context of this process that was closed, and of the one that is open."""
+
+    def __init__(self):
+        self.budget, self.rows, self.wall, self.backend, self.overhead, self.seen = 0, {}, None, 0.0, 0.0, {}
+
+    def record(self, context):
+        """Add what this context did since it was recorded last."""
+        done, backend, overhead = self.seen.get(context, (None, 0.0, 0.0))
+        if done is None:
+            done, self.budget = context._recorded, self.budget + context.flop_budget
+        for key, row in _rollup(context._log[done:], context._times[done:]).items():
+            self.rows[key] = [a + b for a, b in zip(self.rows.get(key, (0, 0, 0.0, 0.0)), row)]
+        context._recorded = len(context._log)
+        if context.wall_time_s is not None:
+            self.wall = (self.wall or 0.0) + context.wall_time_s
+        self.backend += context._backend - backend
+        self.overhead += context._overhead - overhead
+        self.seen[context] = context._recorded, context._backend, context._overhead
+
+    def summary_dict(self, by_namespace):
+        total = _Session()
+        total.__dict__.update({k: dict(v) if isinstance(v, dict) else v for k, v in self.__dict__.items()})
+        for live in (_thread.active, _default_context):
+            if live is not None and live._log:
+                total.record(live)
+        residual = None if total.wall is None else max(0.0, total.wall - total.backend - total.overhead)
+        return _summary(total.budget, total.rows, total.wall, total.backend, total.overhead, residual, by_namespace)
+
+
+_session = _Session()
+_default_context = None
+
+
+def active_budget():
+    """The context in force in this thread; outside any, the process's default context of 1e15 FLOPs."""
+    global _default_context
+    context = _thread.active
+    if context is None:
+        context = _default_context = _default_context or BudgetContext(_DEFAULT_BUDGET, quiet=True)
+    return context
+
+
+budget = BudgetContext          # @budget(1e9) above a function reads better than @BudgetContext(1e9)
+
+
+@contextlib.contextmanager
+def namespace(segment):
+    """Log the operations inside under this name, below the name that is in force."""
+    if not isinstance(segment, str) or not segment.strip() or "." in segment:
+        raise ValueError(f"a namespace is a non-empty string without dots, not {segment!r}")
+    context = active_budget()
+    outer = context._namespace
+    context._namespace = f"{outer}.{segment}" if outer else segment
+    try:
+        yield
+    finally:
+        context._namespace = outer
+
+
+def budget_summary_dict(by_namespace=False):
+    """Totals of this process, all contexts together."""
+    return _session.summary_dict(by_namespace)
+
+
+def budget_summary(by_namespace=False):
+    """Print the totals of this process."""
+    print(_summary_text(_session.summary_dict(True), by_namespace))
+
+
+def budget_reset():
+    """Forget the totals of this process."""
+    global _session, _default_context
+    _session, _default_context = _Session(), None
+
+
+# ---- flops.stats: the distributions in closed form, right in both tails --------------------------------------------------
+
+def _ratio(x, above, below):
+    """Quotient of two polynomials, highest power first."""
+    return np.polyval(above, x) / np.polyval(below, x)
+
+
+def erfc(x):
+    """Complementary error function (W. J. Cody, Rational Chebyshev approximations for the error function, 1969)."""
+    x = np.asarray(x, float)
+    y = np.abs(x)
+    with np.errstate(all="ignore"):
+        far = 1 / (y * y)
+        grid = np.trunc(y * 16) / 16                                # exp(-y*y) without cancellation
+        tail = np.exp(-grid * grid) * np.exp(-(y - grid) * (y + grid)) * np.where(
+            y <= 4,
+            _ratio(y, (2.15311535474403846e-8, .564188496988670089, 8.88314979438837594, 66.1191906371416295, 298.635138197400131,
+                       881.952221241769090, 1712.04761263407058, 2051.07837782607147, 1230.33935479799725),
+                   (1, 15.7449261107098347, 117.693950891312499, 537.181101862009858, 1621.38957456669019, 3290.79923573345963,
+                    4362.61909014324716, 3439.36767414372164, 1230.33935480374942)),
+            (0.56418958354775628695 - far * _ratio(
+                far, (.0163153871373020978, .305326634961232344, .360344899949804439, .125781726111229246, .0160837851487422766,
+                      6.58749161529837803e-4),
+                (1, 2.56852019228982242, 1.87295284992346725, .527905102951428412, .0605183413124413191,
+                 .00233520497626869185))) / y)
+        near = 1 - x * _ratio(x * x, (.185777706184603153, 3.16112374387056560, 113.864154151050156, 377.485237685302021,
+                                      3209.37758913846947),
+                              (1, 23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062))
+    return np.where(y <= 0.46875, near, np.where(np.isinf(y), 0.0, tail) + np.where(x < 0, 2 - 2 * np.nan_to_num(tail), 0.0))
+
+
+def ndtri(p):
+    """Quantile of the standard normal distribution (M. J. Wichura, algorithm AS 241, 1988)."""
+    p = np.asarray(p, float)
+    with np.errstate(all="ignore"):
+        q = p - 0.5
+        middle = q * _ratio(0.180625 - q * q,
+            (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457, 13731.693765509461125,
+             1971.5909503065514427, 133.14166789178437745, 3.3871328727963666080),
+            (5226.4952788528545610, 28729.085735721942674, 39307.895800092710610, 21213.794301586595867, 5394.1960214247511077,
+             687.18700749205790830, 42.313330701600911252, 1))
+        r = np.sqrt(-np.log(np.minimum(p, 1 - p)))
+        tail = np.where(r <= 5,
+            _ratio(r - 1.6,
+                (7.74545014278341407640e-4, .0227238449892691845833, .241780725177450611770, 1.27045825245236838258,
+                 3.64784832476320460504, 5.76949722146069140550, 4.63033784615654529590, 1.42343711074968357734),
+                (1.05075007164441684324e-9, 5.47593808499534494600e-4, .0151986665636164571966, .148103976427480074590,
+                 .689767334985100004550, 1.67638483018380384940, 2.05319162663775882187, 1)),
+            _ratio(r - 5,
+                (2.01033439929228813265e-7, 2.71155556874348757815e-5, .00124266094738807843860, .0265321895265761230930,
+                 .296560571828504891230, 1.78482653991729133580, 5.46378491116411436990, 6.65790464350110377720),
+                (2.04426310338993978564e-15, 1.42151175831644588870e-7, 1.84631831751005468180e-5, 7.86869131145613259100e-4,
+                 .0148753612908506148525, .136929880922735805310, .599832206555887937690, 1)))
+    return np.where(np.abs(q) <= 0.425, middle, np.where((p == 0) | (p == 1), np.inf, tail) * np.sign(q))
+
+
+def phi(z):
+    return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def Phi(z):
+    return erfc(-z / math.sqrt(2)) / 2
+
+
+def _truncated(z, a, b, of):
+    """`of` needs the mass to the left of z: measured from the nearer tail, so that nothing cancels."""
+    flip = a > 0
+    lo, hi = np.where(flip, -b, a), np.where(flip, -a, b)
+    return of(z, lo, hi, flip)
+
+
+def _truncnorm_cdf(z, lo, hi, flip):
+    z = np.clip(np.where(flip, -z, z), lo, hi)
+    below = (Phi(z) - Phi(lo)) / (Phi(hi) - Phi(lo))
+    return np.where(flip, (Phi(hi) - Phi(z)) / (Phi(hi) - Phi(lo)), below)
+
+
+def _truncnorm_ppf(q, lo, hi, flip):
+    z = ndtri(Phi(lo) + np.where(flip, 1 - q, q) * (Phi(hi) - Phi(lo)))
+    return np.where(flip, -z, z)
+
+
+# Standard forms, of z = (x - loc) / scale, or of the probability q for ppf; shape parameters follow.
+STANDARD = {
+    "norm": (phi, Phi, ndtri),
+    "uniform": (lambda z: np.where((z >= 0) & (z <= 1), 1.0, 0.0), lambda z: np.clip(z, 0.0, 1.0), lambda q: q),
+    "expon": (lambda z: np.where(z >= 0, np.exp(-np.abs(z)), 0.0), lambda z: -np.expm1(-np.maximum(z, 0.0)), lambda q: -np.log1p(-q)),
+    "cauchy": (lambda z: 1 / (math.pi * (1 + z * z)), lambda z: np.arctan2(1.0, -z) / math.pi,
+               lambda q: np.where(q == 0.5, 0.0, np.where(q < 0.5, -1, 1) / np.tan(math.pi * np.minimum(q, 1 - q)))),
+    "logistic": (lambda z: np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z))) ** 2,
+                 lambda z: np.where(z < 0, np.exp(-np.abs(z)), 1.0) / (1 + np.exp(-np.abs(z))), lambda q: np.log(q) - np.log1p(-q)),
+    "laplace": (lambda z: np.exp(-np.abs(z)) / 2, lambda z: np.where(z < 0, np.exp(-np.abs(z)) / 2, 1 - np.exp(-np.abs(z)) / 2),
+                lambda q: np.where(q < 0.5, np.log(2 * q), -np.log(2 * (1 - q)))),
+    "lognorm": (lambda z, s: np.where(z > 0, phi(np.log(np.abs(z)) / s) / (s * np.abs(z)), 0.0),
+                lambda z, s: np.where(z > 0, Phi(np.log(np.abs(z)) / s), 0.0), lambda q, s: np.exp(s * ndtri(q))),
+    "truncnorm": (lambda z, a, b: np.where((z >= a) & (z <= b), _truncated(z, a, b, lambda z, lo, hi, _: phi(z) / (Phi(hi) - Phi(lo))), 0.0),
+                  lambda z, a, b: _truncated(z, a, b, _truncnorm_cdf), lambda q, a, b: _truncated(q, a, b, _truncnorm_ppf)),
+}
+
+
+def _distribution_method(name, method, standard):
+    shapes = {"lognorm": "s, ", "truncnorm": "a, b, "}.get(name, "")
+
+    def value(x, *parameters, loc=0, scale=1, **named):
+        parameters = [np.asarray(p, float) for p in (*parameters, *named.values())]
+        shape, rest = parameters[:len(shapes) // 3], parameters[len(shapes) // 3:]
+        loc, scale = (*rest, loc, scale)[:1] + (*rest[1:], scale)[:1] if rest else (loc, scale)
+        x = np.asarray(x, float)
+        with np.errstate(all="ignore"):
+            if method == "ppf":
+                result = np.where((x >= 0) & (x <= 1), loc + scale * standard(np.clip(x, 0, 1), *shape), np.nan)
+            else:
+                z = (x - loc) / scale
+                result = np.where(np.isnan(z), np.nan, standard(z, *shape)) / (scale if method == "pdf" else 1)
+        return np.asarray(result, float)
+    value.__doc__ = f"{method}(x, {shapes}loc=0, scale=1) of the {name} distribution, in float64; x broadcasts with the parameters."
+    return value
+
+
+STATS = {f"stats.{name}.{method}": _distribution_method(name, method, standard)
+         for name, row in STANDARD.items() for method, standard in zip(("pdf", "cdf", "ppf"), row)}
+
+
+# ======================================================================================
+# fnp
+#
+# NumPy's names, counted. Every function is made by `counted` from the price registry and the NumPy function of the
+# same name: ask the book, pay, run on plain views, dress the result. The tables below hold what behaves otherwise.
+# ======================================================================================
+
+_getitem, _setitem = np.ndarray.__getitem__, np.ndarray.__setitem__
+_BASIC_KEYS = {int, slice, type(None), type(Ellipsis), np.int64, np.int32}
+
+
+class FlopscopeArray(np.ndarray):
+    """A NumPy array whose operations are counted; `fnp.ndarray`."""
+
+    _group = None
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        if out is not None:
+            kwargs["out"] = out if len(out) > 1 else out[0]
+        if method == "__call__":
+            function = _BY_UFUNC.get(ufunc)
+            if function is None:
+                raise TypeError(f"numpy.{ufunc.__name__} has no counted version")
+            return function(*inputs, **kwargs)
+        return _ufunc_method(ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, function, types_, args, kwargs):
+        name = function.__name__
+        if function.__module__ != "numpy":
+            name = f"{function.__module__.removeprefix('numpy.')}.{name}"
+        if name in _PASSED_THROUGH:
+            return function(*bare(args), **{key: bare(value) for key, value in kwargs.items()})
+        if name not in _ROUTED:
+            return NotImplemented
+        return _FUNCTIONS[name](*args, **kwargs)
+
+    def __getitem__(self, key):
+        kind = type(key)
+        if kind is tuple:
+            for each in key:
+                if type(each) not in _BASIC_KEYS:
+                    return _fancy_index(self, key)
+            return _getitem(self, key)
+        return _getitem(self, key) if kind in _BASIC_KEYS else _fancy_index(self, key)
+
+    def __setitem__(self, key, value):
+        if active_budget().book.immutable:
+            raise TypeError("book 0.12 has no item assignment: build the array with where, concatenate, put_along_axis ...")
+        _setitem(self, key, value)
+
+    def __hash__(self):
+        raise TypeError(f"unhashable type: {type(self).__name__!r}")
+
+    def __reduce__(self):
+        rebuild, parts, state = super().__reduce__()
+        return rebuild, parts, (*state, self._group)
+
+    def __setstate__(self, state):
+        super().__setstate__(state[:-1])
+        if state[-1]:
+            self._group = state[-1]
+
+
+class SymmetricTensor(FlopscopeArray):
+    """A counted array that is known to be symmetric under some permutations of its axes; prices count orbits."""
+
+    @property
+    def symmetry(self):
+        """The SymmetryGroup of its axes; None once writing has broken it."""
+        return self._group and SymmetryGroup.of(self._group)
+
+    def is_symmetric(self):
+        """Whether its values still are."""
+        return is_symmetric(self, symmetry=self.symmetry)
+
+    def copy(self, order="C"):
+        return tagged(super().copy(order).view(FlopscopeArray), self._group)
+
+    def flatten(self, order="C"):
+        return _FUNCTIONS["ravel"](self, order).view(np.ndarray)
+
+    def __getitem__(self, key):
+        return _passed_on("getitem", (self, key), {}, self.view(FlopscopeArray)[key])
+
+    @property
+    def T(self):
+        return self.transpose()
+
+    def transpose(self, *axes):
+        axes = axes[0] if len(axes) == 1 else axes or None
+        return _passed_on("transpose", (self, axes), {}, self.view(FlopscopeArray).transpose(axes))
+
+    def swapaxes(self, axis1, axis2):
+        return _passed_on("swapaxes", (self, axis1, axis2), {}, self.view(FlopscopeArray).swapaxes(axis1, axis2))
+
+    def squeeze(self, axis=None):
+        return _passed_on("squeeze", (self, axis), {}, self.view(FlopscopeArray).squeeze(axis))
+
+    def __copy__(self):
+        return tagged(np.array(self, subok=False).view(FlopscopeArray), self._group)
+
+    def __deepcopy__(self, memo):
+        return self.__copy__()
+
+
+def tagged(array, group):
+    """The counted array as a SymmetricTensor of this symmetry, if there is any."""
+    if group:
+        array = array.view(SymmetricTensor)
+        array._group = group
+    return array
+
+
+def bare(a):
+    """`a` with every counted array in it, also in lists and tuples, replaced by a plain view of the same memory."""
+    kind = type(a)
+    if kind is FlopscopeArray:
+        return a.view(np.ndarray)
+    if kind is list or kind is tuple:
+        return kind([bare(item) for item in a])
+    return a.view(np.ndarray) if isinstance(a, FlopscopeArray) else a
+
+
+def dress(result, args=()):
+    """A result as callers see it: counted arrays, NumPy scalars as 0-d arrays."""
+    kind = type(result)
+    if kind is np.ndarray:
+        return result.view(FlopscopeArray)
+    if kind is tuple or kind is list:
+        return kind([dress(item) for item in result])
+    if isinstance(result, np.generic):
+        return np.asarray(result).view(FlopscopeArray)
+    return kind(*[dress(item) for item in result]) if isinstance(result, tuple) else result
+
+
+def _dress_arrays(result, args=()):
+    """The same where NumPy scalars stay what they are."""
+    if type(result) is np.ndarray:
+        return result.view(FlopscopeArray)
+    if isinstance(result, tuple):
+        items = [_dress_arrays(item) for item in result]
+        return type(result)(*items) if hasattr(result, "_fields") else tuple(items)
+    return result
+
+
+def _any_counted(args):
+    return any(isinstance(a, FlopscopeArray) or type(a) in (list, tuple) and _any_counted(a) for a in args)
+
+
+def counted(name, function):
+    """The counted version of a NumPy function: charge, run it on plain views, dress what it returns."""
+    logged = _LOGGED_AS.get(name, name)
+    finish, passes_on, makes = _FINISH.get(name, dress), name in _TAGGED, name in _MAKERS
+    is_pointwise = name in UFUNCS
+
+    def call(*args, **kwargs):
+        start = _clock()
+        context = active_budget()
+        book = context.book
+        if not args and kwargs:
+            first = next(iter(inspect.signature(function).parameters))
+            args = (kwargs.pop(first),) if first in kwargs else ()
+        if name in book.after:
+            return _charge_after(name, function, context, args, kwargs, start)
+        cost, dtype = book.charge(name, args, kwargs)
+        free = name in book.unlogged
+        if not free:
+            if is_pointwise:
+                shapes = tuple([shape_of(a) for a in args])
+            else:
+                shapes = (args[0].shape,) if args and isinstance(args[0], np.ndarray) else ()
+            context.charge(logged, cost, shapes, dtype, None, start)
+        plain = [bare(a) for a in args]
+        if kwargs:
+            given_out = kwargs.get("out")
+            kwargs = {key: bare(value) for key, value in kwargs.items()}
+            begun = _clock()
+            result = function(*plain, **kwargs)
+            ended = _clock()
+            if given_out is not None:
+                result = given_out
+                _written(result, book)
+            elif name not in book.plain and not (name in book.as_given and not _any_counted(args)):
+                result = finish(result, args)
+        else:
+            begun = _clock()
+            result = function(*plain)
+            ended = _clock()
+            if name not in book.plain and not (name in book.as_given and not _any_counted(args)):
+                result = finish(result, args)
+        if name in _WRITERS:
+            _written(args[0], book)
+        if passes_on and "out" not in kwargs and (makes or SymmetricTensor in map(type, args) or type(args[0]) in (list, tuple)):
+            result = _passed_on(name, args, kwargs, result)
+        if not free:
+            now = _clock()
+            context.settle(ended - begun, begun - start + now - ended, now)
+        return result
+    call.__name__ = call.__qualname__ = name.rpartition(".")[2]
+    call.__doc__ = function.__doc__
+    return call
+
+
+def _written(array, book):
+    """Book 0.12 forgets the symmetry of what is written to; book 0.7 does not, and goes on billing it as symmetric."""
+    if isinstance(array, SymmetricTensor) and book.immutable:
+        array._group = None
+
+
+def _charge_after(name, function, context, args, kwargs, start):
+    """The price depends on the result, or the real package works first: run, then charge."""
+    plain, plain_kwargs = [bare(a) for a in args], {key: bare(value) for key, value in kwargs.items()}
+    begun = _clock()
+    result = function(*plain, **plain_kwargs)
+    ended = _clock()
+    cost, dtype = context.book.charge(name, args, kwargs, result)
+    if name not in context.book.unlogged:
+        context.charge(name, cost, (), dtype, None, start)
+        now = _clock()
+        context.settle(ended - begun, begun - start + now - ended, now)
+    out = kwargs.get("out")
+    if out is not None:
+        return out
+    if name in context.book.plain:
+        return result
+    result = _FINISH.get(name, dress)(result, args)
+    return _passed_on(name, args, kwargs, result) if name in _TAGGED else result
+
+
+def _fancy_index(array, key):
+    context = active_budget()
+    result = _getitem(array, key)
+    parts = key if type(key) is tuple else (key,)
+    if context.book.immutable and any(isinstance(k, (list, np.ndarray, bool, np.bool_)) for k in parts):
+        start = _clock()
+        cost, dtype = context.book.charge("getitem", (array, parts), {}, result)
+        context.charge("getitem", cost, (array.shape,), dtype, None, start)
+    return result
+
+
+
+
+# ---- symmetry: what results are known to have ----------------------------------------------------------------------------
+
+def _group_of(a):
+    return getattr(a, "_group", None)
+
+
+def _of_operands(name, args, kwargs, result, book):
+    arrays = [a for a in args if isinstance(a, np.ndarray) or isinstance(a, list)]
+    return binary([_group_of(a) for a in arrays], [shape_of(a) for a in arrays], result.shape)
+
+
+def _of_reduction(name, args, kwargs, result, book):
+    a, axis = args[0], args[1] if len(args) > 1 else kwargs.get("axis")
+    if axis is None or not _group_of(a):
+        return None
+    axes = axes_of(a.shape, axis)
+    if kwargs.get("keepdims"):
+        return along(a._group, a.ndim, axes)
+    return stabiliser(a._group, [i for i in range(a.ndim) if i not in axes])
+
+
+def _of_accumulation(name, args, kwargs, result, book):
+    a, axis = args[0], args[1] if len(args) > 1 else kwargs.get("axis")
+    return None if axis is None else accumulated(a._group, a.ndim, axis % a.ndim, book)
+
+
+def _of_product(name, args, kwargs, result, book):
+    if not (SymmetricTensor in map(type, args) or len({id(a) for a in args}) < len(args)):
+        return None
+    group = product_of(name, args, kwargs, book)[2]
+    return group if group and (book == "0.7" or np.isfinite(bare(result)).all()) else None
+
+
+def _of_constant(name, args, kwargs, result, book):
+    like = _group_of(args[0]) if name.endswith("like") else None
+    if book != "0.7" and name.startswith("full") and shape_of(args[1] if len(args) > 1 else kwargs.get("fill_value")):
+        return None
+    return like if like and args[0].shape == result.shape else full_symmetry(result.shape)
+
+
+def _of_diagonal(name, args, kwargs, result, book):
+    offset = {"identity": 3, "eye": 2}.get(name, 1)
+    k = args[offset] if len(args) > offset and name != "identity" else kwargs.get("k", 0)
+    source = name in ("diag",) and len(shape_of(args[0])) != 1
+    return full_symmetry(result.shape) if k == 0 and not source and result.shape[0] == result.shape[-1] else None
+
+
+def _of_transpose(name, args, kwargs, result, book):
+    a, *rest = args
+    order = list(range(a.ndim))
+    order = bare(np.empty((1,) * a.ndim)) if False else order
+    probe = np.empty(tuple(range(2, 2 + a.ndim)), "?")             # its extents tell where each axis went
+    moved_ = getattr(np, name)(probe, *rest, **kwargs)
+    return stabiliser(a._group, [n - 2 for n in moved_.shape])
+
+
+def _of_index(name, args, kwargs, result, book):
+    a, key = args
+    keys = key if type(key) is tuple else (key,)
+    if not isinstance(result, np.ndarray) or not all(k is None or k is Ellipsis or isinstance(k, (int, slice, np.integer)) for k in keys):
+        return None
+    return indexed(a._group, a.shape, key)
+
+
+def _of_axes(name, args, kwargs, result, book):
+    """squeeze, repeat and roll: kept unless they touch an axis that moves."""
+    a, axis = args[0], (args[1] if len(args) > 1 else kwargs.get("axis")) if name == "squeeze" else (
+        args[2] if len(args) > 2 else kwargs.get("axis"))
+    if name == "squeeze":
+        axes = [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis)
+        return None if moved(a._group) & set(axes) else stabiliser(a._group, [i for i in range(a.ndim) if i not in axes])
+    return None if axis is None or moved(a._group) & set(axes_of(a.shape, axis)) else a._group
+
+
+def _of_flip(name, args, kwargs, result, book):
+    axis = {"fliplr": 1, "flipud": 0}.get(name, args[1] if len(args) > 1 else kwargs.get("axis"))
+    return flipped(args[0]._group, axes_of(args[0].shape, axis))
+
+
+def _of_join(name, args, kwargs, result, book):
+    groups = [_group_of(a) for a in args[0]]
+    if not all(groups):
+        return None
+    axis, rank = args[1] if len(args) > 1 else kwargs.get("axis", 0), args[0][0].ndim
+    if name == "stack":
+        return stacked(groups, rank, axis % (rank + 1))
+    axis = {"hstack": 1, "column_stack": 1, "vstack": 0, "row_stack": 0}.get(name, axis)
+    return None if axis is None else common([along(group, rank, [axis % rank]) for group in groups])
+
+
+_TAGGED = {name: rule for rule, names in {
+    lambda name, args, kwargs, result, book: args[0]._group: """copy round around fix nan_to_num real imag linalg.inv angle sinc i0
+        real_if_close isreal iscomplex isneginf isposinf """ + UNARY,
+    _of_operands: BINARY + " clip",
+    _of_reduction: """sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin nanmean
+        nanstd nanvar nanargmax nanargmin median nanmedian ptp average""",
+    _of_accumulation: "cumsum cumprod nancumsum nancumprod",
+    _of_product: " ".join(CONTRACTIONS),
+    _of_constant: "zeros ones full zeros_like ones_like full_like",
+    _of_diagonal: "eye identity diag diagflat",
+    _of_transpose: "transpose swapaxes moveaxis rollaxis matrix_transpose permute_dims",
+    _of_index: "getitem",
+    lambda name, args, kwargs, result, book: reshaped(args[0]._group, args[0].shape, result.shape): "reshape",
+    _of_axes: "squeeze repeat roll",
+    lambda name, args, kwargs, result, book: tiled(args[0]._group, args[0].ndim, args[1] if isinstance(args[1], tuple) else (args[1],)): "tile",
+    _of_flip: "flip fliplr flipud",
+    _of_join: "concatenate concat stack vstack hstack column_stack row_stack",
+    lambda name, args, kwargs, result, book: broadcast_symmetry(_group_of(args[0]), shape_of(args[0]), result.shape): "broadcast_to",
+    lambda name, args, kwargs, result, book: expanded(_group_of(args[0]), len(shape_of(args[0])), sorted(axes_of(result.shape, args[1]))): "expand_dims",
+    lambda name, args, kwargs, result, book: [along(args[0]._group, args[0].ndim, axes_of(args[0].shape, args[2] if len(args) > 2 else kwargs.get("axis", 0)))] * len(result): "split array_split",
+}.items() for name in names.split()}
+_MAKERS = {*_of_names} if False else set("zeros ones full zeros_like ones_like full_like eye identity diag diagflat broadcast_to expand_dims".split()) | set(CONTRACTIONS)
+
+
+def _passed_on(name, args, kwargs, result):
+    """`result` as a SymmetricTensor, if the operation keeps or makes a symmetry."""
+    book = active_budget().book.name
+    if name not in _MAKERS and not any(_group_of(a) for a in (args[0] if isinstance(args[0], (list, tuple)) else args)):
+        return result
+    group = _TAGGED[name](name, args, kwargs, result, book)
+    if isinstance(result, list):
+        return [tagged(a, g) for a, g in zip(result, group)]
+    if group:
+        return tagged(result, group)
+    if _SETTINGS["symmetry_warnings"] and name not in CONTRACTIONS and isinstance(result, np.ndarray) and result.ndim and any(_group_of(a) for a in args):
+        warnings.warn(f"{name} loses the symmetry of its operand", SymmetryLossWarning, stacklevel=4)
+    return result
+
+
+class SymmetryError(ValueError):
+    """The data do not have the symmetry that was claimed."""
+
+
+def _sure_of(name, data, symmetry, units):
+    """Charge the check or the making of a symmetry (book 0.12), and return (plain data, group of the array)."""
+    context, plain = active_budget(), np.asarray(bare(data))
+    group = symmetry_group(symmetry)
+    if context.book.immutable:
+        dtype = inexact(plain.dtype)
+        context.charge(name, units(group, plain.size) * rate_of(dtype), (plain.shape,), dtype)
+    return plain, group.over(plain.ndim)
+
+
+def _check_units(group, size):
+    return max(sum(list(g) != sorted(g) for g in group.generators) * (7 * size - 1), 1)
+
+
+def is_symmetric(data, *, symmetry, atol=1e-6, rtol=1e-5):
+    """Whether the values have this symmetry, within the tolerances."""
+    plain, group = _sure_of("is_symmetric", data, symmetry, _check_units)
+    return all(np.allclose(plain, plain.transpose(g), atol=atol, rtol=rtol) for g in group or ())
+
+
+def as_symmetric(data, *, symmetry):
+    """`data` as a SymmetricTensor; SymmetryError if its values are not symmetric."""
+    plain, group = _sure_of("as_symmetric", data, symmetry, _check_units)
+    if not all(np.allclose(plain, plain.transpose(g), atol=1e-6, rtol=1e-5) for g in group or ()):
+        raise SymmetryError("the data do not have this symmetry")
+    return tagged(plain.view(FlopscopeArray), group)
+
+
+def symmetrize(data, *, symmetry):
+    """The mean of `data` over all permutations of the symmetry."""
+    data = np.asarray(bare(data))
+    data = data.astype(np.result_type(data, FLOAT64), copy=False)
+    plain, group = _sure_of("symmetrize", data, symmetry, lambda group, size: (group.order() + 1) * size)
+    return tagged((sum(plain.transpose(g) for g in sorted(group)) / len(group)).view(FlopscopeArray), group)
+
+
+_SETTINGS = dict(symmetry_warnings=True, check_nan_inf=False, partition_budget=100000, dimino_budget=50000,
+                 einsum_path_cache_size=4096, callback_warnings=True)
+
+
+def configure(**settings):
+    """Change local settings: `symmetry_warnings=False` silences SymmetryLossWarning. Prices do not depend on them."""
+    unknown = set(settings) - set(_SETTINGS)
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+    _SETTINGS.update(settings)
+
+
+class SymmetryLossWarning(UserWarning):
+    """A symmetric tensor went in, and nothing is known of the result: it costs the full price from here on."""
+
+
+# ---- exceptions, as tables -----------------------------------------------------------------------------------------------
+
+_FINISH = dict.fromkeys(("trace vdot interp searchsorted take digitize corrcoef unravel_index ravel_multi_index trapezoid trapz linspace " + _within(
+    "linalg", "multi_dot trace norm det matrix_norm vector_norm cond matrix_rank slogdet lstsq")).split(), _dress_arrays) | {
+    "bmat": lambda result, args: dress(np.asarray(result)) if active_budget().book.immutable else result,
+    "count_nonzero": lambda result, args: dress(result) if isinstance(result, np.ndarray) else int(result),
+    "isclose": lambda result, args: dress(result) if any(hasattr(a, "shape") for a in args) else bool(result),
+    "average": lambda result, args: dress(np.stack(result) if isinstance(result, tuple) else result),
+    **dict.fromkeys(("round", "around"), lambda result, args: result.item() if type(args[0]) in _SCALARS else dress(result)),
+    **dict.fromkeys(("isreal", "iscomplex", "real", "imag"), lambda result, args: dress(np.asarray(result))),
+    **dict.fromkeys(("iscomplexobj", "isrealobj"), lambda result, args: result if active_budget().book.immutable else dress(np.asarray(result))),
+}
+_WRITERS = set("copyto fill_diagonal put place putmask put_along_axis".split())
+_LOGGED_AS = {"linalg.diagonal": "diagonal"}
+_PLAIN_RESULT = {"0.7": """isnan isfinite isinf diff ediff1d trapezoid trapz interp convolve correlate cov corrcoef gradient cross
+    kron tensordot outer sort_complex fft.fftshift fft.ifftshift fft.fftfreq fft.rfftfreq""",
+    "0.12": "isnan isfinite isinf"}
+_AS_GIVEN = {"0.12": "linalg.multi_dot", "0.7": "matmul dot inner vecdot matvec vecmat " + " ".join(     # plain in, plain out
+    name for name in FORMULAS["0.7"] if name.startswith("linalg.") and name not in ("linalg.diagonal", "linalg.matrix_transpose"))}
+for _name, _book in PRICES.items():
+    _book.as_given = frozenset(_AS_GIVEN[_name].split())
+    _book.plain, _book.immutable = frozenset(_PLAIN_RESULT[_name].split()), _name != "0.7"
+
+_ROUTED = set("""sum prod mean min max std var all any cumsum cumprod argmin argmax ptp median average percentile quantile sort argsort
+    lexsort partition argpartition searchsorted digitize unique unique_all unique_counts unique_inverse unique_values isin
+    intersect1d union1d setdiff1d setxor1d where tile repeat flip roll pad triu tril diagonal broadcast_to meshgrid copy astype
+    trace diff gradient clip round transpose swapaxes moveaxis reshape ravel expand_dims squeeze concatenate stack vstack hstack
+    column_stack split hsplit vsplit dsplit atleast_1d atleast_2d atleast_3d matrix_transpose dot einsum tensordot inner outer
+    cross allclose isclose array_equiv bincount vander nonzero copyto putmask place select cov corrcoef amax amin
+    """.split() + _within("linalg", """norm solve det inv pinv eig eigh eigvals eigvalsh svd qr cholesky matrix_rank lstsq multi_dot
+    matrix_power slogdet tensorsolve""").split())
+_PASSED_THROUGH = set("""ndim shape size result_type can_cast min_scalar_type promote_types array_equal may_share_memory shares_memory
+    iscomplexobj isrealobj isfortran isscalar array_repr array_str array2string save savez""".split())
+
+_METHODS = """sum prod mean std var min max argmin argmax all any cumsum cumprod ptp argsort argpartition searchsorted take repeat clip
+    round trace dot"""                                              # x.f(...) is fnp.f(x, ...)
+_COPYING_METHODS = "copy ravel reshape nonzero astype flatten choose"      # free methods of plain NumPy in book 0.7
+_WRITING_METHODS = "sort partition fill put resize setfield"
+_OPERATORS = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "true_divide", "floordiv": "floor_divide", "mod": "mod",
+              "pow": "power", "matmul": "matmul", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
+              "lshift": "left_shift", "rshift": "right_shift", "divmod": "divmod"}
+_COMPARISONS = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal"}
+_SIGNS = {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "invert"}
+
+def _einsum(text, *operands, optimize=None, **kwargs):
+    """einsum, pair by pair along opt_einsum's path as the real package does it: the bits of the sums depend on it."""
+    if len(operands) == 1:
+        return np.einsum(text, *operands, **kwargs)
+    parts, out = subscripts(text, tuple([np.ndim(a) for a in operands]))
+    size = {c: n for part, a in zip(parts, operands) for c, n in zip(part, np.shape(a))}
+    terms, arrays = list(parts), list(operands)
+    left = set(range(len(parts)))
+    path = [(0, 1)] if len(parts) == 2 else find_path(parts, out, size)
+    for step, pair in enumerate(path, 1):
+        j, i = sorted(pair)
+        left -= {i, j}
+        needed = set(out).union(*[terms[k] for k in left])
+        both = terms[i] + terms[j]
+        result = out if step == len(path) else "".join(c for c in dict.fromkeys(both) if c in needed)
+        more = kwargs if step == len(path) else {}
+        arrays.append(np.einsum(f"{terms[i]},{terms[j]}->{result}", arrays[i], arrays[j],
+                                optimize=active_budget().book.immutable, **more))
+        terms.append(result)
+        left.add(len(terms) - 1)
+    return arrays[-1]
+
+
+def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
+    if k is None:
+        return np.linalg.svd(a, full_matrices, compute_uv, hermitian)
+    u, s, vh = np.linalg.svd(a, full_matrices=False)
+    return type(np.linalg.svd(np.eye(1)))(u[..., :k], s[..., :k], vh[..., :k, :])
+
+
+def _svdvals(x, k=None):
+    return np.linalg.svdvals(x)[..., :k]
+
+
+_IMPLEMENTED = STATS | {"row_stack": np.vstack, "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1), "einsum": _einsum, "linalg.svd": _svd, "linalg.svdvals": _svdvals}
+
+
+def _numpy_function(name):
+    owner = np
+    for part in name.split("."):
+        owner = getattr(owner, part, None)
+    return owner
+
+
+_FUNCTIONS = {name: counted(name, _IMPLEMENTED.get(name) or _numpy_function(name))
+              for name in sorted(set(FORMULAS["0.7"]) | set(FORMULAS["0.12"]))
+              if name in _IMPLEMENTED or _numpy_function(name) is not None}
+_ALIASES_OF = {"in1d": "isin", "trapz": "trapezoid", **{f"linalg.{name}": name for name in "matmul outer tensordot vecdot".split()}}
+def _where(condition, *choices, counted_where=_FUNCTIONS["where"]):
+    return counted_where(condition, *choices) if choices or not active_budget().book.immutable else _FUNCTIONS["nonzero"](condition)
+
+
+def _row_stack(arrays, *, vstack=_FUNCTIONS["vstack"], row_stack=_FUNCTIONS["row_stack"], **kwargs):
+    return (vstack if active_budget().book.immutable else row_stack)(arrays, **kwargs)
+
+
+_FUNCTIONS |= {"where": _where, "row_stack": _row_stack}
+_FUNCTIONS |= {alias: _FUNCTIONS[name] for alias, name in _ALIASES_OF.items()}
+_BY_UFUNC = {getattr(np, name): _FUNCTIONS[name] for name in _FUNCTIONS if isinstance(getattr(np, name, None), np.ufunc)
+             and getattr(np, name).__name__ == name}
+
+# ---- methods and operators -----------------------------------------------------------------------------------------------
+
+def _operator(function, swapped=False):
+    return (lambda self, other: function(other, self)) if swapped else (lambda self, other: function(self, other))
+
+
+def _in_place(function, name):
+    def operate(self, other):
+        if active_budget().book.immutable:
+            raise TypeError(f"book 0.12 has no in-place operators: write x = fnp.{name}(x, y)")
+        result = function(self, other)
+        if result.shape != self.shape:
+            return result
+        np.copyto(self.view(np.ndarray), bare(result), casting="same_kind")
+        return self
+    return operate
+
+
+def _method(name):
+    def method(self, *args, **kwargs):
+        return _FUNCTIONS[name](self, *args, **kwargs)
+    return method
+
+
+def _copying_method(name):
+    native, function = getattr(np.ndarray, name), _FUNCTIONS.get("copy" if name == "flatten" else name)
+
+    def method(self, *args, **kwargs):
+        if not active_budget().book.immutable:
+            result = native(self.view(np.ndarray), *args, **kwargs)
+            return result if name == "nonzero" else dress(result)
+        if name == "reshape" and len(args) != 1:
+            args = (args,)
+        if name != "flatten":
+            return function(self, *args, **kwargs)
+        return function(self, *args, **kwargs).view(np.ndarray).reshape(-1).view(FlopscopeArray)
+    return method
+
+
+def _writing_method(name):
+    native = getattr(np.ndarray, name)
+
+    def method(self, *args, **kwargs):
+        context = active_budget()
+        if context.book.immutable:
+            raise ValueError(f"book 0.12 has no in-place {name}: arrays are immutable there")
+        if name in ("sort", "partition"):
+            cost, dtype = context.book.charge(name, (self, *args), kwargs)
+            context.charge(name, cost, (self.shape,), dtype)
+        return native(self.view(np.ndarray), *args, **kwargs)
+    return method
+
+
+for _short, _name in _OPERATORS.items():
+    setattr(FlopscopeArray, f"__{_short}__", _operator(_FUNCTIONS[_name]))
+    setattr(FlopscopeArray, f"__r{_short}__", _operator(_FUNCTIONS[_name], swapped=True))
+    if _short != "divmod":
+        setattr(FlopscopeArray, f"__i{_short}__", _in_place(_FUNCTIONS[_name], _name))
+for _short, _name in _COMPARISONS.items():
+    setattr(FlopscopeArray, f"__{_short}__", _operator(_FUNCTIONS[_name]))
+for _short, _name in _SIGNS.items():
+    setattr(FlopscopeArray, f"__{_short}__", (lambda function: lambda self: function(self))(_FUNCTIONS[_name]))
+for _name in _METHODS.split():
+    if _name in _FUNCTIONS:
+        setattr(FlopscopeArray, _name, _method(_name))
+for _name in _COPYING_METHODS.split():
+    setattr(FlopscopeArray, _name, _copying_method(_name))
+for _name in _WRITING_METHODS.split():
+    setattr(FlopscopeArray, _name, _writing_method(_name))
+FlopscopeArray.conj = FlopscopeArray.conjugate = lambda self: _FUNCTIONS["conjugate"](self)
+if "compress" in _FUNCTIONS:
+    FlopscopeArray.compress = lambda self, condition, axis=None, out=None: _FUNCTIONS["compress"](condition, self, axis, out=out)
+
+
+def _any_symmetric(arrays):
+    return any(_group_of(a) for a in arrays)
+
+
+def _ufunc_outer(ufunc):
+    name = f"{ufunc.__name__}.outer"
+    if name not in _FUNCTIONS:
+        _FUNCTIONS[name] = counted(name, ufunc.outer)
+    return _FUNCTIONS[name]
+
+
+_REDUCTIONS = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min", "logical_and": "all", "logical_or": "any"}
+_ACCUMULATIONS = {"add": "cumsum", "multiply": "cumprod"}
+
+
+def _ufunc_method(ufunc, method, inputs, kwargs):
+    """np.add.reduce and its kind: sums and their like under their own names, the rest as `ufunc.method`."""
+    same = {"reduce": _REDUCTIONS, "accumulate": _ACCUMULATIONS}.get(method, {}).get(ufunc.__name__)
+    if method == "at" and _group_of(inputs[0]):
+        raise ValueError(f"{ufunc.__name__}.at would break the symmetry of a SymmetricTensor: make a plain copy first")
+    if method == "outer":
+        a, b = inputs
+        group = side_by_side(_group_of(a), np.ndim(a), _group_of(b), np.ndim(b)) if _any_symmetric(inputs) else None
+        return tagged(_ufunc_outer(ufunc)(*inputs, **kwargs), group)
+    if same:
+        return _FUNCTIONS[same](*inputs, **{"axis": 0} | kwargs)
+    name = f"{ufunc.__name__}.{method}"
+    if name not in _FUNCTIONS:
+        _FUNCTIONS[name] = counted(name, getattr(ufunc, method))
+    return _FUNCTIONS[name](*inputs, **kwargs)
+
+
+# ---- random --------------------------------------------------------------------------------------------------------------
+
+class _Drawing(threading.local):
+    inside = False
+
+
+_drawing = _Drawing()
+
+
+def _counted_sampler(prefix, name, draw):
+    price_name = f"random.{name}"
+
+    def sampler(self, *args, **kwargs):
+        if _drawing.inside:                                         # NumPy's choice calls its own integers, and so on
+            return draw(self, *args, **kwargs)
+        start = _clock()
+        context = active_budget()
+        _drawing.inside = True
+        try:
+            result = draw(self, *map(bare, args), **{key: bare(value) for key, value in kwargs.items()})
+        finally:
+            _drawing.inside = False
+        cost, dtype = context.book.charge(price_name, args, kwargs, result)
+        context.charge(f"{prefix}.{name}", cost, (), dtype, None, start)
+        now = _clock()
+        context.settle(0.0, now - start, now)
+        return result.view(FlopscopeArray) if type(result) is np.ndarray else result
+    sampler.__name__, sampler.__doc__ = name, draw.__doc__
+    return sampler
+
+
+def _counted_class(base):
+    members = {name: _counted_sampler(f"random.{base.__name__}", name, getattr(base, name)) for name in dir(base)
+               if f"random.{name}" in FORMULAS["0.12"]}
+    return type(f"_Counted{base.__name__}", (base,), members)
+
+
+_Generator, _RandomState = map(_counted_class, (np.random.Generator, np.random.RandomState))
+
+
+def _default_rng(seed=None):
+    """A counted numpy.random.Generator: the same stream as NumPy's for the same seed."""
+    if isinstance(seed, _Generator):
+        raise UnsupportedFunctionError("default_rng of a counted Generator is not supported: pass a seed or a bit generator")
+    return _Generator(np.random.default_rng(seed).bit_generator)
+
+
+# ---- modules -------------------------------------------------------------------------------------------------------------
+
+class _Missing(types.ModuleType):
+    def __getattr__(self, name):
+        raise AttributeError(f"{self.__name__} does not provide {name!r}")
+
+
+fnp, flops, stats = _Missing("flopscope.numpy"), _Missing("flopscope"), _Missing("flopscope.stats")
+_modules = {"": fnp}
+for _name in ("linalg", "fft", "random", "testing"):
+    _modules[_name] = _Missing("flopscope.numpy." + _name)
+    setattr(fnp, _name, _modules[_name])
+for _name, _function in _FUNCTIONS.items():
+    _space, _, _short = _name.rpartition(".")
+    if _space in _modules and "random" != _space and not _short.startswith("getitem"):
+        setattr(_modules[_space], _short, _function)
+for _name in [n[7:] for n in FORMULAS["0.12"] if n.startswith("random.") and hasattr(np.random, n[7:])]:
+    _sampler = _counted_sampler("random", _name, (lambda draw: lambda self, *a, **k: draw(*a, **k))(getattr(np.random, _name)))
+    setattr(fnp.random, _name, functools.partial(_sampler, None))
+for _name in "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state".split():
+    setattr(fnp.random, _name, getattr(np.random, _name))
+fnp.random.default_rng, fnp.random.Generator, fnp.random.RandomState = _default_rng, _Generator, _RandomState
+fnp.testing.assert_allclose = lambda a, b, *args, **kw: np.testing.assert_allclose(bare(a), bare(b), *args, **kw)
+fnp.testing.assert_array_equal = lambda a, b, *args, **kw: np.testing.assert_array_equal(bare(a), bare(b), *args, **kw)
+for _name in """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 floating integer
+    number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf nan pi newaxis printoptions get_printoptions
+    set_printoptions geterr seterr ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
+    may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode""".split():
+    _value = getattr(np, _name)
+    setattr(fnp, _name, _value if isinstance(_value, type) or not callable(_value) else
+            (lambda f: functools.wraps(f)(lambda *a, **k: f(*map(bare, a), **k)))(_value) if _name not in ("printoptions", "errstate") else _value)
+fnp.ndarray = FlopscopeArray
+fnp.load = lambda *args, **kwargs: (lambda r: dress(r) if isinstance(r, np.ndarray) else r)(np.load(*args, **kwargs))
+
+for _name in STANDARD:
+    setattr(stats, _name, types.SimpleNamespace(**{m: _FUNCTIONS[f"stats.{_name}.{m}"] for m in ("pdf", "cdf", "ppf")}))
+flops.numpy, flops.stats = fnp, stats
+for _value in (BudgetContext, BudgetExhaustedError, TimeExhaustedError, UnsupportedFunctionError, FlopscopeArray, SymmetricTensor,
+               OpRecord, SymmetryGroup, SymmetryLossWarning, as_symmetric, is_symmetric, symmetrize, configure, budget, namespace, budget_summary, budget_summary_dict, budget_reset, use_prices):
+    setattr(flops, _value.__name__, _value)
+flops.budget = budget
+flops.__version__ = "0.12.4"
+
+
+def install():
+    """Make `import flopscope`, `import flopscope.numpy as fnp` and their submodules reach this counter."""
+    real = sys.modules.get("flopscope")
+    if real is not None and real is not flops:
+        raise ImportError("flopscope is already imported: import whestbench before flopscope")
+    sys.modules["flopscope"], sys.modules["flopscope.numpy"], sys.modules["flopscope.stats"] = flops, fnp, stats
+    for module in (flops, fnp):
+        module.__path__ = []
+    for name in ("linalg", "fft", "random", "testing"):
+        sys.modules["flopscope.numpy." + name] = _modules[name]
+
+
+# ======================================================================================
+# Contract
+#
+# What a participant's file meets: the network, the estimator's base class, the set-up
+# context, and the loader. The module names of the real packages lead here, so the same
+# file runs on the real grader unmodified.
+# ======================================================================================
+
+
+class WhestError(Exception):
+    """What ends a command before anything is scored: one sentence for stderr, a stage and a code for JSON.
+
+    `exit_status` is 2 for misuse of the command line and 1 for an estimator that cannot be scored.
+    """
+
+    def __init__(self, message: str, *, stage: str = "run", code: str = "SCORING_VALIDATION_ERROR",
+                 exit_status: int = 1):
+        super().__init__(message)
+        self.stage, self.code, self.exit_status = stage, code, exit_status
+
+
+def misuse(message: str) -> WhestError:
+    """A `WhestError` about the command line itself (exit status 2)."""
+    return WhestError(message, code="USAGE_ERROR", exit_status=2)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A stack of `depth` weight matrices `(width, width)`, float32, without biases: `y = relu(x @ W)`."""
+
+    width: int
+    depth: int
+    weights: list
+    seed: int = 0
+    name: str = ""
+
+    def validate(self) -> None:
+        """Raise ValueError if the weights do not have the declared shape."""
+        for label, size in (("width", self.width), ("depth", self.depth)):
+            if size <= 0:
+                raise ValueError(f"MLP {label} must be positive.")
+        if len(self.weights) != self.depth:
+            raise ValueError(f"MLP depth is declared as {self.depth}, but there are {len(self.weights)} weight matrices.")
+        for layer, weight in enumerate(self.weights):
+            if np.shape(weight) != (self.width, self.width):
+                raise ValueError(f"Weight matrix {layer} has shape {np.shape(weight)}, expected {(self.width, self.width)}.")
+
+    def copy(self) -> MLP:
+        """The same network with weights of its own: what an estimator may scribble on."""
+        return replace(self, weights=[fnp.asarray(np.array(w)) for w in self.weights])
+
+
+@dataclass(frozen=True)
+class SetupContext:
+    """What `setup` is told: the shape and budget to come, and where the submission lives."""
+
+    width: int
+    depth: int
+    flop_budget: int
+    api_version: str
+    scratch_dir: str | None = None
+    submission_dir: str | None = None
+    seed: int = 0
+
+
+class BaseEstimator(abc.ABC):
+    """Subclass this as `Estimator` and write `predict`; `setup` and `teardown` are optional and not billed."""
+
+    @abc.abstractmethod
+    def predict(self, mlp: MLP, budget: int) -> np.ndarray:
+        """Return the predicted mean activations, `(depth, width)`, spending at most `budget` FLOPs."""
+
+    def setup(self, context: SetupContext) -> None:
+        """Called once, before the first network; has `setup_timeout` seconds."""
+
+    def teardown(self) -> None:
+        """Called once, after the last network."""
+
+
+def sample_mlp(width: int, depth: int, rng=None, *, seed: int = 0) -> MLP:
+    """Draw a He-initialised network: entries `N(0, 2 / width)`, drawn in float64 and cast to float32.
+
+    `rng` is a NumPy or counted Generator (fresh if None); `seed` is only attached to the result.
+    """
+    for label, size in (("width", width), ("depth", depth)):
+        if size <= 0:
+            raise ValueError(f"{label} must be positive.")
+    rng = np.random.default_rng() if rng is None else rng
+    scale = math.sqrt(2.0 / width)
+    weights = [fnp.asarray((np.asarray(rng.standard_normal((width, width))) * scale).astype(np.float32))
+               for _ in range(depth)]
+    return MLP(width, depth, weights, seed=seed)
+
+
+def sample_suite(n_mlps: int, width: int, depth: int, seed: int) -> Iterator[MLP]:
+    """The networks of a run, bit for bit those of whestbench 0.16.
+
+    Of the `3 * n_mlps` streams spawned from `seed`, `3i` draws the weights of network i, `3i + 1` drew
+    the real package's samples and is left alone, `3i + 2` gives `mlp.seed`.
+    """
+    streams = np.random.SeedSequence(seed).spawn(3 * n_mlps)
+    for i in range(n_mlps):
+        mlp_seed = int(streams[3 * i + 2].generate_state(1)[0])
+        mlp = sample_mlp(width, depth, np.random.default_rng(streams[3 * i]), seed=mlp_seed)
+        yield replace(mlp, name=f"mlp-{i}")
+
+
+def build_mlp(width: int = 256, depth: int = 8, seed: int = 0) -> MLP:
+    """The first network of the suite of `seed`."""
+    return next(sample_suite(1, width, depth, seed))
+
+
+def relu(x):
+    """`max(x, 0)`, counted; keeps the dtype of floating-point input."""
+    return fnp.maximum(x, np.float32(0))
+
+
+def run_mlp_all_layers(mlp: MLP, inputs) -> list:
+    """The activations of every layer, `depth` arrays `(n, width)`, for inputs `(n, width)`; counted."""
+    return list(itertools.accumulate(mlp.weights, lambda x, weight: relu(fnp.matmul(x, weight)), initial=inputs))[1:]
+
+
+def run_mlp(mlp: MLP, inputs):
+    """The last layer's activations `(n, width)`; counted."""
+    return run_mlp_all_layers(mlp, inputs)[-1]
+
+
+def sample_layer_statistics(mlp: MLP, n_samples: int, rng=None, *, progress: Callable | None = None):
+    """Plain Monte Carlo: `(means (depth, width) float32, last layer's means, its mean variance)`; counted.
+
+    Draws what the real package draws, in chunks of as many rows, so that a seeded `rng` gives its numbers.
+    """
+    rng = fnp.random.default_rng() if rng is None else rng
+    chunk = max(1024, min(16384, 2**20 // mlp.width))
+    sums, squares = np.zeros((mlp.depth, mlp.width)), np.zeros(mlp.width)
+    starts = range(0, n_samples, chunk)
+    for done, start in enumerate(starts, 1):
+        inputs = rng.standard_normal((min(chunk, n_samples - start), mlp.width), dtype=np.float32)
+        for layer, x in enumerate(run_mlp_all_layers(mlp, inputs)):
+            sums[layer] += np.asarray(fnp.sum(x, axis=0, dtype=np.float64))
+        squares += np.asarray(fnp.sum(fnp.square(fnp.asarray(x, dtype=np.float64)), axis=0))
+        if progress:
+            progress({"completed": done, "total": len(starts), "unit": "chunks"})
+    with np.errstate(invalid="ignore"):
+        means = (sums / n_samples).astype(np.float32)
+        variance = np.mean(squares / n_samples - means[-1].astype(np.float64) ** 2)
+    return fnp.asarray(means), fnp.asarray(means[-1].copy()), float(variance)
+
+
+def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> BaseEstimator:
+    """Import an estimator file by its path and instantiate its estimator class.
+
+    Without `class_name`: the `BaseEstimator` subclass named `Estimator`, else the only one defined there.
+    The file's folder goes first on `sys.path`, so it may import its siblings. Raises WhestError.
+    """
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
+        raise WhestError(f"Estimator file not found: {path}. Check the path, or run from its folder.",
+                         code="SCORING_RUNTIME_ERROR")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    name = "_whestbench_submission_" + hashlib.sha1(str(path).encode()).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return find_estimator_class(module, path, class_name)()
+    except WhestError:
+        raise
+    except SyntaxError as exc:
+        raise WhestError(f"{path.name}, line {exc.lineno}: {exc.msg}. Mend the syntax and run again.",
+                         code="SCORING_RUNTIME_ERROR") from exc
+    except ModuleNotFoundError as exc:
+        raise WhestError(f"{path.name} imports {exc.name!r}, which is not installed: install it or drop the import.",
+                         code="ESTIMATOR_MISSING_MODULE") from exc
+    except Exception as exc:
+        raise WhestError(f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({participant_line(exc, path)})",
+                         code="SCORING_RUNTIME_ERROR") from exc
+
+
+def find_estimator_class(module: types.ModuleType, path: Path, class_name: str | None) -> type[BaseEstimator]:
+    """Apply the loader's rules; a WhestError names the nearest class where none fits."""
+    classes = {c.__name__: c for c in vars(module).values() if inspect.isclass(c)}
+    own = {n: c for n, c in classes.items() if issubclass(c, BaseEstimator) and c.__module__ == module.__name__}
+    if class_name is not None:
+        if issubclass(classes.get(class_name, object), BaseEstimator) and class_name != "BaseEstimator":
+            return classes[class_name]
+        near = difflib.get_close_matches(class_name, own, 1, 0.4) or list(own)
+        raise WhestError(f"{path.name} has no estimator class named {class_name!r}"
+                         + (f"; did you mean --class {near[0]}?" if near else "."))
+    if "Estimator" in own or len(own) == 1:
+        return own.get("Estimator") or next(iter(own.values()))
+    if own:
+        raise WhestError(f"{path.name} has several estimator classes ({', '.join(own)}): "
+                         "name one of them Estimator, or choose with --class.")
+    duck = [n for n, c in classes.items() if hasattr(c, "predict") and c is not BaseEstimator]
+    raise WhestError(f"{path.name} defines no estimator class: "
+                     + (f"make it `class {duck[0]}(BaseEstimator)`." if duck else
+                        "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method."))
+
+
+def participant_line(exc: BaseException, path: Path | str) -> str:
+    """`file.py, line 12` of the innermost frame of the participant's own folder in a traceback."""
+    home = str(Path(path).parent)
+    frames = [f for f in traceback.extract_tb(exc.__traceback__)
+              if f.filename.startswith(home) and f.filename != __file__ and "site-packages" not in f.filename]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else Path(path).name
+
+
+def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -> np.ndarray:
+    """Plain sampling means of every layer, `(depth, width)`."""
+    return sample_layer_statistics(mlp, n_samples, fnp.random.default_rng(seed))[0]
+
+
+# ======================================================================================
+# Engine
+#
+# A block is a pure function of (network, key, index): any thread, process or machine may compute
+# it, in any order. After a ReLU half of the activations are zero; the kernels skip most of them,
+# exactly, and so pass the rate at which a dense matrix product would run at best.
+# ======================================================================================
+
+GROUP = 16      # samples in a group: 8 draws of x, then their mirror images -x
+COLUMNS = 64    # activations lie as [slab of 64 columns][sample][column]: zeros are a 64-bit mask
+PANEL = 32      # weights lie as [panel of 32 outputs][input][output]: 128 inputs fill half an L1 cache
+_LOAD = threading.Lock()
+_n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limit_threads(n_threads: int | None) -> None:
+    """Use at most `n_threads` threads for sampling and in NumPy's bundled OpenBLAS; None leaves both alone."""
+    global _n_threads
+    if n_threads:
+        import ctypes
+        _n_threads, root = n_threads, Path(np.__file__).parent
+        for path in itertools.chain(root.parent.glob("numpy.libs/*openblas*"), root.glob(".dylibs/*openblas*")):
+            setter = getattr(ctypes.CDLL(str(path)), "scipy_openblas_set_num_threads64_", None)
+            if setter:
+                setter(n_threads)
+
+
+class PackedNetwork(typing.NamedTuple):
+    """The weights of a network as the kernels want them; made by `pack_weights`."""
+    weights: np.ndarray         # float32 (depth, panels, padded width, PANEL)
+    width: int
+    depth: int
+
+
+class BlockSums(typing.NamedTuple):
+    """What is kept of a block. Row i of a group sum covers samples 16 i to 16 i + 15: 8 antithetic pairs."""
+    n_samples: int
+    final: np.ndarray           # float32 (n_groups, width): group sums of the last layer's activations
+    abs_z1: np.ndarray          # float32 (n_groups, width): of |z1|, z1 the first layer's pre-activations
+    square_z2: np.ndarray       # float32 (n_groups, width): of z2**2, the second layer's (zero at depth 1)
+    layer_sums: np.ndarray      # float64 (depth, width): sums of the activations
+    layer_squares: np.ndarray   # float64 (depth, width): sums of their squared group sums
+    final_squares: np.ndarray   # float64 (width,): sum of the last layer's squared activations
+
+
+def pack_weights(weights) -> PackedNetwork:
+    """Pad and lay out matrices (depth, width, width). ValueError unless they are square and finite."""
+    weights = np.asarray(weights, np.float32)
+    if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or weights.size == 0:
+        raise ValueError(f"weights must have shape (depth, width, width), not {weights.shape}")
+    if not np.isfinite(weights).all():
+        raise ValueError("weights contain inf or NaN")
+    depth, width, _ = weights.shape
+    padded = _padded(width)
+    packed = _aligned((depth, padded // PANEL, padded, PANEL))
+    packed[:] = 0
+    for start in range(0, width, PANEL):
+        panel = weights[:, :, start:start + PANEL]
+        packed[:, start // PANEL, :width, :panel.shape[2]] = panel
+    return PackedNetwork(packed, width, depth)
+
+
+def samples_per_block(width: int) -> int:
+    """The number of samples in a block of a network of this width, a power of two from 512 to 4096."""
+    return min(4096, max(1 << (2 ** 18 // _padded(width)).bit_length() - 1, 512))
+
+
+def simulate_block(network: PackedNetwork, key: int, index: int, n_samples: int | None = None) -> BlockSums:
+    """The sums over block `index` of the stream `key` (integers below 2**64), or over its first `n_samples`.
+
+    The same bits whenever and wherever it is computed. Releases the GIL. Samples beyond `n_samples` are zeros:
+    without biases they add nothing to any sum.
+    """
+    load_kernels()
+    weights, width, depth = network
+    full, padded = samples_per_block(width), _padded(width)
+    n_samples = full if n_samples is None else n_samples
+    if not 0 < n_samples <= full:
+        raise ValueError(f"a block holds 1 to {full} samples, not {n_samples}")
+    n_groups = -(-n_samples // GROUP)
+    groups = np.zeros((4, n_groups, padded), np.float32)
+    sums = np.zeros((2 * depth + 1, padded))
+    activations = _aligned((2, padded // COLUMNS, n_groups * GROUP, COLUMNS))
+    network_sums(weights, np.uint64(key), np.uint64(index), n_samples, activations, groups, sums)
+    groups, sums = groups[..., :width], sums[:, :width].copy()
+    return BlockSums(n_samples, groups[0].copy(), groups[1].copy(), groups[2].copy(),
+                     sums[:depth], sums[depth:-1], sums[-1])
+
+
+def simulate_blocks(network: PackedNetwork, key: int, indices: Iterable[int], executor: concurrent.futures.Executor | None = None,
+                    blocks_per_task: int | None = None) -> Iterator[BlockSums]:
+    """Yield the sums of these blocks, in their order, computed under any executor (default: all cores).
+
+    A task carries the weights to another process, so there it holds 16 blocks, which makes that cheap; a
+    thread's holds one. Two tasks per core are in flight: memory does not grow with the number of blocks.
+    """
+    if executor is None:
+        with concurrent.futures.ThreadPoolExecutor(_n_threads) as executor:
+            yield from simulate_blocks(network, key, indices, executor, blocks_per_task)
+        return
+    size = blocks_per_task or (1 if isinstance(executor, concurrent.futures.ThreadPoolExecutor) else 16)
+    indices, tasks = iter(indices), deque()
+    try:
+        while True:
+            while len(tasks) < 2 * _n_threads and (chunk := list(itertools.islice(indices, size))):
+                tasks.append(executor.submit(_simulate_chunk, network, key, chunk))
+            if not tasks:
+                return
+            yield from tasks.popleft().result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _simulate_chunk(network, key, indices):
+    if network.weights.ctypes.data % 64 or not network.weights.flags.writeable:     # as pickle left them
+        weights = _aligned(network.weights.shape)
+        weights[:] = network.weights
+        network = network._replace(weights=weights)
+    return [simulate_block(network, key, index) for index in indices]
+
+
+def block_inputs(width: int, key: int, index: int) -> np.ndarray:
+    """The inputs of a block, float32 (n_samples, width), in the order of its groups."""
+    load_kernels()
+    x = np.zeros((_padded(width) // COLUMNS, samples_per_block(width), COLUMNS), np.float32)
+    draw_normals(x, np.uint64(key), np.uint64(index))
+    x = x.transpose(1, 0, 2).reshape(-1, 2, GROUP // 2, _padded(width))[..., :width]
+    x[:, 1] = -x[:, 0]
+    return x.reshape(-1, width)
+
+
+def _padded(width: int) -> int:
+    return -(-width // COLUMNS) * COLUMNS
+
+
+def _aligned(shape) -> np.ndarray:
+    """An empty float32 array that starts on a cache line: a load across two lines costs double."""
+    size = int(np.prod(shape))
+    raw = np.empty(size + 16, np.float32)
+    start = -raw.ctypes.data % 64 // 4
+    return raw[start:start + size].reshape(shape)
+
+
+# Kernels are plain functions until they are compiled on first use: importing this module imports no numba.
+# They find each other as globals; in a closure numba would take them for new ones, and miss its disk cache.
+
+def load_kernels() -> None:
+    """Compile the kernels, or take them from numba's cache on disk. Only the first call costs anything."""
+    with _LOAD:
+        if not hasattr(network_sums, "py_func"):
+            from numba import njit
+            from numba.extending import intrinsic
+            for function in (tile_rows, multiply_tile, relu_group):
+                globals()[function.__name__] = intrinsic(function)
+            for function in (box_muller, draw_normals, add_squares, finish_slab, network_sums, add_product):
+                globals()[function.__name__] = njit(
+                    function, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+
+
+def draw_normals(x, key, index):
+    """Fill the draws among the rows of x: Philox-4x32-7 (Salmon et al., SC 2011), then Box and Muller."""
+    n_slabs, n_rows, _ = x.shape
+    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    words = np.empty((4, 16), np.int32)
+    for slab in range(n_slabs):
+        for row in range(n_rows):
+            if row & 8:
+                continue
+            for i in range(16):
+                a, b = np.uint64(row * 16 + i) & low, np.uint64(slab)
+                c, d = index & low, index >> shift
+                k, l = key & low, key >> shift
+                for _ in range(7):
+                    p, q = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
+                    a, b, c, d = (q >> shift) ^ b ^ k, q & low, (p >> shift) ^ d ^ l, p & low
+                    k, l = (k + np.uint64(0x9E3779B9)) & low, (l + np.uint64(0xBB67AE85)) & low
+                words[0, i], words[1, i], words[2, i], words[3, i] = a, b, c, d
+            for j in range(0, 4, 2):
+                for i in range(16):
+                    x[slab, row, 16 * j + i], x[slab, row, 16 * j + 16 + i] = box_muller(
+                        words[j, i], words[j + 1, i])
+
+
+def box_muller(a, b):
+    """Two independent normals from two random int32; none is beyond 6.66."""
+    f, sqrt_half = np.float32, np.int32(0x3F3504F3)                             # the latter as bits
+    u = (f((a >> np.int32(1)) & np.int32(0x7FFFFFFF)) + f(0.5)) * f(2.0 ** -31)     # in (0, 1]
+    bits = np.int32(np.float32(u).view(np.int32) - sqrt_half)                   # u = 2**exponent (1 + m)
+    m = np.int32((bits & np.int32(0x7FFFFF)) + sqrt_half).view(np.float32) - f(1)
+    exponent = f(bits >> np.int32(23))
+    p = f(7.0376836292e-2) * m - f(1.1514610310e-1)                             # log(1 + m), as Cephes does
+    p = ((p * m + f(1.1676998740e-1)) * m - f(1.2420140846e-1)) * m + f(1.4249322787e-1)
+    p = ((p * m - f(1.6668057665e-1)) * m + f(2.0000714765e-1)) * m - f(2.4999993993e-1)
+    p = (p * m + f(3.3333331174e-1)) * m - f(0.5)
+    radius = np.sqrt(f(-2) * (p * m * m + m + exponent * f(0.6931471805599453)))
+    t = f(b) * f(2.0 ** -32)                                                    # half the angle, over pi
+    s = t * t                                                                   # minimax to 5e-8
+    sine = (((f(0.0775603876) * s - f(0.598242104)) * s + f(2.55006981)) * s - f(5.167709827)) * s
+    sine = (sine + f(3.141592741)) * t
+    cosine = (((f(0.21969679) * s - f(1.33188021)) * s + f(4.058412075)) * s - f(4.934792995)) * s + f(1)
+    return radius * (cosine * cosine - sine * sine), radius * f(2) * sine * cosine
+
+
+def network_sums(weights, key, index, n_samples, activations, groups, sums):
+    """Draw a block, take it through all layers, fill `groups` (final, |z1|, z2**2, scratch) and `sums`."""
+    depth, _, width, _ = weights.shape
+    _, n_slabs, n_rows, _ = activations.shape
+    tile = tile_rows()
+    active = np.empty((2, n_slabs, n_rows // tile), np.uint64)
+    active[0] = ~np.uint64(0)
+    draw_normals(activations[0], key, index)
+    n_pairs = (n_samples - n_rows + GROUP + 1) // 2         # of the last group
+    activations[0, :, n_rows - GROUP + n_pairs:] = 0
+    for layer in range(depth):
+        x, y = activations[layer & 1], activations[1 - layer & 1]
+        masks = active[layer & 1]
+        rows = GROUP if layer else GROUP // 2           # -x @ w is known from x @ w
+        for slab in range(n_slabs):
+            for half in range(2):
+                for k in range(0, n_slabs, 2):
+                    panel = weights[layer, 2 * slab + half, k * COLUMNS:].ctypes.data
+                    x_k, masks_k = x[k].ctypes.data, masks[k].ctypes.data
+                    y_half = y[slab, 0, half * PANEL:].ctypes.data
+                    for group in range(0, n_rows, GROUP):
+                        for row in range(group, group + rows, tile):
+                            multiply_tile(x_k + row * COLUMNS * 4, n_rows * COLUMNS * 4,
+                                          masks_k + row // tile * 8, n_rows // tile * 8, min(2, n_slabs - k),
+                                          panel, y_half + row * COLUMNS * 4, k > 0)
+            finish_slab(y[slab], active[1 - layer & 1, slab], n_samples, layer, depth, slab * COLUMNS,
+                        groups, sums)
+
+
+def finish_slab(y, masks, n_samples, layer, depth, column, groups, sums):
+    """Turn 64 columns of pre-activations into activations, masks and sums."""
+    tiles = GROUP // tile_rows()
+    squares = np.empty(COLUMNS, np.float32)
+    for group in range(len(y) // GROUP):
+        first = group * GROUP
+        total = groups[0 if layer == depth - 1 else 3, group]
+        if layer == 0:
+            for r in range(first, first + GROUP // 2):
+                for c in range(COLUMNS):
+                    y[r + GROUP // 2, c] = -y[r, c] if 2 * r - first + 1 < n_samples else np.float32(0)
+        elif layer == 1:
+            add_squares(y, first, squares)
+            for c in range(COLUMNS):
+                groups[2, group, column + c] = squares[c]
+        relu_group(y[first:].ctypes.data, masks[group * tiles:].ctypes.data, total[column:].ctypes.data)
+        for c in range(column, column + COLUMNS):
+            t = np.float64(total[c])
+            sums[layer, c] += t
+            sums[depth + layer, c] += t * t
+        if layer == 0:
+            for c in range(column, column + COLUMNS):
+                groups[1, group, c] = np.float32(2) * total[c]
+        if layer == depth - 1:
+            add_squares(y, first, squares)
+            for c in range(COLUMNS):
+                sums[2 * depth, column + c] += np.float64(squares[c])
+
+
+def add_squares(y, first, squares):
+    """The sums of squares over a group's 16 rows."""
+    squares[:] = 0
+    for r in range(first, first + GROUP):
+        for c in range(COLUMNS):
+            squares[c] += y[r, c] * y[r, c]
+
+
+def add_product(a, b, out):
+    """out += a @ b: two rows by four inputs at a time, 64 inputs of b kept in cache."""
+    for start in range(0, len(b), 64):
+        for i in range(0, len(a), 2):
+            x, y = out[i], out[i + 1]
+            for k in range(start, min(start + 64, len(b)), 4):
+                x0, x1, x2, x3 = a[i, k], a[i, k + 1], a[i, k + 2], a[i, k + 3]
+                y0, y1, y2, y3 = a[i + 1, k], a[i + 1, k + 1], a[i + 1, k + 2], a[i + 1, k + 3]
+                b0, b1, b2, b3 = b[k], b[k + 1], b[k + 2], b[k + 3]
+                for j in range(b.shape[1]):
+                    x[j] += x0 * b0[j] + x1 * b1[j] + x2 * b2[j] + x3 * b3[j]
+                    y[j] += y0 * b0[j] + y1 * b1[j] + y2 * b2[j] + y3 * b3[j]
+
+
+def matrix_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a @ b, to the same bits however many threads BLAS has."""
+    load_kernels()
+    padded = np.pad(a, ((0, -len(a) % 2), (0, -a.shape[1] % 4)))
+    b_padded = np.pad(b, ((0, -len(b) % 4), (0, 16)))       # 16: or all rows start at one place of a memory page
+    out = np.zeros((len(padded), b_padded.shape[1]), np.result_type(a, b))
+    add_product(padded, b_padded, out)
+    return out[:len(a), :b.shape[1]]
+
+
+# In vector IR, because the compiler's own vectors reach half the chip's rate. All arrays go by address.
+
+def vector_type():
+    """The host's float32 vector, and the rows in a tile: enough sums to hide the latency of an FMA."""
+    from llvmlite import binding, ir
+    features = binding.get_host_cpu_features()
+    lanes, rows = (16, 4) if features.get("avx512f") else (8, 2) if features.get("avx2") else (4, 2)
+    return ir.VectorType(ir.FloatType(), lanes), lanes, rows
+
+
+def _pointer(b, address, offset, kind):
+    return b.inttoptr(b.add(address, address.type(offset)), kind.as_pointer())
+
+
+def tile_rows(typingctx):
+    """How many rows share a mask and a tile."""
+    from numba import types
+    rows = vector_type()[2]
+    return types.intp(), lambda context, b, signature, args: context.get_constant(types.intp, rows)
+
+
+def multiply_tile(typingctx, x, x_step, masks, masks_step, n_slabs, w, y, resume):
+    """y (+)= x @ w for the rows of a tile and the columns of a panel, over `n_slabs` slabs of x.
+
+    Bit k of a slab's mask tells whether any of the rows has a nonzero k-th input; the others are not visited.
+    The sums live in registers: LLVM promotes `alloca`s whose address goes nowhere.
+    """
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    vector, lanes, rows = vector_type()
+    tile = [(r, v) for r in range(rows) for v in range(PANEL // lanes)]
+
+    def codegen(context, b, signature, args):
+        x, x_step, masks, masks_step, n_slabs, w, y, resume = args
+        i64, f32, zeros = x.type, vector.element, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
+        fma = cgutils.get_or_insert_function(
+            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32")
+        out = {(r, v): _pointer(b, y, (r * COLUMNS + v * lanes) * 4, vector) for r, v in tile}
+        sums = {at: cgutils.alloca_once(b, vector) for at in tile}
+        left = cgutils.alloca_once(b, i64)
+        for at in tile:
+            b.store(ir.Constant(vector, None), sums[at])
+        with b.if_then(resume):
+            for at in tile:
+                b.store(b.load(out[at], align=4), sums[at])
+        with cgutils.for_range(b, n_slabs) as slab:
+            x_slab = b.add(x, b.mul(slab.index, x_step))
+            w_slab = b.add(w, b.mul(slab.index, i64(COLUMNS * PANEL * 4)))
+            b.store(b.load(_pointer(b, b.add(masks, b.mul(slab.index, masks_step)), 0, i64)), left)
+            test, step, done = map(b.append_basic_block, ("test", "step", "done"))
+            b.branch(test)
+            b.position_at_end(test)
+            bits = b.load(left)
+            b.cbranch(b.icmp_unsigned("!=", bits, i64(0)), step, done)
+            b.position_at_end(step)
+            k = b.cttz(bits, ir.IntType(1)(1))                      # the lowest bit that is set ...
+            b.store(b.and_(bits, b.sub(bits, i64(1))), left)        # ... which is now done
+            x_k, w_k = b.add(x_slab, b.mul(k, i64(4))), b.add(w_slab, b.mul(k, i64(PANEL * 4)))
+            columns = [b.load(_pointer(b, w_k, 4 * v, vector), align=4) for v in range(0, PANEL, lanes)]
+            for r, v in tile:
+                if v == 0:
+                    value = b.load(_pointer(b, x_k, r * COLUMNS * 4, f32), align=4)
+                    one = b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+                    broadcast = b.shuffle_vector(one, one, zeros)
+                b.store(b.call(fma, [broadcast, columns[v], b.load(sums[r, v])]), sums[r, v])
+            b.branch(test)
+            b.position_at_end(done)
+        for at in tile:
+            b.store(b.load(sums[at]), out[at], align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7, types.boolean), codegen
+
+
+def relu_group(typingctx, z, masks, total):
+    """ReLU of 16 rows of 64 floats in place; each tile's mask of nonzero columns; the sum of the rows."""
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    vector, lanes, rows = vector_type()
+
+    def codegen(context, b, signature, args):
+        z, masks, total = args
+        i64, zero, columns = z.type, ir.Constant(vector, None), range(0, COLUMNS, lanes)
+        sums = [cgutils.alloca_once(b, vector) for _ in columns]
+        for s in sums:
+            b.store(zero, s)
+        with cgutils.for_range(b, i64(GROUP // rows)) as tile:
+            z_tile, mask = b.add(z, b.mul(tile.index, i64(rows * COLUMNS * 4))), i64(0)
+            for s, column in zip(sums, columns):
+                any_nonzero = ir.Constant(ir.VectorType(ir.IntType(1), lanes), None)
+                for r in range(rows):
+                    here = _pointer(b, z_tile, (r * COLUMNS + column) * 4, vector)
+                    value = b.fadd(b.load(here, align=4), zero)     # or LLVM stores by mask: slow on AMD
+                    value = b.select(b.fcmp_ordered("<", value, zero), zero, value)     # a NaN stays
+                    b.store(value, here, align=4)
+                    b.store(b.fadd(b.load(s), value), s)
+                    any_nonzero = b.or_(any_nonzero, b.fcmp_unordered("!=", value, zero))
+                bits = b.zext(b.bitcast(any_nonzero, ir.IntType(lanes)), i64)
+                mask = b.or_(mask, b.shl(bits, i64(column)))
+            b.store(mask, _pointer(b, b.add(masks, b.mul(tile.index, i64(8))), 0, i64))
+        for s, column in zip(sums, columns):
+            b.store(b.load(s), _pointer(b, total, column * 4, vector), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
+
+
+# ======================================================================================
+# Truth
+#
+# The mean of every neuron, with an error bar. Samples come as antithetic pairs in groups. The final layer
+# also gets control variates: the means of
+# |z1| and z2^2 (pre-activations of layers 1 and 2) are known in closed form, and so, from the derivative of
+# mean propagation, is about how far their scatter moves the final layer. One number, the scale of that
+# correction, is fitted. Any coefficients leave the truth unbiased; poor ones only make it less precise.
+# ======================================================================================
+
+POOL = 4              # of the engine"s groups are one observation of the final layer
+CHUNK = 4096          # samples that enter the moments at once; checkpoints are CHUNK * 2**k
+MIN_FOLD_GROUPS = 8   # a fold of fewer groups is no judge of the scale: plain pairs
+
+
+def times(vector, matrix):
+    """vector @ matrix, to the same bits however many threads BLAS has."""
+    return np.einsum("i,ij->j", vector, matrix)
+
+
+def control_variates(weights):
+    """What the weights alone say of the features |z1| and z2^2 (depth >= 2).
+
+    Returns their exact means (2 * width,); the coefficients (2 * width, width) float32, change of the final
+    means per unit of each feature; and `centre` (width,), rough final means.
+
+    E|z1_j| = |w_j| sqrt(2/pi); E z2_i^2 = (W2" M W2)_ii with M the arc-cosine kernel (Cho and Saul 2009).
+    A pair"s mean of z2 is |z1| @ W2 / 2, so a group"s features give mean and variance of its z2; mean
+    propagation (pre-activations as independent Gaussians) takes these to the final means. The coefficients
+    are its derivative, by the chain rule from the last layer back.
+    """
+    first, second = (w.astype(np.float64) for w in weights[:2])
+    norms = np.maximum(np.linalg.norm(first, axis=0), 1e-150)
+    abs_z1 = norms * math.sqrt(2 / math.pi)
+    cosine = np.clip(matrix_product((first / norms).T, first / norms), -1, 1)
+    kernel = np.sqrt(1 - cosine ** 2) + (math.pi - np.arccos(cosine)) * cosine
+    kernel *= np.outer(norms, norms) / (2 * math.pi)
+    square_z2 = (matrix_product(kernel, second) * second).sum(0)
+
+    mean_z2 = mean = times(abs_z1, second) / 2
+    variance, slopes = square_z2 - mean ** 2, []
+    for w in weights[1:]:
+        if slopes:
+            mean, variance = times(centre, w), times(relu_variance, w * w)
+        sigma = np.sqrt(np.maximum(variance, 1e-12 * variance.mean() + 1e-36))
+        on = np.array([math.erfc(-a / math.sqrt(2)) / 2 for a in mean / sigma])
+        density = np.exp(-(mean / sigma) ** 2 / 2) / math.sqrt(2 * math.pi)
+        centre = mean * on + sigma * density
+        relu_variance = np.maximum((mean ** 2 + variance) * on + mean * sigma * density - centre ** 2, 0)
+        # d(mean of relu) / d(mean, variance of z), then the same of its variance
+        slopes.append(np.array([on, density / (2 * sigma),
+                                2 * centre * (1 - on), on - centre * density / sigma], np.float32))
+
+    by_mean, by_variance = np.diag(slopes[-1][0]), np.diag(slopes[-1][1])
+    for w, (mm, mv, vm, vv) in zip(weights[:1:-1], slopes[-2::-1]):
+        of_mean = matrix_product(w, by_mean)
+        # (w * w) @ by_variance with w * w as a product of its margins: as precise, at half the work
+        rows, columns = np.einsum("ij,ij->i", w, w), np.einsum("ij,ij->j", w, w)
+        of_variance = np.outer(rows, times(columns, by_variance) / max(rows.sum(), 1e-30))
+        by_mean = mm[:, None] * of_mean + vm[:, None] * of_variance
+        by_variance = mv[:, None] * of_mean + vv[:, None] * of_variance
+    by_abs_z1 = matrix_product(weights[1], by_mean / 2 - mean_z2[:, None].astype(np.float32) * by_variance)
+    coefficients = np.nan_to_num(np.concatenate([by_abs_z1, by_variance]), posinf=0, neginf=0)
+    return np.concatenate([abs_z1, square_z2]), coefficients, centre
+
+
+@dataclass(frozen=True)
+class Truth:
+    """E[activation] of every neuron for x ~ N(0, I), and how far off it may be.
+
+    `mean`, `standard_error` (depth, width); `variance` (width,), of one sample"s final activations;
+    `covariance` (width, width), of the error of mean[-1]: neurons move together. Errors are nan, unknown, for
+    a single group. `scale`: the part of the closed-form correction that was made, 0 for plain pairs.
+    """
+    n_samples: int
+    mean: np.ndarray
+    standard_error: np.ndarray
+    variance: np.ndarray
+    covariance: np.ndarray
+    scale: float
+
+
+class Moments:
+    """The sums behind one network"s truth, growing chunk by chunk in the order of the engine"s blocks.
+
+    `state`, a dict of arrays, is all that is kept to go on later: the same chunks give the same bits. Even
+    and odd groups are two folds. A truth at any n: add all whole chunks, deepcopy, add the rest to that.
+    """
+
+    def __init__(self, weights, state=None):
+        depth, width = len(weights), len(weights[0])
+        self.controls = control_variates(weights) if depth > 1 else None
+        self.first_mean = np.linalg.norm(weights[0].astype(np.float64), axis=0) / math.sqrt(2 * math.pi)
+        self.state = state or dict(
+            n_samples=np.zeros(2, np.int64), squared_sizes=np.zeros(2, np.int64),
+            layer_sums=np.zeros((depth, width)), layer_squares=np.zeros((depth, width)),
+            final_squares=np.zeros(width), final=np.zeros((2, width)), features=np.zeros((2, 2 * width)),
+            traces=np.zeros((2, 2)), products=np.zeros((3, width, width)))
+
+    def add(self, blocks):
+        """Add one chunk, a list of engine blocks."""
+        s = self.state
+        groups = np.concatenate([np.minimum(b.n_samples - np.arange(0, b.n_samples, GROUP), GROUP) for b in blocks])
+        starts = np.arange(0, len(groups), POOL)
+        size = np.add.reduceat(groups, starts)
+        s["n_samples"] += size[0::2].sum(), size[1::2].sum()
+        s["squared_sizes"] += groups @ groups, size @ size
+        for b in blocks:
+            s["layer_sums"] += b.layer_sums
+            s["layer_squares"] += b.layer_squares
+            s["final_squares"] += b.final_squares
+        if self.controls is None:
+            return
+        sums = np.concatenate([np.concatenate([b.final, b.abs_z1, b.square_z2], axis=1) for b in blocks])
+        final, features = np.split(np.add.reduceat(sums, starts), [len(s["final_squares"])], axis=1)
+        s["final"] += [final[fold::2].sum(0, dtype=np.float64) for fold in (0, 1)]
+        s["features"] += [features[fold::2].sum(0, dtype=np.float64) for fold in (0, 1)]
+        # F: centred final sums, P: predicted from the features, R: what is left. Float32 is enough here:
+        # products carry the error bars and the scale, never the mean.
+        means, coefficients, centre = self.controls
+        F = final - np.outer(size, centre).astype(np.float32)
+        P = matrix_product(features - np.outer(size, means).astype(np.float32), coefficients)
+        R = F - P
+        s["traces"] += [[(x * P)[fold::2].sum(dtype=np.float64) for fold in (0, 1)] for x in (F, P)]
+        for total, x in zip(s["products"], (F, P, R)):
+            total += matrix_product(x.T, x)
+
+    def truth(self, plain=False):
+        """The Truth of the samples so far; `plain` leaves the control variates out."""
+        s, folds = self.state, self.state["n_samples"]
+        n = int(folds.sum())
+        group_size, pool_size = s["squared_sizes"] / n
+        mean = s["layer_sums"] / n
+
+        def error(squares, product_of_means, size):
+            """(Co)variance of the mean from sums of squared group sums; the last group may be smaller."""
+            return (squares - n * size * product_of_means) / ((n - size) * n or math.nan)
+
+        sample_variance = np.maximum(s["final_squares"] / n - mean[-1] ** 2, 0)
+        variance = error(s["layer_squares"], mean ** 2, group_size)
+        mean[0], variance[0] = self.first_mean, 0
+        covariance, scales = np.zeros((len(mean[0]),) * 2), np.zeros(2)
+        if self.controls is not None:
+            means, coefficients, centre = self.controls
+            F = s["final"] - np.outer(folds, centre)
+            P = matrix_product(s["features"] - np.outer(folds, means), coefficients)
+            if not plain and folds.min() >= MIN_FOLD_GROUPS * POOL * GROUP:
+                # Least squares of F on P, one number for all neurons, each fold"s from the other: no sample
+                # judges its own scale. 1 where mean propagation is right, 0 where it says nothing. Rounded,
+                # so that the last bits of a product do not reach the mean.
+                FP, PP = s["traces"]
+                slope = (FP - (F * P).sum(1) * POOL * GROUP / folds) / np.maximum(PP, 1e-30)
+                scales = np.nan_to_num(np.round(slope * 64) / 64)[::-1]
+            mean[-1] = (s["final"] - scales[:, None] * P).sum(0) / n
+            # F - aP has covariance (1 - a) FF + (a^2 - a) PP + a RR, as FP + PF = FF + PP - RR.
+            F, P = F.sum(0) / n, P.sum(0) / n
+            parts = np.array([1 - scales, scales ** 2 - scales, scales]) @ folds / n
+            covariance = sum(part * error(squares, np.outer(m, m), pool_size)
+                             for part, squares, m in zip(parts, s["products"], (F, P, F - P)))
+            variance[-1] = np.diag(covariance)
+        return Truth(n, mean, np.sqrt(np.maximum(variance, 0)), sample_variance, covariance,
+                     float(scales @ folds / n))
+
+
+class GrowingTruth:
+    """The truth of one network, as far as it was sampled; its stream is keyed by its weights."""
+
+    def __init__(self, mlp: MLP, plain: bool = False):
+        weights = [np.asarray(w) for w in mlp.weights]
+        self.network, self.plain = pack_weights(weights), plain
+        self.key = int.from_bytes(hashlib.sha256(b"".join(map(bytes, weights))).digest()[:8], "little")
+        self.moments, self.n_samples = Moments(weights), 0
+
+    def at(self, n_samples: int) -> Truth:
+        """The truth at exactly `n_samples`, at least as many whole chunks as before."""
+        block = samples_per_block(self.network.width)
+        whole = n_samples // CHUNK
+        blocks = simulate_blocks(self.network, self.key, range(self.n_samples // block, whole * CHUNK // block))
+        while self.n_samples < whole * CHUNK:
+            self.moments.add(list(itertools.islice(blocks, CHUNK // block)))
+            self.n_samples += CHUNK
+        moments, rest = self.moments, n_samples - whole * CHUNK
+        if rest:
+            moments = copy.deepcopy(moments)
+            moments.add([simulate_block(self.network, self.key, (self.n_samples + done) // block, min(block, rest - done))
+                         for done in range(0, rest, block)])
+        return moments.truth(self.plain)
+
+
+def checkpoints(width: int, depth: int, max_work: float) -> Iterator[int]:
+    """Numbers of samples at which `auto` may stop: CHUNK * 2^k, up to max_work dense FLOPs of sampling."""
+    n = CHUNK
+    while n == CHUNK or 2 * width**2 * depth * n <= max_work:
+        yield n
+        n *= 2
+
+
+# ======================================================================================
+# Baselines
+#
+# Six estimators to be measured against, from nothing to second-order moment propagation.
+# Written against fnp like any participant's, so that their bills are what yours would be.
+# ======================================================================================
+
+
+def zeros(mlp: MLP, budget: int):
+    """Predict that no neuron ever fires: what a failed estimator is scored as."""
+    return fnp.zeros((mlp.depth, mlp.width))
+
+
+def random(mlp: MLP, budget: int):
+    """Predict uniform noise: what an estimator that looks at nothing deserves."""
+    return fnp.random.default_rng(mlp.seed).uniform(0.0, 1.0, size=(mlp.depth, mlp.width))
+
+
+def sampling(mlp: MLP, budget: int):
+    """Spend a tenth of the budget, below which spending less earns nothing, on plain Monte Carlo."""
+    n_samples = max(1, int(0.09 * budget / (2 * mlp.depth * mlp.width**2)))
+    x = fnp.random.default_rng(mlp.seed).standard_normal((n_samples, mlp.width), dtype=fnp.float32)
+    rows = []
+    for weight in mlp.weights:
+        x = fnp.maximum(fnp.matmul(x, weight), fnp.float32(0))
+        rows.append(fnp.mean(x, axis=0))
+    return fnp.stack(rows, axis=0)
+
+
+def mean_propagation(mlp: MLP, budget: int):
+    """Carry each neuron's mean and variance from layer to layer, as if neurons were independent Gaussians.
+
+    For z ~ N(m, s^2): E relu(z) = m Phi(m/s) + s phi(m/s), E relu(z)^2 = (m^2 + s^2) Phi(m/s) + m s phi(m/s).
+    """
+    mean, variance, rows = fnp.zeros(mlp.width), fnp.ones(mlp.width), []
+    for weight in mlp.weights:
+        m = fnp.matmul(mean, weight)
+        v = fnp.maximum(fnp.matmul(variance, weight * weight), 1e-12)
+        s = fnp.sqrt(v)
+        density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
+        mean = m * below + s * density
+        variance = fnp.maximum((m * m + v) * below + m * s * density - mean * mean, 0.0)
+        rows.append(mean)
+    return fnp.stack(rows, axis=0)
+
+
+def covariance_propagation(mlp: MLP, budget: int):
+    """Carry the mean and the whole covariance from layer to layer, as if pre-activations were jointly Gaussian.
+
+    Off the diagonal the first two Hermite terms of Cov(relu(z_i), relu(z_j)) are kept (Price's theorem):
+    K_ij Phi_i Phi_j + K_ij^2 phi_i phi_j / (2 s_i s_j).
+    """
+    mean, covariance, rows = fnp.zeros(mlp.width), fnp.eye(mlp.width), []
+    for weight in mlp.weights:
+        m = fnp.matmul(mean, weight)
+        k = fnp.matmul(fnp.matmul(weight.T, covariance), weight)
+        v = fnp.maximum(fnp.diag(k), 1e-12)
+        s = fnp.sqrt(v)
+        density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
+        mean = m * below + s * density
+        variance = fnp.maximum((m * m + v) * below + m * s * density - mean * mean, 0.0)
+        slope = density / s
+        covariance = k * fnp.outer(below, below) + k * k * fnp.outer(slope, slope) * 0.5
+        fnp.fill_diagonal(covariance, variance)
+        rows.append(mean)
+    return fnp.stack(rows, axis=0)
+
+
+def combined(mlp: MLP, budget: int):
+    """Covariance propagation where the budget allows its matrix products at the lowest multiplier, else means."""
+    affordable = 4 * mlp.depth * mlp.width**3 <= MULTIPLIER_FLOOR * budget
+    return (covariance_propagation if affordable else mean_propagation)(mlp, budget)
+
+
+BASELINES = {f.__name__: f for f in (zeros, random, sampling, mean_propagation, covariance_propagation, combined)}
+
+
+class Baseline(BaseEstimator):
+    """A baseline of BASELINES by its name, as an estimator."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def predict(self, mlp: MLP, budget: int):
+        return BASELINES[self.name](mlp, budget)
+
+
+# ======================================================================================
+# Scoring
+#
+# From what predict() gave and what it cost to the contest's numbers: the score of one
+# network, the score of the suite, and how sure both are. Keys are those of the real
+# `whest run --format json`; what we add stands beside them under names of its own.
+# ======================================================================================
+
+FLAGS = ("budget_exhausted", "time_exhausted", "residual_wall_time_exhausted", "combined_budget_exhausted")
+TIMES = ("wall_time_s", "flopscope_backend_time_s", "flopscope_overhead_time_s", "residual_wall_time_s")
+
+
+
+@dataclass
+class Outcome:
+    """What one predict() call gave and what it cost: a valid prediction `(depth, width)`, or why there is none.
+
+    `flag` is one of FLAGS; `error` is `{"message", "details"}`; the four times are seconds.
+    """
+
+    prediction: np.ndarray | None = None
+    flops_used: int = 0
+    wall_time_s: float = 0.0
+    flopscope_backend_time_s: float = 0.0
+    flopscope_overhead_time_s: float = 0.0
+    residual_wall_time_s: float = 0.0
+    breakdown: dict | None = None
+    flag: str | None = None
+    error: dict | None = None
+    error_code: str | None = None
+    traceback: str | None = None
+    lines: list = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return self.prediction is None
+
+    def effective_compute(self, rules: Round) -> float:
+        """`C = F + lambda * R` in FLOPs, with R the residual wall time."""
+        return self.flops_used + rules.lambda_flops_per_second * self.residual_wall_time_s
+
+    def multiplier(self, rules: Round) -> float:
+        """Share of the budget that was spent, at least 0.1; 1 for a failure."""
+        return 1.0 if self.failed else max(MULTIPLIER_FLOOR, self.effective_compute(rules) / rules.flop_budget)
+
+    def scored(self, truth: Truth) -> np.ndarray:
+        """The prediction in float64, zeros for a failure."""
+        return np.zeros_like(truth.mean) if self.failed else self.prediction.astype(np.float64)
+
+    def apply_limits(self, rules: Round) -> Outcome:
+        """Withdraw a prediction that came too late or cost too much, as the contest does after the call."""
+        if not self.failed:
+            limits = ((self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
+                      (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
+                      (self.effective_compute(rules), rules.flop_budget, "combined_budget_exhausted"))
+            self.flag = next((flag for spent, limit, flag in limits if limit is not None and spent > limit), None)
+            if self.flag:
+                self.prediction = None
+        return self
+
+
+NORMAL_975 = 1.959963984540054  # quantile that makes a two-sided 95% interval
+
+
+@dataclass(frozen=True)
+class TruthError:
+    """A mean squared error, or a suite's mean of them, against noisy truths.
+
+    `raw` as measured; `noise_floor`, its expected excess; `linear` + `quadratic`, the variance that truth
+    noise gives it: parts that fall as 1 / n_samples and 1 / n_samples^2. `between`: the standard error of a
+    suite's mean from the choice of its `n_networks` alone, None for one network.
+    """
+    raw: float
+    noise_floor: float
+    linear: float
+    quadratic: float
+    between: float | None = None
+    n_networks: int = 1
+
+    @property
+    def corrected(self):
+        """Unbiased for the error against exact truths; can be negative where noise hides a small one."""
+        return self.raw - self.noise_floor
+
+    @property
+    def standard_error(self):
+        """Of `corrected`, from truth noise."""
+        return math.sqrt(self.linear + self.quadratic)
+
+    @property
+    def truth_interval(self):
+        """95% interval for these networks' error against exact truths."""
+        half = NORMAL_975 * self.standard_error
+        return self.corrected - half, self.corrected + half
+
+    @property
+    def network_interval(self):
+        """95% interval for the mean over all such networks, were the truths exact."""
+        half = math.nan if self.between is None else student_975(self.n_networks - 1) * self.between
+        return None if self.between is None else (self.corrected - half, self.corrected + half)
+
+    def precise(self, precision):
+        """Whether standard error and noise floor are within this share of the corrected error."""
+        return max(self.standard_error, self.noise_floor) <= precision * self.corrected
+
+    def growth_needed(self, precision):
+        """How many times the samples that `precision` takes; None for an error not told from zero."""
+        if self.corrected <= NORMAL_975 * self.standard_error:
+            return None
+        aim = precision * self.corrected
+        noise = self.linear + math.sqrt(self.linear ** 2 + 4 * self.quadratic * aim ** 2)
+        return max(self.noise_floor / aim, noise / (2 * aim ** 2))
+
+
+def final_error(prediction, truth):
+    """Error of a prediction of the final layer (width,)."""
+    S, delta, width = truth.covariance, prediction - truth.mean[-1], len(prediction)
+    # Taken out: the excess of tr SS, S being a sample covariance of f degrees of freedom (Wishart moments),
+    # and that of d'Sd, delta holding the truth's noise.
+    f = max(truth.n_samples / (POOL * GROUP) - 1, 2)
+    trace_SS = max(((S * S).sum() - np.trace(S) ** 2 / f) * f * f / ((f + 2) * (f - 1)), 0)
+    linear = max((S * np.outer(delta, delta)).sum() - trace_SS, 0)
+    return TruthError(float(delta @ delta / width), float(np.trace(S) / width),
+                 float(4 * linear / width ** 2), float(2 * trace_SS / width ** 2))
+
+
+def suite_error(errors, multipliers):
+    """The suite's score: the mean of multiplier * error over its networks."""
+    columns = ((e.raw, e.noise_floor, e.linear, e.quadratic) for e in errors)
+    raw, floor, linear, quadratic = np.array(list(columns)).T
+    m, n, between = np.asarray(multipliers, float), len(errors), None
+    if n > 1:
+        # the scatter between networks, less what truth noise adds to it: that is the other interval's
+        scatter = np.var(m * (raw - floor), ddof=1) - (m ** 2 * (linear + quadratic)).mean()
+        between = math.sqrt(max(scatter, 0) / n)
+    return TruthError(float((m * raw).mean()), float((m * floor).mean()), float(m ** 2 @ linear / n ** 2),
+                 float(m ** 2 @ quadratic / n ** 2), between, n)
+
+
+def student_975(dof):
+    """97.5% quantile of Student's t: by its Cornish-Fisher series, within 0.1%, where not tabulated."""
+    if dof <= 4:
+        return (12.7062, 4.3027, 3.1824, 2.7764)[dof - 1]
+    z = NORMAL_975
+    return (z + (z ** 3 + z) / (4 * dof) + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * dof ** 2)
+            + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * dof ** 3))
+
+def corrected_report(score: TruthError, precision: float) -> dict:
+    """The `corrected` block of the document."""
+    return {"score": score.corrected, "standard_error": score.standard_error, "noise_floor": score.noise_floor,
+            "truth_interval": score.truth_interval, "network_interval": score.network_interval,
+            "growth_needed": score.growth_needed(precision)}
+
+
+def score_mlp(index: int, mlp: MLP, outcome: Outcome, truth: Truth, rules: Round) -> dict:
+    """The report on one network, as in the real document. A failure is scored as zeros at the full budget."""
+    prediction = outcome.scored(truth)
+    squared_error = (prediction - truth.mean) ** 2
+    multiplier = outcome.multiplier(rules)
+    final = final_error(prediction[-1], truth)
+    error = {} if outcome.error_code is None else {"error": outcome.error, "error_code": outcome.error_code}
+    return {"mlp_index": index, "mlp_name": mlp.name, **error, "traceback": outcome.traceback,
+            "final_layer_mse": final.raw, "all_layers_mse": float(squared_error.mean()),
+            "per_layer_mse": squared_error.mean(axis=1).tolist(), "adjusted_final_layer_score": final.raw * multiplier,
+            "flops_used": outcome.flops_used, "effective_compute": outcome.effective_compute(rules),
+            **{flag: outcome.flag == flag for flag in FLAGS}, **{t: getattr(outcome, t) for t in TIMES},
+            "breakdowns": {"estimator": outcome.breakdown}, "score_multiplier": multiplier,
+            "truth_n_samples": truth.n_samples, "noise_floor": final.noise_floor,
+            "corrected_final_layer_mse": final.corrected,
+            "zeros_final_layer_mse": float((truth.mean[-1] ** 2).mean() - final.noise_floor),
+            "sampling_variance": float(truth.variance.mean())}
+
+
+def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Iterable[float]) -> TruthError:
+    """The score of these outcomes against these truths."""
+    errors = [final_error(outcome.scored(truth)[-1], truth) for outcome, truth in zip(outcomes, truths)]
+    return suite_error(errors, list(multipliers))
+
+
+def failed(entry: dict) -> bool:
+    """Whether a per-MLP entry of the report is a failure of any kind."""
+    return "error_code" in entry or any(entry[flag] for flag in FLAGS)
+
+
+def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], rules: Round, precision: float) -> dict:
+    """The `results` of a run: means, extremes and failures over the networks, and the corrected score."""
+    per_mlp = [score_mlp(i, *each, rules) for i, each in enumerate(zip(suite, outcomes, truths))]
+    def mean(key: str) -> float:
+        return float(np.mean([entry[key] for entry in per_mlp]))
+
+    scores = [entry["adjusted_final_layer_score"] for entry in per_mlp]
+    counts = {flag: sum(entry[flag] for entry in per_mlp) for flag in FLAGS}
+    return {"adjusted_final_layer_score": mean("adjusted_final_layer_score"), "final_layer_mse": mean("final_layer_mse"),
+            "all_layers_mse": mean("all_layers_mse"),
+            "per_layer_mse": np.mean([entry["per_layer_mse"] for entry in per_mlp], axis=0).tolist(),
+            "best_mlp_adjusted_final_layer_score": min(scores), "worst_mlp_adjusted_final_layer_score": max(scores),
+            "mean_score_multiplier": mean("score_multiplier"),
+            "mean_compute_utilization": mean("effective_compute") / rules.flop_budget,
+            "n_failed_mlps": sum(map(failed, per_mlp)), "mean_effective_compute": mean("effective_compute"),
+            "failure_breakdown": counts | {"error": sum("error_code" in entry for entry in per_mlp)},
+            "corrected": corrected_report(suite_score(outcomes, truths, [o.multiplier(rules) for o in outcomes]), precision),
+            "per_mlp": per_mlp,
+            "breakdowns": {"sampling": None,
+                           "estimator": add_breakdowns([e["breakdowns"]["estimator"] for e in per_mlp])}}
+
+
+def add_breakdowns(breakdowns: list):
+    """Sum dictionaries of numbers, key by key and all the way down; None where there is nothing to sum."""
+    present = [b for b in breakdowns if b is not None]
+    if not present or not isinstance(present[0], dict):
+        return sum(present) if present else None
+    return {key: add_breakdowns([b.get(key) for b in present]) for key in dict.fromkeys(itertools.chain(*present))}
+
+
+SAMPLE_COUNTS = (10, 100, 1_000, 10_000, 100_000)
+
+
+def predict_within(estimator: BaseEstimator, mlp: MLP, flop_budget: int) -> tuple[np.ndarray, int]:
+    """Set up an estimator and call it under a budget; the prediction `(depth, width)` and the FLOPs it used."""
+    estimator.setup(SetupContext(mlp.width, mlp.depth, flop_budget, "1.0", seed=mlp.seed))
+    with BudgetContext(flop_budget, quiet=True) as context:
+        prediction = np.array(fnp.asarray(estimator.predict(mlp.copy(), flop_budget)))
+    return prediction, context.flops_used
+
+
+def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budget: int,
+                       sample_counts: Iterable[int] = SAMPLE_COUNTS, seed: int = 0) -> list[list[dict]]:
+    """For each estimator, its MSE over all layers against ever longer plain sampling, and at last the truth.
+
+    The last row's MSE is corrected for the truth's own noise. Rows: n_samples, sampling_flops, estimator_flops, mse.
+    """
+    predictions = [predict_within(estimator, mlp, flop_budget) for estimator in estimators]
+    references = []
+    for n_samples in sample_counts:
+        with BudgetContext(10**16, quiet=True) as sampling_cost:
+            means = monte_carlo_layer_means(mlp, n_samples, seed)
+        references.append((n_samples, sampling_cost.flops_used, np.asarray(means), 0.0))
+    truth = GrowingTruth(mlp).at(2**17)
+    references.append(("truth", 0, truth.mean, float((truth.standard_error**2).mean())))
+    return [[{"n_samples": n, "sampling_flops": flops, "estimator_flops": used,
+              "mse": float(((prediction - means) ** 2).mean()) - noise} for n, flops, means, noise in references]
+            for prediction, used in predictions]
+
+
+def compare_against_monte_carlo(estimator: BaseEstimator, mlp: MLP, sample_counts: Iterable[int] = SAMPLE_COUNTS,
+                                estimator_budget: int = 4 * 10**9, sampling_budget: int = 10**12, seed: int = 0,
+                                submission_dir: str | None = None) -> None:
+    """The starter kit's direct loop: print the convergence table of one estimator on one network."""
+    print(f"MLP: width={mlp.width} depth={mlp.depth} seed={mlp.seed}")
+    for row in table_lines(convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)[0]):
+        print(row)
+
+
+def table_lines(rows: list[dict]) -> list[str]:
+    """A convergence table as right-aligned text."""
+    lines = [f"{'n_samples':>10} | {'sampling_flops':>16} | {'estimator_flops':>15} | {'MSE':>11}", "-" * 61]
+    for row in rows:
+        n = row["n_samples"] if isinstance(row["n_samples"], str) else f"{row['n_samples']:,}"
+        cost = f"{row['sampling_flops']:,}" if row["sampling_flops"] else "-"
+        lines.append(f"{n:>10} | {cost:>16} | {row['estimator_flops']:>15,} | {row['mse']:>11.4e}")
+    return lines
+
+
+def grow_truths(suite: list[MLP], outcomes: list[Outcome], rules: Round, n_samples: int | None, precision: float,
+                max_work: float, progress: Callable[[str], None]) -> list[Truth]:
+    """Truths for these outcomes: of exactly `n_samples`, or grown together until the suite's score is precise.
+
+    Stops at the first checkpoint where the score's standard error and noise floor are both under `precision` of it, or
+    before `max_work` dense FLOPs of sampling a network. Whether to stop is judged by FLOPs alone, never by the clock.
+    """
+    growing = [GrowingTruth(mlp) for mlp in suite]
+    multipliers = [1.0 if o.failed else max(MULTIPLIER_FLOOR, o.flops_used / rules.flop_budget) for o in outcomes]
+    for n in [n_samples] if n_samples else checkpoints(rules.width, rules.depth, max_work):
+        truths = []
+        for i, each in enumerate(growing):
+            progress(f"truth  MLP {i + 1}/{len(growing)}  {n:,} samples")
+            truths.append(each.at(n))
+        if suite_score(outcomes, truths, multipliers).precise(precision):
+            break
+    return truths
+
+
+# ======================================================================================
+# Runners
+#
+# Where predict() runs. The metered call turns whatever happens inside, a wrong shape, an
+# exception, an endless loop, into an Outcome, so one network's failure costs that network
+# only.
+# ======================================================================================
+
+
+def materialise(raw: Any, mlp: MLP) -> np.ndarray:
+    """Cast what predict() returned to float32, billed where the book bills casts. ValueError for a wrong shape."""
+    shape, expected = tuple(getattr(raw, "shape", ())), (mlp.depth, mlp.width)
+    if shape == expected:
+        return np.array(fnp.asarray(raw, dtype=np.float32))
+    hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
+    if raw is None:
+        hint = "predict() returned nothing: end it with a return statement."
+    elif shape == expected[::-1]:
+        hint = "It seems transposed: return prediction.T."
+    elif not hasattr(raw, "shape"):
+        hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
+    raise invalid(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
+                  expected, shape, hint)
+
+
+def invalid(message: str, expected: tuple, got: tuple, hint: str) -> ValueError:
+    """A ValueError about a prediction, with the real package's `details`."""
+    exc = ValueError(message)
+    exc.details = {"expected_shape": list(expected), "got_shape": list(got), "cause_hints": [hint], "hint": hint}
+    return exc
+
+
+def require_finite(prediction: np.ndarray) -> None:
+    """ValueError naming the first layer with a NaN or an infinity."""
+    bad = np.argwhere(~np.isfinite(prediction))
+    if len(bad):
+        layer, neuron = bad[0].tolist()
+        value = prediction[layer, neuron]
+        cause = ("0/0, inf - inf, or the root or logarithm of a negative number" if np.isnan(value)
+                 else "a float32 overflow, or a division by zero")
+        raise invalid("Predictions must contain only finite values.", prediction.shape, prediction.shape,
+                      f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}.")
+
+
+class Alarm:
+    """Interrupt the main thread's Python code after `seconds`, again and again until it gives way.
+
+    It strikes only in code outside this file: never between a charge and its log, nor in the runner itself, and not
+    while a debugger has the floor. Does nothing in other threads, or where the platform has no interval timer.
+    """
+
+    def __init__(self, seconds: float | None, op_name: str):
+        self.seconds, self.op_name = seconds, op_name
+        self.works = (seconds is not None and hasattr(signal, "setitimer")
+                      and threading.current_thread() is threading.main_thread())
+
+    def strike(self, signum, frame):
+        bdb = sys.modules.get("bdb")
+        debugging = bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb)
+        if frame is not None and frame.f_code.co_filename != __file__ and not debugging:
+            raise TimeExhaustedError(self.op_name, elapsed_s=time.perf_counter() - self.start, limit_s=self.seconds)
+
+    def __enter__(self):
+        self.start = time.perf_counter()
+        if self.works:
+            self.previous = signal.signal(signal.SIGALRM, self.strike)
+            # An estimator may swallow the first strike: the next ones come every millisecond.
+            signal.setitimer(signal.ITIMER_REAL, max(self.seconds, 1e-3), 1e-3)
+        return self
+
+    def __exit__(self, *_):
+        if self.works:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self.previous)
+
+    @contextlib.contextmanager
+    def pause(self):
+        """Hold the timer, for as long as a person is at the debugger's prompt."""
+        left = signal.setitimer(signal.ITIMER_REAL, 0)[0] if self.works else 0
+        yield
+        if self.works:
+            signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), 1e-3)
+
+
+_clocks: tuple = ()     # of the predict() call in progress: what a debugger's prompt has to stop
+
+
+def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False) -> Outcome:
+    """Call predict() under the round's budget and clock; whatever happens inside becomes an Outcome.
+
+    With `fail_fast`, the participant's exception propagates instead.
+    """
+    global _clocks
+    outcome, failure = Outcome(), None
+    context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
+    _clocks = context, Alarm(rules.wall_time_limit, "predict")
+    try:
+        with _clocks[1], context:
+            prediction = materialise(estimator.predict(mlp, rules.flop_budget), mlp)
+        require_finite(prediction)
+        outcome.prediction, outcome.flops_used = prediction, context.flops_used
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:        # SystemExit is the estimator's failure too
+        if fail_fast or type(exc).__name__ == "BdbQuit":
+            raise
+        failure = exc
+    finally:
+        _clocks = ()
+    if isinstance(failure, (BudgetExhaustedError, TimeExhaustedError)):
+        # As in the real report: a blown budget counts as all of it, a blown clock as nothing.
+        outcome.flag = "budget_exhausted" if isinstance(failure, BudgetExhaustedError) else "time_exhausted"
+        outcome.flops_used = rules.flop_budget if outcome.flag == "budget_exhausted" else 0
+    if failure is None or outcome.flag:
+        outcome.breakdown = namespaced(context.summary_dict(by_namespace=True))
+        for name in TIMES:
+            setattr(outcome, name, outcome.breakdown[name])
+    if failure is not None:
+        describe_failure(outcome, failure, inspect.getsourcefile(type(estimator)) or __file__)
+    return outcome.apply_limits(rules)
+
+
+def namespaced(summary: dict) -> dict:
+    """A context's totals in the shape of the report's `breakdowns`: every namespace below "estimator."."""
+    del summary["operations"]
+    labels = {name: "estimator." + (name or "estimator-client").removeprefix("estimator.") for name in summary["by_namespace"]}
+    return summary | {"by_namespace": {labels[name]: row for name, row in summary["by_namespace"].items()}}
+
+
+def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
+    """Fill in the message, the participant's own line, and the traceback with our own frames folded away."""
+    text = traceback.TracebackException.from_exception(exc)
+    for part in filter(None, (text, text.__cause__, text.__context__)):
+        part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
+    outcome.traceback = "".join(text.format())
+    if not outcome.flag:
+        details = dict(getattr(exc, "details", None) or {})
+        returned = "expected_shape" in details
+        line = f"{Path(home).name}, the return value of predict()" if returned else participant_line(exc, home)
+        checked = returned or isinstance(exc, UnsupportedDtypeError)
+        outcome.error_code = type(exc).__name__ if checked else "PREDICT_ERROR"
+        outcome.error = {"message": str(exc) or type(exc).__name__, "type": type(exc).__name__,
+                         "details": details | {"line": line}}
+
+
+class LocalRunner:
+    """Runs the estimator in this process: the fastest, and the one to debug in. A context manager: entering it
+    loads the file and calls setup() within the round's set-up time, raising WhestError; leaving it tears down."""
+
+    def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False):
+        self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
+
+    def __enter__(self):
+        rules, limit, start = self.rules, self.rules.setup_timeout, time.perf_counter()
+        context = SetupContext(rules.width, rules.depth, rules.flop_budget, api_version="1.0",
+                               submission_dir=str(Path(self.path).resolve().parent), seed=self.seed)
+        try:
+            with Alarm(limit, "setup"):
+                self.estimator = load_estimator(self.path, self.class_name)
+                self.estimator.setup(context)
+            elapsed = time.perf_counter() - start
+            if limit is not None and elapsed > limit:
+                raise TimeExhaustedError("setup", elapsed_s=elapsed, limit_s=limit)
+        except (WhestError, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            if self.fail_fast:
+                raise
+            if isinstance(exc, TimeExhaustedError):
+                raise WhestError(f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
+                                 stage="setup", code="SETUP_TIMEOUT") from exc
+            raise WhestError(f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)})",
+                             stage="setup", code="SETUP_ERROR") from exc
+        return self
+
+    @property
+    def class_found(self) -> str:
+        """Name of the class that the loader chose."""
+        return type(self.estimator).__name__
+
+    def predict(self, mlp: MLP) -> Outcome:
+        """The outcome on a copy of `mlp`: what an estimator scribbles on its weights stays there."""
+        return metered_predict(self.estimator, mlp.copy(), self.rules, self.fail_fast)
+
+    def __exit__(self, *_):
+        with contextlib.suppress(Exception):
+            self.estimator.teardown()
+
+
+def open_debugger(screen) -> None:
+    """What breakpoint() does during a run: stop the live line and all clocks, then pdb in the caller's own frame."""
+    import pdb
+
+    class Debugger(pdb.Pdb):
+        def interaction(self, *args):
+            with contextlib.ExitStack() as stack:
+                for stoppable in (screen, *_clocks):
+                    stack.enter_context(stoppable.pause())
+                super().interaction(*args)
+
+    Debugger().set_trace(sys._getframe(2))
+
+
+# ======================================================================================
+# Reports
+#
+# A report is drawn from one plain dictionary, the document that `--format json` prints, so
+# nothing on the page is unavailable to a script. A panel is a title and lines of text; how
+# it is framed, coloured and fitted to the terminal is the Screen's business alone.
+# ======================================================================================
+
+STYLES = {"title": "1;36", "good": "32", "bad": "31", "strong": "1"}
+
+
+class Screen:
+    """Where a command writes: panels on stdout, and on a terminal a live line on stderr that leaves no trace.
+
+    `format` is rich (frames, colour, live line), plain (neither: pipes, debuggers) or json.
+    """
+
+    def __init__(self, format: str | None = None):
+        smart = os.environ.get("TERM") != "dumb" and "PYTHONBREAKPOINT" not in os.environ
+        self.format = format or ("rich" if smart and sys.stdout.isatty() else "plain")
+        rich = self.format == "rich"
+        self.encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+        self.unicode = rich and "utf" in self.encoding.lower()
+        self.colour = rich and not os.environ.get("NO_COLOR")
+        self.width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
+        self.is_live, self.drawn_at = rich and smart and sys.stderr.isatty(), 0.0
+
+    def __enter__(self):
+        """Take over breakpoint(), and under json keep stdout for the document: other prints go to stderr."""
+        if "PYTHONBREAKPOINT" not in os.environ:
+            sys.breakpointhook = lambda *args, **kwargs: open_debugger(self)
+        self.stdout = None
+        if self.format == "json":
+            sys.stdout.flush()
+            self.stdout = os.dup(1)
+            os.dup2(2, 1)
+        return self
+
+    def __exit__(self, *_):
+        sys.breakpointhook = sys.__breakpointhook__
+        self.release_stdout()
+
+    def release_stdout(self) -> None:
+        """Give stdout back, once nobody else is going to print."""
+        if self.stdout is not None:
+            sys.stdout.flush()
+            os.dup2(self.stdout, 1)
+            os.close(self.stdout)
+            self.stdout = None
+
+    def paint(self, text: str, style: str) -> str:
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if self.colour else text
+
+    def bar(self, share: float, width: int = 20) -> str:
+        """A bar that fills `share` of `width` cells."""
+        return ("█" if self.unicode else "#") * round(max(0.0, min(share, 1.0)) * width)
+
+    def panel(self, title: str, lines: Iterable[str]) -> None:
+        """Print a titled panel; long lines are wrapped."""
+        inner = self.width - 4
+        wrapped = [part for line in lines for part in wrap(line, inner)]
+        if self.unicode:
+            rows = [f"╭─ {self.paint(title, 'title')} ".ljust(self.width - len(title) + len(self.paint(title, 'title')) - 1, "─") + "╮"]
+            rows += [f"│ {line}{' ' * (inner - len(uncoloured(line)))} │" for line in wrapped]
+            rows += ["╰" + "─" * (self.width - 2) + "╯"]
+        else:
+            rows = [f"== {title} ".ljust(self.width, "="), *(f"  {line}".rstrip() for line in wrapped), ""]
+        self.write("\n".join(rows))
+
+    def write(self, text: str) -> None:
+        """Print on stdout; characters that its encoding lacks are replaced."""
+        self.live(None)
+        self.release_stdout()
+        print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
+
+    def live(self, text: str | None) -> None:
+        """Redraw the live line, at most ten times a second; None wipes it."""
+        if self.is_live and (text is None or time.monotonic() - self.drawn_at > 0.1):
+            self.drawn_at = time.monotonic()
+            print("\r\x1b[2K" + (text or "")[: self.width - 1], end="", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def pause(self):
+        """Keep the live line away, for as long as a debugger has the terminal."""
+        self.live(None)
+        was_live, self.is_live = self.is_live, False
+        yield
+        self.is_live = was_live
+
+
+def uncoloured(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def wrap(line: str, width: int) -> list[str]:
+    """Break a line that is too long at blanks, keeping its indentation."""
+    if len(uncoloured(line)) <= width:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(uncoloured(line), width, subsequent_indent=indent)
+
+
+def readable(n: float) -> str:
+    """6,434 below a million, 6.80e10 above."""
+    return f"{n:,.0f}" if abs(n) < 1e6 else f"{n:.2e}".replace("e+", "e")
+
+
+def report_run(document: dict, screen: Screen, debug: bool = False) -> None:
+    """Print the report of a scored run, or its document."""
+    if screen.format == "json":
+        return screen.write(json.dumps(document, indent=2))
+    results, config = document["results"], document["run_config"]
+    per_mlp, breakdown = results["per_mlp"], results["breakdowns"]["estimator"]
+    errors = [entry for entry in per_mlp if "error_code" in entry]
+    exhausted = [entry for entry in per_mlp if any(entry[flag] for flag in FLAGS)]
+    panels = (("Run context", True, context_lines(config)),
+              ("Estimator Errors", errors, error_lines(errors, len(per_mlp), screen, debug)),
+              ("Exhausted limits", exhausted, exhausted_lines(exhausted, config, debug)),
+              ("Truth", True, truth_lines(results, config)),
+              ("Where the FLOPs went", breakdown, flops_lines(breakdown, screen)),
+              ("Error by layer", True, layer_lines(results["per_layer_mse"], screen)),
+              ("Each MLP", debug, mlp_lines(per_mlp)),
+              ("Final score", True, score_lines(results, config, screen)))
+    for title, present, lines in panels:
+        if present:
+            screen.panel(title, lines)
+
+
+def context_lines(config: dict) -> Iterator[str]:
+    gate = config["residual_wall_time_limit_s"]
+    yield f"estimator   {config['estimator']} (class {config['class']}), runner {config['runner']}"
+    yield (f"networks    {config['n_mlps']} of {config['width']}x{config['depth']}, seed {config['seed']}, "
+           f"round {config['round']}")
+    yield (f"budget      {readable(config['flop_budget'])} FLOPs each, prices {config['prices']}; a residual second costs "
+           f"{readable(config['lambda_flops_per_second'])}, gate {'none' if gate is None else f'{gate:g} s'}; "
+           f"wall {config['wall_time_limit_s']:g} s")
+
+
+def error_lines(errors: list[dict], n_mlps: int, screen: Screen, debug: bool) -> Iterator[str]:
+    """Equal failures together, each with the participant's line, the expectation, and the likely cause."""
+    yield f"predict() failed on {len(errors)} of {n_mlps} MLPs; each is scored as zeros at the full budget."
+    groups = defaultdict(list)
+    for entry in errors:
+        details = entry["error"]["details"]
+        groups[entry["error"]["message"], *details.get("cause_hints", ()), details.get("line")].append(entry)
+    for (message, *hints, line), members in groups.items():
+        details = members[0]["error"]["details"]
+        yield ""
+        yield screen.paint(f"{members[0]['error'].get('type', members[0]['error_code'])}: {message}", "bad")
+        yield "  on MLP " + ", ".join(f"#{entry['mlp_index']}" for entry in members) + (f", at {line}" if line else "")
+        if "expected_shape" in details:
+            yield f"  expected shape {tuple(details['expected_shape'])}, got {tuple(details['got_shape'])}"
+        yield from (f"  {hint}" for hint in hints)
+        if debug:
+            yield from (f"    {row}" for row in (members[0]["traceback"] or "").splitlines())
+    if not debug:
+        yield ""
+        yield "Add --debug for tracebacks, or --fail-fast to stop at the first with Python's own."
+
+
+def exhausted_lines(exhausted: list[dict], config: dict, debug: bool) -> Iterator[str]:
+    limits = (f"the FLOP budget of {readable(config['flop_budget'])}", f"the wall-clock limit of {config['wall_time_limit_s']} s",
+              f"the gate of {config['residual_wall_time_limit_s']} s on time outside fnp",
+              "the budget, by FLOPs and residual time together")
+    for flag, limit in zip(FLAGS, limits):
+        hit = [entry for entry in exhausted if entry[flag]]
+        if hit:
+            yield f"{flag} = true on {len(hit)} MLPs ({', '.join('#%d' % entry['mlp_index'] for entry in hit[:8])}): over {limit}."
+            if debug:
+                yield from (f"    {row}" for row in (hit[0]["traceback"] or "").splitlines())
+    yield "Their predictions were replaced by zeros, at multiplier 1."
+
+
+def truth_lines(results: dict, config: dict) -> Iterator[str]:
+    corrected = results["corrected"]
+    yield f"{results['per_mlp'][0]['truth_n_samples']:,} samples a network ({config['n_samples']})"
+    yield (f"its noise adds {corrected['noise_floor']:.2g} to the raw score, which is taken out, "
+           f"and blurs it by {corrected['standard_error']:.2g} (standard error)")
+    if corrected["growth_needed"] is None:
+        yield "the score cannot be told from zero yet: raise --n-samples or --max-work"
+    elif corrected["growth_needed"] > 1:
+        yield f"2% precision would take {corrected['growth_needed']:.2g} times as many samples"
+
+
+def flops_lines(breakdown: dict, screen: Screen) -> Iterator[str]:
+    totals: dict[str, Counter] = defaultdict(Counter)
+    for row in breakdown["by_namespace"].values():
+        for name, operation in row["operations"].items():
+            totals[name].update(cost=operation["flop_cost"], calls=operation["calls"])
+    used = max(1, breakdown["flops_used"])
+    rows = sorted((item for item in totals.items() if item[1]["cost"]), key=lambda item: -item[1]["cost"])
+    for name, total in rows[:8]:
+        cost = total["cost"]
+        yield (f"{name.removeprefix('random.'):<26}{cost / used:>6.1%}  {readable(cost):>10} FLOPs  {total['calls']:>7,} calls  "
+               + screen.bar(cost / used))
+    if rows[8:]:
+        yield f"{f'{len(rows) - 8} others':<26}{sum(total['cost'] for _, total in rows[8:]) / used:>6.1%}"
+    backend, overhead, residual = (breakdown[name] for name in TIMES[1:])
+    yield f"wall {breakdown['wall_time_s']:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, {residual:.3f} s residual"
+
+
+def layer_lines(per_layer: list[float], screen: Screen) -> Iterator[str]:
+    """The mean squared error of each layer, as bars on a log scale."""
+    logs = [math.log10(max(mse, 1e-30)) for mse in per_layer]
+    low, high = min(logs) - 0.3, max(logs)
+    for layer, (mse, log) in enumerate(zip(per_layer, logs), 1):
+        yield f"layer {layer:>3}  {mse:9.2e}  {screen.bar((log - low) / (high - low), screen.width - 40)}"
+
+
+def mlp_lines(per_mlp: list[dict]) -> Iterator[str]:
+    """Each network's score, bill and flags, and its all_layers_mse early against deep."""
+    yield f"{'MLP':>4} {'score':>10} {'FLOPs':>10} {'all_layers_mse':>15} {'early half':>11} {'deep half':>10}  flags"
+    for entry in per_mlp:
+        layers = entry["per_layer_mse"]
+        half = (len(layers) + 1) // 2
+        flags = [flag for flag in FLAGS if entry[flag]] + [entry[k] for k in ("error_code",) if k in entry]
+        yield (f"{entry['mlp_index']:>4} {entry['adjusted_final_layer_score']:>10.3e} {readable(entry['flops_used']):>10} "
+               f"{entry['all_layers_mse']:>15.3e} {np.mean(layers[:half]):>11.2e} {np.mean(layers[-half:]):>10.2e}  "
+               + (", ".join(flags) or "-"))
+
+
+def sampling_score(results: dict, config: dict) -> tuple[float, int]:
+    """The score of plain sampling at the estimator's own multiplier, and its number of samples.
+
+    From the truth's single-sample variance; a sample costs `2 width^2 + 2 width` FLOPs a layer, and its normals.
+    """
+    width, depth, multiplier = config["width"], config["depth"], results["mean_score_multiplier"]
+    n_samples = max(1, int(multiplier * config["flop_budget"] / (depth * (2 * width**2 + 2 * width) + 16 * width)))
+    return multiplier * float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]])) / n_samples, n_samples
+
+
+def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
+    corrected = results["corrected"]
+    score, (low, high) = corrected["score"], corrected["truth_interval"]
+    yield (screen.paint(f"{score:.4g}", "strong")
+           + f"  corrected score (lower is better); 95% interval {low:.3g} to {high:.3g} from the truth's noise")
+    if corrected["network_interval"]:
+        yield "on other networks of this shape: {:.3g} to {:.3g}".format(*corrected["network_interval"])
+    yield (f"raw: adjusted_final_layer_score {results['adjusted_final_layer_score']:.4g}, final_layer_mse "
+           f"{results['final_layer_mse']:.4g}, all_layers_mse {results['all_layers_mse']:.4g}")
+    yield (f"best MLP {results['best_mlp_adjusted_final_layer_score']:.3g}, worst "
+           f"{results['worst_mlp_adjusted_final_layer_score']:.3g}; multiplier {results['mean_score_multiplier']:.3g} "
+           f"(C/B {results['mean_compute_utilization']:.2%}), failed {results['n_failed_mlps']} of {len(results['per_mlp'])}")
+    zeros_score = float(np.mean([entry["zeros_final_layer_mse"] for entry in results["per_mlp"]])) * MULTIPLIER_FLOOR
+    sampled, n_samples = sampling_score(results, config)
+    for rival, theirs in (("zeros", zeros_score), (f"sampling at your multiplier ({n_samples:,} samples)", sampled)):
+        wins = score < theirs
+        ratio = max(score, theirs) / min(score, theirs) if score > 0 else math.inf
+        yield screen.paint(f"{'beats' if wins else 'loses to'} {rival} ({theirs:.3g})" + (f", by {ratio:.3g}x" if score > 0 else ""),
+                           "good" if wins else "bad")
+    if results["failure_breakdown"]["error"]:
+        yield f"Next: whest run {config['estimator']} --n-mlps 3 --runner local --debug"
+    else:
+        yield f"Next: python {config['estimator']} --baseline covariance_propagation"
+
+
+# ======================================================================================
+# Command line
+#
+# One function per sub-command. OPTIONS says once what each flag means; a command names the
+# flags that it takes, and plac reads them as the function's signature.
+# ======================================================================================
+
+
+def number(text: str) -> float:
+    """6.8e10, 2**41 or 68_000_000_000."""
+    base, _, exponent = text.partition("**")
+    return float(base) ** float(exponent or 1)
+
+
+def integer(text: str) -> int:
+    """A whole number, in any of the ways of `number`."""
+    if number(text) % 1:
+        raise ValueError
+    return int(number(text))
+
+
+def samples(text: str) -> int | None:
+    """A number of samples; None for auto."""
+    return None if text == "auto" else integer(text)
+
+
+FILE, FLAG = object(), object()     # the types of the positional argument, and of an option that takes no value
+OPTIONS = {                         # name: (default, help, type, metavar or choices)
+    "file": (None, "estimator file", FILE, "FILE"),
+    "estimator": (None, "the same as the positional FILE", str, "FILE"),
+    "class_": (None, "estimator class, where the file has several", str, "NAME"),
+    "baseline": (None, "a baseline beside it", str, list(BASELINES)),
+    "round": (DEFAULT_ROUND, f"contest round whose rules apply [{DEFAULT_ROUND}]", str, list(ROUNDS)),
+    "width": (None, "neurons a layer [the round's]", integer, "N"),
+    "depth": (None, "layers [the round's]", integer, "N"),
+    "flop_budget": (None, "FLOP budget B of one network [the round's]", integer, "FLOPS"),
+    "prices": (None, "price book [the round's]", str, list(PRICES)),
+    "lambda_flops_per_second": (None, "price of a second of residual time [the round's]", number, "RATE"),
+    "wall_time_limit": (None, "seconds for one predict() [the round's]", number, "SECONDS"),
+    "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", number, "SECONDS"),
+    "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
+    "setup_timeout": (None, "seconds for loading and setup() [5]", number, "SECONDS"),
+    "n_mlps": (10, "networks in the suite [10]", integer, "N"),
+    "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]", samples, "N"),
+    "precision": (0.02, "of the score that auto aims at [0.02]", number, "SHARE"),
+    "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", number, "FLOPS"),
+    "seed": (0, "of the suite's networks [0]", integer, "N"),
+    "max_threads": (None, "threads of NumPy and of the truth [all cores]", integer, "N"),
+    "runner": ("local", "in this process, for direct traces and debuggers [local]", str, ["local", "inprocess"]),
+    "format": (None, "rich for terminals, plain for pipes, json [rich or plain]", str, ["rich", "plain", "json"]),
+    "json": (False, "the same as --format json", FLAG, None),
+    "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
+    "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
+}
+RULES = """round width depth flop_budget prices lambda_flops_per_second wall_time_limit residual_wall_time_limit
+    no_residual_wall_time_limit setup_timeout"""
+COMMANDS: dict[str, Callable] = {}
+
+
+def command(options: str) -> Callable:
+    """Make the function below a sub-command that takes these options."""
+    def register(function):
+        function.options = options.split()
+        COMMANDS[function.__name__] = function
+        return function
+    return register
+
+
+def with_signature(function: Callable, annotation: type) -> Callable:
+    """A command as plac wants it: a function whose signature is its options, with plac's annotations."""
+    parameters = []
+    for name in function.options:
+        default, text, kind, values = OPTIONS[name]
+        choices, metavar = (values, "|".join(values)) if isinstance(values, list) else (None, values)
+        style = {FILE: "positional", FLAG: "flag"}.get(kind, "option")
+        # Given as its own abbreviation, a name gets no short form: there are more options than letters.
+        abbreviation = None if kind is FILE else "-" + name.rstrip("_").replace("_", "-")
+        note = annotation(text, style, abbreviation, {FILE: str, FLAG: None}.get(kind, kind), choices, metavar)
+        parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=note))
+
+    def call(*values):
+        options = types.SimpleNamespace(**dict(zip(function.options, values)))
+        with Screen("json" if options.json else options.format) as screen:
+            return function(options, screen)
+    call.__signature__, call.__doc__ = inspect.Signature(parameters), inspect.getdoc(function)
+    return call
+
+
+def rules_of(options) -> Round:
+    """The round's rules with the command line's replacements. Raises WhestError."""
+    given = {name: getattr(options, name) for name in RULES.split() if getattr(options, name, None) is not None}
+    rules = ROUNDS[given.pop("round", DEFAULT_ROUND)]
+    for name, value in given.items():
+        if isinstance(value, (int, float)) and not (value > 0 or value == 0 and name[:2] in ("la", "no")):
+            raise misuse(f"--{name.replace('_', '-')} must be positive, not {value:g}.")
+    if given.pop("no_residual_wall_time_limit", False):
+        given["residual_wall_time_limit"] = None
+    return replace(rules, **given)
+
+
+def estimator_path(options) -> str:
+    """The one estimator file that was named. Raises WhestError."""
+    if bool(options.file) == bool(options.estimator):
+        raise misuse("Name one estimator file: whest run estimator.py (or --estimator estimator.py).")
+    return options.file or options.estimator
+
+
+def runner_for(options, rules: Round) -> LocalRunner:
+    """The runner that the options ask for; not started yet."""
+    return LocalRunner(estimator_path(options), options.class_, rules, options.seed, getattr(options, "fail_fast", False))
+
+
+@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work seed max_threads runner format json debug fail_fast")
+def run(options, screen: Screen) -> int:
+    """Score an estimator on a suite of random networks, and say what to do next.
+
+    Prints the report, or with --format json the document of `whest run`. Exit status 0 if scored, 1 if the
+    estimator failed on any network, 2 for misuse.
+    """
+    rules, started = rules_of(options), datetime.now(timezone.utc)
+    for name in ("n_mlps", "n_samples", "max_threads"):
+        if (getattr(options, name) or 1) <= 0 or options.n_mlps == 0:
+            raise misuse(f"--{name.replace('_', '-')} must be positive.")
+    limit_threads(options.max_threads)
+    suite = list(sample_suite(options.n_mlps, rules.width, rules.depth, options.seed))
+    with runner_for(options, rules) as runner:
+        outcomes = []
+        for i, mlp in enumerate(suite):
+            screen.live(f"predict  MLP {i + 1}/{len(suite)}")
+            outcomes.append(runner.predict(mlp))
+    truths = grow_truths(suite, outcomes, rules, options.n_samples, options.precision, options.max_work, screen.live)
+    results = score_suite(suite, outcomes, truths, rules, options.precision)
+    config = {"n_mlps": options.n_mlps, "width": rules.width, "depth": rules.depth, "seed": options.seed,
+              "flop_budget": rules.flop_budget, "setup_timeout_s": rules.setup_timeout,
+              "wall_time_limit_s": rules.wall_time_limit, "residual_wall_time_limit_s": rules.residual_wall_time_limit,
+              "lambda_flops_per_second": rules.lambda_flops_per_second, "round": rules.tag, "prices": rules.prices,
+              "estimator": estimator_path(options), "class": runner.class_found, "runner": options.runner,
+              "n_samples": options.n_samples or "auto"}
+    report_run({"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
+                "run_config": config, "whestbench_version": __version__}, screen, options.debug)
+    return 1 if results["failure_breakdown"]["error"] else 0
+
+
+def run_meta(started: datetime) -> dict:
+    """When and where the run took place."""
+    finished, system = datetime.now(timezone.utc), platform.uname()
+    return {"run_started_at_utc": started.isoformat(), "run_finished_at_utc": finished.isoformat(),
+            "run_duration_s": (finished - started).total_seconds(),
+            "host": {"hostname": system.node, "os": system.system, "os_release": system.release,
+                     "platform": platform.platform(), "machine": system.machine,
+                     "python_version": platform.python_version(), "cpu_count_logical": os.cpu_count(),
+                     "numpy_version": np.__version__, "flopscope_version": flops.__version__}}
+
+
+@command(f"file estimator class_ {RULES} seed runner format json debug")
+def validate(options, screen: Screen) -> int:
+    """Check the contract in seconds: class, setup, shape, finite values, budget, determinism, and the other price book.
+
+    Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if one fails.
+    """
+    checks = list(validation_checks(options, rules_of(options)))
+    ok = all(check["ok"] for check in checks)
+    if screen.format == "json":
+        screen.write(json.dumps({"ok": ok, "checks": checks, "whestbench_version": __version__}, indent=2))
+    else:
+        labels = {True: screen.paint("OK  ", "good"), False: screen.paint("FAIL", "bad")}
+        screen.panel("Validation", (f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in checks))
+        screen.write(f"Next: whest {'run' if ok else 'validate'} {estimator_path(options)}")
+    return 0 if ok else 1
+
+
+def validation_checks(options, rules: Round) -> Iterator[dict]:
+    """The checks in order, on a tiny network, the round's shape, and under the other book; a failure ends them."""
+    def check(name: str, ok: bool, detail: str) -> dict:
+        return {"check": name, "ok": ok, "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]"}
+
+    share = 32 / (rules.depth * rules.width**2)
+    tiny = replace(rules, width=4, depth=2, flop_budget=max(1, int(rules.flop_budget * share)), lambda_flops_per_second=0.0)
+    for trial in (tiny, rules, replace(tiny, prices=next(book for book in PRICES if book != rules.prices))):
+        try:
+            with runner_for(options, trial) as runner:
+                mlp = build_mlp(trial.width, trial.depth, options.seed)
+                first, second = runner.predict(mlp), runner.predict(mlp)
+        except WhestError as exc:
+            yield check("setup" if exc.stage == "setup" else "class", False, str(exc))
+            return
+        yield check("class", True, f"{runner.class_found}, loaded and set up within {trial.setup_timeout:g} s")
+        if first.failed:
+            error = first.error and first.error["details"] | {"message": first.error["message"]}
+            yield check("predict", False, f"{first.flag}: spend less, or raise the limit" if first.flag else
+                        " ".join([error["message"], *error.get("cause_hints", ()), f"({error['line']})"]))
+            return
+        yield check("predict", True, f"shape {first.prediction.shape}, finite, {readable(first.flops_used)} FLOPs, "
+                    f"{first.flops_used / trial.flop_budget:.2%} of the budget")
+        same = not second.failed and np.array_equal(first.prediction, second.prediction)
+        yield check("determinism", same, "two calls agree bit for bit" if same else
+                    "two calls on one network differ: seed your generator from mlp.seed")
+
+
+@command("file estimator class_ baseline width depth seed prices format json")
+def loop(options, screen: Screen) -> int:
+    """The direct loop, `python estimator.py`: one network, no runner, your prediction against ever more samples.
+
+    Prints the table n_samples | sampling_flops | estimator_flops | MSE, and with --baseline NAME the same for a
+    baseline beside it.
+    """
+    rules = ROUNDS[DEFAULT_ROUND]
+    use_prices(options.prices or rules.prices)
+    mlp = build_mlp(options.width or rules.width, options.depth or rules.depth, options.seed)
+    estimators = {"Your estimator": load_estimator(estimator_path(options), options.class_)}
+    if options.baseline:
+        estimators[f"Baseline: {options.baseline}"] = Baseline(options.baseline)
+    tables = dict(zip(estimators, convergence_tables(estimators.values(), mlp, rules.flop_budget)))
+    if screen.format == "json":
+        screen.write(json.dumps({"width": mlp.width, "depth": mlp.depth, "seed": options.seed, "tables": tables}, indent=2))
+    else:
+        screen.write(f"MLP: width={mlp.width} depth={mlp.depth} seed={options.seed}")
+        for label, rows in tables.items():
+            screen.write("\n".join(["", f"--- {label} ---", *table_lines(rows)]))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one sub-command; returns the exit status. This is the console script `whest`."""
+    import plac
+    arguments = sys.argv[1:] if arguments is None else [str(a) for a in arguments]
+    commands = {name: staticmethod(with_signature(f, plac.Annotation)) for name, f in COMMANDS.items()}
+    parser = plac.parser_from(type("whest", (), {"__doc__": __doc__, "commands": list(COMMANDS), "prog": "whest"} | commands)())
+    parser.add_argument("--version", action="version", version=f"whestbench {__version__}")
+    for entry in parser.subparsers._choices_actions:
+        entry.help = entry.help.splitlines()[0]
+    for each in (parser, *parser.subparsers.choices.values()):
+        each.error = functools.partial(refuse, each.prog)
+        for action in each._actions:
+            action.option_strings = list(dict.fromkeys(action.option_strings))
+    try:
+        if not arguments:
+            raise misuse(f"Name a command: {', '.join(COMMANDS)}. `whest COMMAND --help` explains each.")
+        return parser.consume(arguments)[1]
+    except WhestError as exc:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        if "--json" in arguments or "json" in arguments:
+            error = {"stage": exc.stage, "code": exc.code, "message": str(exc)}
+            print(json.dumps({"ok": False, "error": error, "whestbench_version": __version__}, indent=2))
+        print(f"whest: {exc}", file=sys.stderr)
+        return exc.exit_status
+    except KeyboardInterrupt:
+        print("whest: interrupted; nothing was scored.", file=sys.stderr)
+        return 130
+
+
+def refuse(program: str, message: str):
+    """What plac's parsers do with bad arguments: one sentence instead of a page of usage."""
+    raise misuse(f"{message[:1].upper()}{message[1:]}; `{program} --help` lists what it takes.")
+
+
+class LocalEngineFinder:
+    """Asked last for an import: the starter kit's `local_engine` is this module where the kit has none of its own."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, LocalEngineFinder) if name == "local_engine" else None
+
+    @staticmethod
+    def create_module(spec):
+        return sys.modules[__name__]
+
+    @staticmethod
+    def exec_module(module):
+        """Nothing to execute: the module is this one."""
+
+
+def claim_names() -> None:
+    """Let the imports of a contest submission reach this module, whatever is installed beside it."""
+    install()
+    here = sys.modules[__name__]
+    for name in ("domain", "sdk", "generation", "simulation"):
+        sys.modules[f"{__name__}.{name}"] = here
+        setattr(here, name, here)
+    sys.meta_path.append(LocalEngineFinder)
+
+
+claim_names()
+if _RUN_AS_SCRIPT:
+    sys.exit(main())
