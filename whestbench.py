@@ -20,6 +20,7 @@ import copy
 import difflib
 import functools
 import hashlib
+import heapq
 import importlib.util
 import inspect
 import itertools
@@ -94,38 +95,268 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # ======================================================================================
 # Prices
 #
-# What every operation costs, in both price books, from shapes, dtypes and arguments alone. A formula gives *units*; the
-# bill is int(units * dtype rate * complex factor * weight), where book 0.7 knows weights only. The tables say the
-# rest. Source: the observed charges of flopscope 0.7.0 and 0.12.4, which the tests compare with these, call by call.
+# What every operation costs, in both price books: one table, then the rules that need more than a line.
+#
+#     FLOPs = int(units * rate of the dtype * complex factor * weight)           book 0.12
+#     FLOPs = int(units * weight)                                                 book 0.7
+#
+# Source: the observed charges of flopscope 0.7.0 and 0.12.4; the tests compare them with these, call by call.
 # ======================================================================================
 
-BOOKS = ("0.7", "0.12")
-FORMULAS = {book: {} for book in BOOKS}
+# A row: names | units in 0.12 | units in 0.7 | weight | dtype whose rate is charged | complex factor | notes
+#
+# Left out, a cell is what the [section] says, or else: units as in 0.12, weight 1, the dtype of the first
+# operand, factor 2. `a/b` weighs a in 0.12 and b in 0.7; {a; b} is a for the first name and b for the second.
+# Cells are Python. They know the arguments by NumPy's names (or the row's own), the QUANTITIES
+# below and the functions of this room. `free` is 0 and not even logged; `-`: no price, no dtype, or no sense
+# for complex numbers. What looks at the result (O, made) is charged after the work, as is a row that notes
+# `after`. `value`: depends on elements of an argument; `twins`: on which operands are one object. `plain` and
+# `plain0.7`: results are plain arrays.
+PRICE_TABLE = """
+[] pointwise: N elements, B of the operands together, both at least 1 | | | | loop
+negative positive rint conj conjugate logical_not
+                                  | N
+abs absolute square reciprocal sign sqrt
+                                  | N         |       |     |        | {4; 4; 5; 6; 7; 10}
+degrees radians deg2rad rad2deg signbit fabs ceil floor trunc spacing invert bitwise_not bitwise_invert
+  bitwise_count                   | N         |       |     |        | -
+log log2 log10 log1p              | N         |       | 16  |        | {2.25; 2.3; 2.3; 2.3}
+exp exp2 expm1                    | N         |       | 16  |        | 3.1
+sin cos sinh cosh tanh            | N         |       | 16  |        | 3.4
+arcsin arccos arctan arcsinh arccosh arctanh
+                                  | N         |       | 16  |        | 3.5
+asin acos atan asinh acosh atanh  | N         |       | 16/1 |       | 3.5
+tan cbrt                          | N         |       | 16  |        | {3.6; -}
+isnan isfinite isinf              | size      |       |     |        |      | plain
+modf frexp                        | 2 * N     | N     |     |        | -
+round around nan_to_num isreal iscomplex real_if_close
+                                  | N         |       |     | main
+fix isneginf isposinf             | N         |       |     | {main; sized; sized} | -
+angle                             | N         |       | 16  | f8 if main.kind == "b" else sized
+sinc i0                           | N         |       | 16  | inexact(main) | {14.5; -}
+real imag                         | 0         | N     |     | main
+iscomplexobj isrealobj            | free      | N     |     | main
+add subtract maximum minimum fmax fmin equal not_equal less less_equal greater greater_equal logical_and logical_or
+  logical_xor                     | B
+multiply divide true_divide       | B         |       |     |        | {6; 11; 11}
+copysign nextafter ldexp heaviside bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
+  left_shift right_shift          | B         |       |     |        | -
+power float_power                 | B         |       | 16  |        | 5.5
+pow atan2                         | B         |       | 16/1 |       | {5.5; -}
+floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm
+                                  | B         |       | 16  |        | -
+divmod(x1, x2, out=None)          | 2 * B     | B     | 16/1 | weak(*two) | -
+clip                              | max1(len(bounds)) * max1(elements(a, *bounds)) | N | | weak(a, *bounds, out)
+isclose allclose                  | {6 * B; max1(7 * elements(a, b) - 1)} | B |
+                                  | inexact({weak(a, b, rtol, atol); join(*args)})
+array_equal array_equiv           | max1({max(map(count, two)); equated}) | | | pair
+[] reductions: adds additions (R: at least 1), V results of `each` elements
+sum nansum cumsum nancumsum cumulative_sum
+                                  | R + {0; seek; 0; seek; 0} | R | | summed
+prod nanprod cumprod nancumprod cumulative_prod
+                                  | R + {0; seek; 0; seek; 0} | R | | summed | 6
+max min amax amin all any argmax argmin nanmax nanmin
+                                  | R         |       |     | reduced
+nanargmax nanargmin               | R + seek  | R     |     | reduced
+count_nonzero ptp                 | {N; 2 * R + V} | R |    | reduced
+mean nanmean                      | adds + V + {0; seek} | {size and adds + V; R} | | averaged
+var std nanvar nanstd             | 2 * (N + adds + V) + {0; V; seek; V + seek} | R | 1/2 | averaged | 2.5
+average                           | R + V + (0 if weights is None else N + R) | R | | averaged | 4
+median nanmedian                  | {V * each; max1(V * each + N)} | {V * each; R} | | averaged
+percentile quantile               | quantiles | V * each |  | weak({inexact(main); main}, q) | -
+nanpercentile nanquantile         | quantiles + size | - |  | weak({inexact(main); main}, q) | -
+trace
+                                | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
+                                  | min(shape[axis1], shape[axis2]) | | summed
+[] contractions | | | | joined | complex_products
+einsum matmul dot inner outer vdot vecdot matvec vecmat
+                                  | contracted[0] |   |     |        |      | twins
+tensordot                         | contracted[0] |   |     |        |      | twins plain0.7
+einsum_path                       | 1         |       |     | -
+[] creation, copies and views: O elements of the result | | | | made
+array full_like                   | max1(size)
+full fromstring block choose      | O         |       | {1; 1; 1; 4}
+bmat fromiter fromfile fromregex  | O         |       | {1/4; 1/16; 1; 1}
+ones ones_like tri                | O         | free
+zeros zeros_like empty empty_like | 0         | free  |     | -
+identity eye                      | {n; diagonal(result, k)} | free
+arange linspace                   | 2 * {O; (O - retstep)} | {O; max1(num)}
+logspace geomspace                | O         | max1(num) | 16/1 |   | 5.5
+indices                           | O         | 1 if sparse else O
+vander                            | max1(O - 2 * size) | max1(O - size) | | join(x, i8) | 6
+meshgrid                          | max1((sum(map(count, args)) if sparse else grids) if copy else 1) | max1(grids) |
+                                  | join(*args)
+diag                              | size if len(shape) == 1 else 0
+                                  | (size + abs(k))**2 if len(shape) == 1 else min(shape) | 1/4 | main
+diagflat                          | size      | O     |     | main   |      | after
+ix_                               | O + masked(args) | O |  | join(*result)
+tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
+  ravel_multi_index               | max1(O)   | free  |     | -
+mask_indices                      | n * n     | O     | 1/4 | i8
+broadcast_shapes                  | max1(count(*args)) | free | | -
+base_repr binary_repr             | max1(len(result)) | |   | -
+copy reshape ravel require        | max1(size) | {free; free; 0; free} | | {main; main; main; asked}
+astype                            | size if copy or main != asked else 0 | free | | heavier(main, asked)
+asarray                           | 0 if np.shares_memory(first, result) else O | 0 | | heavier(main, made) | | value
+asarray_chkfinite                 | size      |       |     | main   |      | after
+array_split split vsplit dsplit broadcast_arrays broadcast_to rollaxis from_dlpack frombuffer
+  linalg.matrix_transpose         | 0         |       |     | -
+atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hsplit moveaxis swapaxes transpose
+                                  | 0         | free  |     | -
+matrix_transpose permute_dims     | free      | 0     |     | main
+diagonal                          | 0         | max1(diagonal(first, offset, axis1, axis2)) | | main
+unstack                           | 0         | size  |     | main
+getitem(a, keys)                  | masked(keys) + 4 * O | - | | main |     | value
+[] joining, choosing, writing
+concatenate stack vstack          | max1(count(*first)) | | | items
+hstack column_stack row_stack     | max1(count(*first)) | free | | items
+concat dstack                     | O         |       |     | items
+append                            | max1(count(arr, values)) | count(values) | | pair
+insert                            | O         | count(values) | 1/4 | weak(arr, values)
+delete trim_zeros                 | {O; size} | size - O | {1; 1/4}
+tile repeat resize                | {max1(O); max1(O); O}
+roll                              | max1(O)   | free
+pad                               | padding   | O     |     |        |      | value
+tril triu                         | max1({below(result, k); O - below(result, k - 1)}) | free
+where(condition, x=None, y=None)  | max1(spread(condition, x, y)) | size | 4 | weak(x, y)
+select                            | O * len(condlist) | max(map(count, choicelist)) | 1/4
+                                  | weak(join(*choicelist), default)
+take take_along_axis              | O         |       | {4; 4/1}
+compress                          | size + 4 * O | O  | 1/4 | join(a)
+nonzero flatnonzero argwhere extract
+                                  | size      |       | {1; 1; 1/4; 1/4} | {main; main; main; join(arr)}
+place putmask put put_along_axis  | {size; size; count(ind); placed} | size | {1/4; 1/4; 1; 1}
+copyto(dst, src, casting=None, where=True)
+                                  | copied(size, where, shape) | copied(count(src), where) | | pair | | value
+fill_diagonal                     | filled    | min(shape[:2]) | 1/4
+[] sorting and searching | | | 4/1
+sort argsort unique               | sorting(first, axis) | {sorting(a, axis); sorting(a, axis); sorting(ar)}
+unique_all unique_counts unique_inverse unique_values
+                                  | sorting(x)
+sort_complex                      | sorting(a, -1) | size * lg(size) | 1
+                                  | join(main, c8 if main.char in "bhBHFD" else c16) | | plain0.7
+partition argpartition            | max1(size * count(kth))
+lexsort(keys, axis=-1)            | sum(map(sorting, keys, [axis] * len(keys))) | len(keys) * max1(depth * lg(depth))
+                                  |                         | items
+searchsorted digitize             | max1(count({v; x})) * lg(count({a; bins})) | | | pair | {2; -}
+bincount                          | max1(size) |      |     | join(x, i8) | -
+union1d setdiff1d setxor1d        | together(*two) |  |     | pair
+intersect1d
+                          | together(*two) if assume_unique else sorting(ar1) + sorting(ar2) + together(*two, least=1)
+                                  | together(*two)    |     | pair
+isin                              | membership | together(*two) | 1 | pair
+[] 1-D numerics
+diff                              | differences(a, n, axis, prepend, append) | differences(a, n, axis) |
+                                  | join(a, prepend, append)         |      | plain0.7
+ediff1d                           | max1(size - 1 + count(*[end for end in (to_end, to_begin) if end is not None])) |
+                                  |                         |        |      | plain0.7
+gradient                          | slopes    |       |     | inexact(main) | | value plain0.7
+trapezoid                         | 4 * (size if x is None or len(shape_of(x)) == 1 else spread(y, x)) | size |
+                                  | weak(y, x, dx)                   |      | plain0.7
+interp                            | interpolation | max1(size) * lg(count(xp)) | | join(fp, f8) | 3 | plain0.7
+unwrap                            | max1(13 * size) | max1(7 * size) | | averaged | -
+cov corrcoef                      | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f * f + f} | max1(2 * f * f * s) |
+                                  | join(first, y, f8)               | 4    | plain0.7
+convolve correlate                | {max1(sliding - (mode == "full")); sliding}
+                                  | max1(2 * size * count(v) - size - count(v)) | | pair | 4 | plain0.7
+cross linalg.cross                | {max1(3 * O); 3 * spread(*two)} | {max1(5 * size); 5 * spread(*two)} | | pair
+                                  | 4.7                                     | plain0.7
+kron                              | max1(size * count(b)) | | | pair | 6    | plain0.7
+[linalg.] a batch of m x n matrices, r the lesser of m and n | | | 1/4 | lapack(first) | 4
+cholesky eig eigvals eigh eigvalsh
+                                  | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3})
+                                  | batch * max1(n**3)
+inv                               | batch * max1(n**3 + (n**3 // 3 if group else n**3))
+                                  | batch * max1(n**3 + (n**3 // 3 if group else 0))
+det slogdet                       | batch * max1(2 * n**3 // 3 + {1; 18} * n) | batch * max1(n**3)
+solve                             | solved    | batch * max1(n**3) | | lapack(a, b)
+svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None) svdvals(x, k=None)
+                                  | batch * max1(svd(m, n, {full_matrices, compute_uv; False, False}, k))
+                                  | batch * max1(m * n * (k or r))
+qr                                | batch * max1((2 * m * n * r - 2 * r**3 // 3) * (1 if mode in ("r", "raw") else 2))
+                                  | batch * max1(m * n * r)
+lstsq pinv                        | batch * max1(svd(m, n) + {fitted; inverted})
+                                  | batch * max1(m * n * r + {fitted; inverted}) | | {lapack(a, b); lapack(a)}
+cond
+                       | batch * max1(svd(m, n, False, False) + 1 if p in (None, 2, -2) else 2 * r**3 + 4 * m * n + 1)
+                                  | batch * max1(m * n * r if p in (None, 2, -2) else r**3 + m * n)
+matrix_rank                       | ranked    | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
+tensorsolve                       | max1(2 * count(b)**3 // 3 + 2 * count(b)**2) | math.prod(shape[2:])**3 |
+                                  | lapack(a, b)
+tensorinv                         | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3 | | lapack(a)
+norm                              | measured(x, ord, axis, 2, book) | | 1 | lapack(x)
+vector_norm matrix_norm           | measured(x, ord, {axis, None; (-2, -1), 2}, book) | | 1 | lapack(x)
+multi_dot                         | chained   |       | 1   | items
+matrix_power                      | batch * squarings(n) * (2 * m**3 - m * m) | | 1 | lapack(a) if n < 0 else main
+trace                             | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1))
+                                  | max1(diagonal(x, offset, -2, -1)) | 1 | summed | 2
+diagonal(x, offset=0)             | 0         | max1(diagonal(x, offset, -2, -1)) | 1 | main | 2
+[fft.] to T points, or `back` from half a spectrum | | | | transformed | 1
+fft ifft                          | lines * fourier(T) | lines * 5 * T * levels(T)
+rfft ihfft                        | lines * fourier(T, True) | lines * 5 * {(T // 2); T} * levels(T)
+irfft hfft                        | lines * fourier(back, True) | lines * 5 * {(back // 2); back} * levels(back)
+fft2 ifft2 fftn ifftn             | staged(a, s, axes) | at_once(a, s, axes)
+rfft2 rfftn                       | staged(a, s, axes, "forth") | at_once(a, s, axes, "forth")
+irfft2 irfftn                     | staged(a, s, axes, "back") | at_once(a, s, axes, "back")
+fftfreq rfftfreq                  | max1(O)   | free  |     | made   |      | plain0.7
+fftshift ifftshift                | N         | free  |     | main   | 2    | plain0.7
+[random.] | | | | made
+rand random random_integers random_sample ranf sample randint integers tomaxint
+                                  | max1(O)
+uniform                           | 3 * max1(O) | max1(O)
+bytes                             | max1(len(result)) | |   | -
+beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic lognormal
+  logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson power randn
+  rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular vonmises wald
+  weibull zipf                    | max1(O)   |       | 16
+multivariate_normal               | 26 * count(mean)**3 + 2 * O * count(mean) + 16 * O | max1(O) | 1/16
+multivariate_hypergeometric(colors, nsample, size=None, method="marginals")
+                                  | coloured  | max1(O) | 16 |       |      | value after
+permuted permutation(x, axis=0) shuffle(x, axis=0)
+                                  | {max1(size); max1(pool(x, axis)); max1(pool(x, axis))} | | 4/1 | - | | after
+choice(a, size=None, replace=True, p=None, axis=0, shuffle=True)
+                                  | chosen    | max1(O if replace else pool(a) * lg(pool(a))) | 4/1 | - | | after
+[stats.] every: elements of all the arguments together | | | 1/16 | f8
+norm.pdf norm.cdf norm.ppf        | {27; 48; 83} * every | max1(size)
+uniform.pdf uniform.cdf uniform.ppf
+                                  | {1; 4; 1} * every | max1(size) | 1
+expon.pdf expon.cdf expon.ppf     | {22; 22; 27} * every | max1(size)
+cauchy.pdf cauchy.cdf cauchy.ppf  | {6; 20; 28} * every | max1(size) | {1/4; 1/16; 1/16}
+logistic.pdf logistic.cdf logistic.ppf
+                                  | {23; 21; 28} * every | max1(size)
+laplace.pdf laplace.cdf laplace.ppf
+                                  | {22; 40; 51} * every | max1(size)
+lognorm.pdf lognorm.cdf lognorm.ppf
+                                  | {62; 70; 106} * every | max1(size)
+truncnorm.pdf truncnorm.cdf truncnorm.ppf
+                                  | {28; 51; 81} * every | max1(size)
+[.] methods of ufuncs, with the weight (in 0.7 it is 1) and the complex factor of the ufunc | | | | folded
+reduce(a, axis=0) accumulate(a, axis=0)
+                                  | R
+outer(a, b)                       | elements(a) * elements(b) | | | looped(ufunc, a, b)
+reduceat(a, indices, axis=0)      | segments  | size  |     |        |      | value
+at(a, indices, b=None)            | touched(a, indices) | indices.size if isinstance(indices, np.ndarray) else size |
+                                  | looped(ufunc, a, b)              |      | value
+"""
 
 
-def price(names, book=None):
-    """Register the function below as the formula of `names` (blank-separated), in one book or in both."""
-    def register(formula):
-        for each in [book] if book else BOOKS:
-            FORMULAS[each].update(dict.fromkeys(names.split(), formula))
-        return formula
-    return register
+class FlopscopeError(Exception):
+    """Base of the errors that the counter raises."""
 
 
-class UnsupportedFunctionError(AttributeError):
+class UnsupportedFunctionError(FlopscopeError, AttributeError):
     """The operation has no price here, so it must not run."""
 
 
-class UnsupportedDtypeError(TypeError):
+class UnsupportedDtypeError(FlopscopeError, TypeError):
     """Book 0.12 bills numbers only: bool, integer, float, complex."""
 
 
-def _names(**rows):
-    """A table written as value="name name ..." rows, turned around into {name: value}."""
-    return {name: value for value, names in rows.items() for name in names.split()}
-
+# ---- shapes and dtypes -----------------------------------------------------------------------------------
 
 _SCALARS = {int, float, complex, bool}
+f8, i8, c8, c16 = map(np.dtype, ("f8", "i8", "c8", "c16"))
+free = 0
 
 
 def shape_of(a):
@@ -137,501 +368,651 @@ def shape_of(a):
 
 
 def dtype_of(a):
-    """Dtype of an array, a scalar or a nested list."""
+    """Dtype of an array, a scalar or a nested list; of a dtype, itself."""
     try:
         return a.dtype
     except AttributeError:
-        return np.asarray(a).dtype
-
-
-def size_of(a):
-    """Number of elements; of a symmetric tensor, the number of different ones."""
-    group = getattr(a, "_group", None)
-    if group:
-        return orbits(group, a.shape)
-    return math.prod(shape_of(a))
-
-
-def lg(n):
-    """Levels of a binary search or a merge sort over n items, at least 1."""
-    return max(1, (int(n) - 1).bit_length())
+        return a if isinstance(a, np.dtype) else np.asarray(a).dtype
 
 
 def axes_of(shape, axis):
-    """The axes that `axis` (None, int or tuple) names, as a tuple of non-negative numbers."""
-    if axis is None:
-        return tuple(range(len(shape)))
-    rank = len(shape)
-    return tuple(i + rank if i < 0 else i for i in (axis if isinstance(axis, (tuple, list)) else (axis,)))
+    """The axes that `axis` (None, a number or several) names, as a tuple of non-negative numbers."""
+    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, (int, np.integer)) else axis
+    return tuple([i + len(shape) if i < 0 else i for i in axes])
 
 
-def split_extents(a, axis):
-    """(number of outputs, elements per output) when `axis` of `a` is reduced away."""
-    shape = shape_of(a)
-    if axis is None:
-        return 1, math.prod(shape)
-    axes = axes_of(shape, axis)
-    return math.prod([n for i, n in enumerate(shape) if i not in axes]), math.prod([shape[i] for i in axes])
+def count(*arrays):
+    """Elements of all the arrays together."""
+    return sum([math.prod(shape_of(a)) for a in arrays])
 
 
-# ---- weights ----------------------------------------------------------------------------------------------------------
-
-_TRANSCENDENTAL = """angle arccos arccosh arcsin arcsinh arctan arctanh arctan2 cbrt cos cosh exp exp2 expm1 float_power
-    floor_divide fmod gcd hypot i0 lcm log log10 log1p log2 logaddexp logaddexp2 mod power remainder sin sinc sinh tan tanh"""
-_ALIASES = "acos acosh asin asinh atan atanh atan2 pow divmod"      # in book 0.7 these cost a sixteenth of the originals
-_SAMPLERS = """beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic lognormal
-    logseries multinomial multivariate_hypergeometric negative_binomial noncentral_chisquare noncentral_f normal pareto poisson
-    power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular vonmises wald
-    weibull zipf"""
-_VIEWS = """array_split atleast_1d atleast_2d atleast_3d broadcast_arrays broadcast_to dsplit expand_dims flip fliplr flipud
-    from_dlpack frombuffer hsplit matrix_transpose linalg.matrix_transpose moveaxis permute_dims rollaxis rot90
-    split squeeze swapaxes transpose vsplit empty empty_like zeros zeros_like"""
-
-_DISTRIBUTIONS = "norm uniform expon cauchy logistic laplace lognorm truncnorm"
+def spread(*arrays):
+    """Elements that the arrays broadcast to."""
+    return math.prod(np.broadcast_shapes(*map(shape_of, arrays)))
 
 
-def _within(namespace, names):
-    return " ".join(f"{namespace}.{name}" for name in names.split())
+def elements(*arrays):
+    """The same; if all are symmetric tensors, only those that differ."""
+    shapes, groups = [shape_of(a) for a in arrays], [getattr(a, "_group", None) for a in arrays]
+    shape = np.broadcast_shapes(*shapes)
+    return orbits(binary(groups, shapes, shape), shape) if any(groups) else math.prod(shape)
 
 
-WEIGHTS = {                                                         # everything not listed weighs 1
-    "0.7": {
-        0: _VIEWS + """ asarray astype copy ravel reshape require ones ones_like eye identity hstack column_stack row_stack tri
-            tril triu tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from
-            unravel_index ravel_multi_index broadcast_shapes fft.fftfreq fft.rfftfreq fft.fftshift fft.ifftshift""",
-        2: "std var nanstd nanvar",
-        4: """argwhere bmat choose compress diag extract fill_diagonal insert mask_indices piecewise place putmask select take
-            trim_zeros where stats.cauchy.pdf """ + _within("linalg", """cholesky cond det eig eigh eigvals eigvalsh inv lstsq
-            matrix_rank pinv qr slogdet solve svd svdvals tensorinv tensorsolve"""),
-        16: " ".join((_TRANSCENDENTAL, "fromiter", _within("random", _SAMPLERS + " multivariate_normal"), "stats.cauchy.cdf stats.cauchy.ppf",
-             *(_within("stats." + d, "pdf cdf ppf") for d in "norm expon logistic laplace lognorm truncnorm".split()))),
-    },
-    "0.12": {
-        0: _VIEWS + " diagonal linalg.diagonal unstack real imag",
-        4: """sort argsort partition argpartition lexsort searchsorted digitize unique unique_all unique_counts unique_inverse
-            unique_values union1d intersect1d setdiff1d setxor1d bincount where take take_along_axis choose """
-           + _within("random", "choice permutation permuted shuffle"),
-        16: " ".join((_TRANSCENDENTAL, _ALIASES, "geomspace logspace", _within("random", _SAMPLERS))),
-    },
-}
-
-# ---- the dtype that is charged (book 0.12) --------------------------------------------------------------------------------
-
-FLOAT64, INT64, UINT64, COMPLEX64, COMPLEX128 = map(np.dtype, ("f8", "i8", "u8", "c8", "c16"))
+def max1(n):
+    return n if n > 1 else 1
 
 
-@functools.lru_cache(None)
+def levels(n):
+    """log2, rounded up."""
+    return (n - 1).bit_length() if n > 1 else 0
+
+
+def lg(n):
+    """Steps of a binary search, levels of a merge sort."""
+    return max1(levels(n))
+
+
+@functools.cache
 def rate_of(dtype):
-    """What an element operation of this dtype costs: 1 up to 32 bits (per component), 2 for 64, 3 and 4 beyond."""
+    """Cost of an element operation: 1 up to 32 bits (per component), 2 up to 64, 3 and 4 beyond."""
     if dtype.kind not in "biufc":
-        raise UnsupportedDtypeError(f"dtype {dtype!r} is not billable: only bool, integer, float and complex are")
-    bits = dtype.itemsize * (4 if dtype.kind == "c" else 8)
-    return 1 if bits <= 32 else 2 if bits <= 64 else 3 if bits <= 96 else 4
+        raise UnsupportedDtypeError(f"{dtype!r} is not billable: only bool, integer, float and complex are")
+    return min(max1(-(-dtype.itemsize * (4 if dtype.kind == "c" else 8) // 32)), 4)
 
 
 def heavier(a, b):
     """Of two dtypes the one with the higher rate; the first if equal."""
-    return b if b is not None and rate_of(b) > rate_of(a) else a
+    return b if rate_of(b) > rate_of(a) else a
 
 
-@functools.lru_cache(None)
-def loop_dtype(ufunc, inputs, dtype=None):
-    """(heaviest dtype, whether complex) of the loop that NumPy picks for these input dtypes (Python scalar types are weak)."""
-    if all(isinstance(t, type) for t in inputs):
-        inputs = tuple(np.dtype(t) for t in inputs)
-    want = inputs + (None,) * ufunc.nout
-    if dtype is not None:
-        signature = (None,) * ufunc.nin + (dtype,) * ufunc.nout
-        loop = ufunc.resolve_dtypes(want, signature=signature, casting="unsafe")
-        return functools.reduce(heavier, loop), any(t.kind == "c" for t in loop)
-    loop = ufunc.resolve_dtypes(want)
-    # an integer slot that feeds an inexact output steers the result (ldexp's exponent); it is no number to compute with
-    steering = [t.kind in "iu" and loop[-1].kind in "fc" for t in loop[:ufunc.nin]]
-    data = [t for t, skip in zip(inputs, steering) if not skip]
-    heavy = functools.reduce(heavier, [t for t, skip in zip(loop, steering + [False] * ufunc.nout) if not skip])
-    if ufunc.nout > 1:
-        heavy = functools.reduce(heavier, [t for t, skip in zip(loop[:ufunc.nin], steering) if not skip])
-    joined = np.result_type(*[t if isinstance(t, np.dtype) else t(0) for t in data])
-    return heavier(heavy, joined), any(t.kind == "c" for t in loop)
+def kind_of(a):
+    """What promotion sees: the dtype, or the Python type of a bare int, float or complex."""
+    return type(a) if type(a) in (int, float, complex) else dtype_of(a)
 
 
-def weak_type(a):
-    """What NEP 50 promotion sees of an operand: its dtype, or the Python type of a bare int, float or complex."""
-    try:
-        return a.dtype
-    except AttributeError:
-        return type(a) if type(a) in (int, float, complex) else np.asarray(a).dtype
+def weak(*operands):
+    """result_type with weak Python scalars, as ufuncs promote."""
+    kinds = [kind_of(a) for a in operands if a is not None]
+    return np.result_type(*[kind(0) if isinstance(kind, type) else kind for kind in kinds])
 
 
-def joined(*operands):
-    """result_type with weak Python scalars."""
-    types = [weak_type(a) for a in operands if a is not None]
-    return np.result_type(*[t(0) if isinstance(t, type) else t for t in types])
+def join(*operands):
+    """result_type with Python scalars as the arrays that they would become."""
+    return np.result_type(*[dtype_of(a) for a in operands if a is not None and a is not np._NoValue])
 
 
-def inexact(dtype, least=FLOAT64):
+def inexact(dtype, least=f8):
     """Floats and complex stay; integers and bools become float64."""
     return dtype if dtype.kind in "fc" else least
 
 
-def accumulator(dtype):
-    """What NumPy adds small integers up in."""
-    return dtype if dtype.kind in "fc" or dtype.itemsize == 8 else UINT64 if dtype.kind == "u" else INT64
+def lapack(*operands):
+    """Linear algebra is done in double precision as soon as one operand is an integer."""
+    return join(*operands, *[inexact(dtype_of(a)) for a in operands])
 
 
-def _reduced(default):
-    """Rule of a reduction: dtype= alone if given, else the heavier of the default, out= and the input."""
-    def rule(args, kwargs, result):
-        if kwargs.get("dtype") is not None:
-            asked, have = np.dtype(kwargs["dtype"]), dtype_of(args[0])
-            return asked
-        have = dtype_of(args[0])
-        out = kwargs.get("out")
-        return heavier(heavier(default(have), out.dtype if out is not None else None), have)
-    return rule
+@functools.cache
+def loop_dtype(ufunc, inputs, dtype=None):
+    """(heaviest dtype, whether complex) of the loop that NumPy picks for dtypes or weak Python types."""
+    if all(isinstance(t, type) for t in inputs):
+        inputs = tuple(map(np.dtype, inputs))
+    free, fixed = (None,) * ufunc.nout, {}
+    if dtype is not None:
+        fixed = dict(signature=(None,) * ufunc.nin + (dtype,) * ufunc.nout, casting="unsafe")
+    loop = ufunc.resolve_dtypes(inputs + free, **fixed)
+    is_complex = any(t.kind == "c" for t in loop)
+    if dtype is not None:
+        return functools.reduce(heavier, loop), is_complex
+    # an integer that feeds an inexact output (ldexp's exponent) steers; it is no number to compute with
+    data = [i for i in range(ufunc.nin) if loop[i].kind not in "iu" or loop[-1].kind not in "fc"]
+    heavy = [*[loop[i] for i in data], *(loop[ufunc.nin:] if ufunc.nout == 1 else ())]
+    promoted = np.result_type(*[inputs[i](0) if isinstance(inputs[i], type) else inputs[i] for i in data])
+    return functools.reduce(heavier, [*heavy, promoted]), is_complex
 
 
-def _first(args, kwargs, result):
-    return dtype_of(args[0])
+# ---- quantities ------------------------------------------------------------------------------------------
+#
+# What cells may use besides arguments. Each is computed when asked for, from the arguments and quantities
+# that its parameters name; `first` is the first argument, `two` the first two, `call` all of them.
 
-
-def _with_out(dtype, kwargs):
-    out = kwargs.get("out")
-    out = out[0] if isinstance(out, tuple) else out
-    return dtype if out is None else np.result_type(dtype, out.dtype)
-
-
-def _operands(args, kwargs, result):
-    """result_type of the operands of a contraction, which come after einsum's subscripts."""
-    arrays = args[1:] if isinstance(args[0], str) else args[:2]
-    return _with_out(np.result_type(*map(dtype_of, arrays)), kwargs)
-
-
-def _weak(args, kwargs, result):
-    return _with_out(joined(*args), kwargs)
-
-
-def _strong(args, kwargs, result):
-    return np.result_type(*map(dtype_of, args))
-
-
-def _floating(args, kwargs, result):
-    return inexact(dtype_of(args[0]))
-
-
-def _angle(args, kwargs, result):
-    dtype = dtype_of(args[0])
-    return inexact(dtype, FLOAT64 if dtype.kind == "b" else np.result_type(dtype, np.float16))
-
-
-def _no_record(args, kwargs, result):
-    return None
-
-
-def _quantile(default):
-    """Rule of a quantile: the default joined with the fractions q, which are weak if one Python number."""
-    def rule(args, kwargs, result):
-        return joined(np.empty(0, default(dtype_of(args[0]))), args[1] if len(args) > 1 else kwargs["q"])
-    return rule
-
-
-def _result(args, kwargs, result):
-    return dtype_of(result)
-
-
-RATE_DTYPE = {                                                      # rule: names; ufuncs ask their loop
-    _reduced(accumulator): """sum prod cumsum cumprod cumulative_sum cumulative_prod nansum nanprod nancumsum nancumprod trace
-        linalg.trace""",
-    _reduced(lambda dtype: dtype): "max min amax amin all any argmax argmin nanargmax nanargmin nanmax nanmin ptp count_nonzero",
-    _quantile(inexact): "percentile nanpercentile",
-    _quantile(lambda dtype: dtype): "quantile nanquantile",
-    _floating: "i0 sinc",
-    _angle: "angle",
-    _no_record: "iscomplexobj isrealobj",
-    _reduced(inexact): "mean var std average median nanmean nanvar nanstd nanmedian unwrap",
-    _operands: "einsum matmul dot inner outer vdot tensordot vecdot matvec vecmat",
-    _weak: "clip isclose divmod",
-    _strong: "allclose array_equal array_equiv",
+QUANTITIES = {
+    "two":      lambda args, kwargs: [*args, *kwargs.values()][:2],
+    "shape":    lambda first: shape_of(first),
+    "size":     lambda first: count(first),
+    "N":        lambda first: max1(elements(first)),
+    "B":        lambda two: max1(elements(*two)),
+    "O":        lambda result: count(*result) if isinstance(result, (tuple, list)) else count(result),
+    "group":    lambda first: getattr(first, "_group", None),
+    "axes":     lambda shape, axis: axes_of(shape, axis),
+    "adds":     lambda reduction: reduction[0],
+    "R":        lambda adds: max1(adds),
+    "V":        lambda reduction: reduction[1],
+    "each":     lambda shape, axes: math.prod([shape[i] for i in axes]),
+    "seek":     lambda N, main: N if main.kind in "fc" else 0,      # looking for NaN where there can be any
+    "m":        lambda shape: shape[-2],
+    "n":        lambda shape: shape[-1],
+    "r":        lambda m, n: min(m, n),
+    "batch":    lambda shape: math.prod(shape[:-2]) if math.prod(shape[-2:]) else 0,
+    "lines":    lambda size, shape, axis: size // (shape[axis] or 1),
+    "T":        lambda n, shape, axis: shape[axis] if n is None else n,
+    "back":     lambda n, shape, axis: 2 * (shape[axis] - 1) if n is None else n,
+    "f":        lambda samples: samples[0],
+    "s":        lambda samples: samples[1],
+    "depth":    lambda keys, axis: shape_of(keys[0])[axis],
+    "bounds":   lambda a_min, a_max, min, max: [
+        b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue],
+    "every":    lambda args, kwargs: max1(spread(*args, *kwargs.values())),
+    "grids":    lambda args: math.prod(map(count, args)) * len(args),
+    "inverted": lambda m, n, r: r + n * r + product(n, r, m),           # pinv, once the matrix is decomposed
+    "ufunc":    lambda name: getattr(np, name.partition(".")[0]),
+    # dtypes
+    "main":     lambda first: dtype_of(first),
+    "made":     lambda result: dtype_of(result[0] if isinstance(result, tuple) and result else result),
+    "asked":    lambda main, dtype: main if dtype is None else np.dtype(dtype),
+    "pair":     lambda two: join(*two),
+    "items":    lambda call, first: with_out(call, join(*first)),
+    "joined":   lambda call, name, args: with_out(call, join(*(args[1:] if name == "einsum" else args[:2]))),
+    "sized":    lambda main: inexact(main, np.result_type(main, np.float16)),
+    "summed":   lambda call, main: of_reduction(call, main, added(main)),
+    "reduced":  lambda call, main: of_reduction(call, main, main),
+    "averaged": lambda call, main: of_reduction(call, main, inexact(main)),
+    "transformed": lambda call, main: with_out(call, c8 if main.char in "efF" else c16),
+    "contracted": lambda name, args, kwargs, book: product_of(name, args, kwargs, book)[:2],
 }
 
-# ---- complex factors (book 0.12) -----------------------------------------------------------------------------------------
 
-COMPLEX_FACTOR = {                                                  # 2 unless listed
-    2.25: "log", 2.3: "log2 log10 log1p", 2.5: "std var nanstd nanvar", 3: "interp", 3.1: "exp exp2 expm1",
-    3.4: "sin cos sinh cosh tanh",
-    3.5: "arcsin arccos arctan arcsinh arccosh arctanh asin acos atan asinh acosh atanh", 3.6: "tan",
-    4: "abs absolute average convolve correlate cov corrcoef " + _within("linalg", """svd cholesky cond det eig eigh eigvals eigvalsh
-        inv lstsq matrix_norm matrix_power matrix_rank multi_dot norm pinv qr slogdet solve svdvals tensorinv tensorsolve
-        vector_norm"""),
-    4.7: "cross linalg.cross", 5: "square", 5.5: "power pow float_power geomspace logspace",
-    6: "multiply reciprocal prod cumprod nanprod nancumprod cumulative_prod outer kron vander",
-    7: "sign", 10: "sqrt", 11: "divide true_divide", 14.5: "sinc",
-    1: _within("fft", "fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftfreq rfftfreq"),
-}
-NO_COMPLEX = """cbrt degrees radians deg2rad rad2deg signbit fabs ceil floor trunc fix spacing bitwise_not bitwise_invert invert
-    bitwise_count bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift left_shift right_shift i0 modf frexp
-    isneginf isposinf floor_divide mod remainder fmod divmod logaddexp logaddexp2 arctan2 atan2 hypot copysign nextafter ldexp
-    heaviside gcd lcm percentile quantile nanpercentile nanquantile bincount digitize ravel_multi_index unwrap"""
-
-# ---- when, and whether, it is written down -------------------------------------------------------------------------------
-
-CHARGED_AFTER = {book: [] for book in BOOKS}                        # filled by the rows that look at their result
-UNLOGGED = {
-    "0.7": """zeros ones eye identity empty zeros_like ones_like empty_like reshape transpose swapaxes moveaxis squeeze
-        expand_dims hstack copy roll flip fliplr flipud rot90 triu tril astype hsplit atleast_1d atleast_2d atleast_3d row_stack
-        column_stack tri tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from
-        unravel_index ravel_multi_index require broadcast_shapes fft.fftfreq fft.rfftfreq fft.fftshift fft.ifftshift
-        matrix_transpose permute_dims linalg.matrix_transpose""",
-    "0.12": "matrix_transpose permute_dims linalg.matrix_transpose iscomplexobj isrealobj",
-}
-
-# ---- pointwise -----------------------------------------------------------------------------------------------------------
-
-UNARY = """abs absolute negative positive exp exp2 expm1 log log2 log10 log1p sqrt cbrt square reciprocal sin cos tan arcsin arccos
-    arctan sinh cosh tanh arcsinh arccosh arctanh asin acos atan asinh acosh atanh degrees radians deg2rad rad2deg sign signbit
-    fabs ceil floor rint trunc spacing logical_not bitwise_not bitwise_invert bitwise_count invert conj conjugate"""
-BINARY = """add subtract multiply divide true_divide floor_divide power pow float_power mod remainder fmod maximum minimum fmax fmin
-    logaddexp logaddexp2 arctan2 atan2 hypot copysign nextafter ldexp heaviside greater greater_equal less less_equal equal
-    not_equal logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
-    left_shift right_shift gcd lcm"""
+def quantity(formula):
+    QUANTITIES[formula.__name__] = formula
 
 
-@price(UNARY + " fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag iscomplexobj isrealobj")
-@price("modf frexp", "0.7")
-def _(x, *_args, **_):
-    return size_of(x) or 1
+def added(dtype):
+    """What NumPy adds up in: no integers below 64 bits."""
+    return dtype if dtype.kind not in "biu" else np.zeros(0, dtype).sum().dtype
 
 
-@price(BINARY)
-def broadcast_size(a, b, *_args, **_):
-    return common_elements(a, b) or 1
+def with_out(call, dtype):
+    out = call["kwargs"].get("out")
+    return dtype if out is None else np.result_type(dtype, (out[0] if isinstance(out, tuple) else out).dtype)
 
 
-def common_elements(*operands):
-    """Elements that the operands broadcast to; the different ones, if all are symmetric."""
-    shape = broadcast_shape(*operands)
-    groups = [getattr(a, "_group", None) for a in operands]
-    if any(groups):
-        return orbits(binary(groups, [shape_of(a) for a in operands], shape), shape)
-    return math.prod(shape)
+def of_reduction(call, main, default):
+    """dtype= alone if given, else the heaviest of the default, out= and the input."""
+    if call.get("dtype") is not None:
+        return np.dtype(call["dtype"])
+    out = call.get("out")
+    dtype = heavier(default if out is None else heavier(default, out.dtype), main)
+    return np.result_type(dtype, main) if main.kind == "c" else dtype
 
 
-def broadcast_shape(*operands):
-    """Shape that the operands broadcast to."""
-    return _broadcast(tuple([shape_of(a) for a in operands]))
-
-
-@functools.lru_cache(4096)
-def _broadcast(shapes):
-    return np.broadcast_shapes(*shapes)
-
-
-@price("isnan isfinite isinf")
-def _(x, *_args, **_):
-    return math.prod(shape_of(x))
-
-
-@price("modf frexp", "0.12")
-def _(x, *_args, **_):
-    return 2 * (size_of(x) or 1)
-
-
-@price("divmod", "0.7")
-def _(a, b, **_):
-    return broadcast_size(a, b)
-
-
-@price("divmod", "0.12")
-def _(a, b, **_):
-    return 2 * broadcast_size(a, b)
-
-
-@price("clip", "0.7")
-def _(a, *_args, **_):
-    return size_of(a) or 1
-
-
-@price("clip", "0.12")
-def _(a, a_min=None, a_max=None, out=None, *, min=None, max=None, **_):
-    bounds = [b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue]
-    return (len(bounds) or 1) * max_one(common_elements(a, *bounds))
-
-
-def max_one(n):
-    return n if n > 1 else 1
-
-
-@price("isclose", "0.12")
-def _(a, b, *_args, **_):
-    return 6 * broadcast_size(a, b)
-
-
-@price("allclose", "0.12")
-def _(a, b, *_args, **_):
-    return max_one(7 * common_elements(a, b) - 1)
-
-
-@price("isclose allclose", "0.7")
-def _(a, b, *_args, **_):
-    return broadcast_size(a, b)
-
-
-@price("array_equiv")
-def _(a, b, *_args, **_):
-    try:
-        return broadcast_size(a, b)
-    except ValueError:
-        return max(size_of(a), size_of(b), 1)
-
-
-@price("array_equal")
-def _(a, b, *_args, **_):
-    return max(size_of(a), size_of(b), 1)
-
-
-# ---- reductions ----------------------------------------------------------------------------------------------------------
-
-def additions(a, axis, book="0.12"):
-    """(additions, outputs) of a reduction: dense, elements less outputs; of a symmetric tensor, orbits of both."""
-    group = getattr(a, "_group", None)
+@quantity
+def reduction(shape, size, group, axes, book):
+    """(additions, results): dense, elements less results; of a symmetric tensor, orbits of both."""
+    kept = [i for i in range(len(shape)) if i not in axes]
+    extents = tuple([shape[i] for i in kept])
     if group:
-        axes = axes_of(a.shape, axis)
-        kept = [i for i in range(a.ndim) if i not in axes]
-        return summing(a.shape, axes, group, book), orbits(stabiliser(group, kept), tuple([a.shape[i] for i in kept]))
-    outputs, each = split_extents(a, axis)
-    return outputs * each - outputs if each else 0, outputs
+        return summing(shape, axes, group, book), orbits(stabiliser(group, kept), extents)
+    return size - math.prod(extents) if size else 0, math.prod(extents)
 
 
-@price("sum prod max min amax amin all any argmax argmin cumsum cumprod cumulative_sum cumulative_prod nanmax nanmin")
-@price("nansum nanprod nanargmax nanargmin nancumsum nancumprod nanmean var std nanvar nanstd count_nonzero ptp nanmedian", "0.7")
-def reduced_units(a, axis=None, *_args, **_):
-    return max_one(additions(a, axis)[0])
+@quantity
+def loop(call, ufunc, args, kwargs):
+    """dtype of a ufunc's loop, or of out= if that is heavier."""
+    asked, outs = kwargs.get("dtype"), kwargs.get("out", args[ufunc.nin:])
+    dtype, is_complex = loop_dtype(ufunc, tuple(map(kind_of, args[:ufunc.nin])), asked and np.dtype(asked))
+    call["factor"] = None if is_complex else 1
+    for out in outs if isinstance(outs, tuple) else (outs,):
+        if out is not None:
+            dtype = heavier(dtype, np.result_type(dtype, out.dtype))
+            call["factor"] = 2 if out.dtype.kind == "c" and not is_complex else call["factor"]
+    return dtype
 
 
-def nan_pass(a):
-    """Looking for NaN first costs one pass, where there can be any."""
-    return size_of(a) if dtype_of(a).kind in "fc" else 0
+def looped(ufunc, *operands):
+    """The same for ufunc.outer and ufunc.at."""
+    return loop_dtype(ufunc, tuple(map(kind_of, operands[:ufunc.nin])))[0]
 
 
-@price("nansum nanprod nanargmax nanargmin nancumsum nancumprod", "0.12")
-def _(a, axis=None, *_args, **_):
-    return reduced_units(a, axis) + nan_pass(a)
+@quantity
+def folded(ufunc, main):
+    """The same for ufunc.reduce, accumulate and reduceat."""
+    return looped(ufunc, *[added(main) if ufunc in (np.add, np.multiply) else main] * 2)
 
 
-@price("mean", "0.7")
-def _(a, axis=None, *_args, **_):
-    return math.prod(shape_of(a)) and mean_units(a, axis)
+@quantity
+def complex_products(contracted, name, args):
+    """A complex multiplication is 6 operations, an addition 2."""
+    units, products = contracted
+    if units < products or products == 0 and name == "einsum" and len(args) > 3:
+        return 6
+    return (6 * products + 2 * (units - products)) / units if units else 1
 
 
-@price("mean", "0.12")
-def mean_units(a, axis=None, *_args, **_):
-    return sum(additions(a, axis))
+@quantity
+def equated(two):
+    """array_equiv: broadcast if possible."""
+    try:
+        return elements(*two)
+    except ValueError:
+        return max(map(count, two))
 
 
-@price("nanmean", "0.12")
-def _(a, axis=None, *_args, **_):
-    return mean_units(a, axis) + nan_pass(a)
-
-
-@price("var", "0.12")
-def var_units(a, axis=None, *_args, **_):
-    return 2 * size_of(a) + 2 * sum(additions(a, axis))
-
-
-@price("std", "0.12")
-def std_units(a, axis=None, *_args, **_):
-    return var_units(a, axis) + additions(a, axis)[1]
-
-
-@price("nanvar", "0.12")
-def _(a, axis=None, *_args, **_):
-    return var_units(a, axis) + nan_pass(a)
-
-
-@price("nanstd", "0.12")
-def _(a, axis=None, *_args, **_):
-    return std_units(a, axis) + nan_pass(a)
-
-
-@price("average", "0.7")
-def _(a, axis=None, *_args, **_):
-    return reduced_units(a, axis)
-
-
-@price("average", "0.12")
-def _(a, axis=None, weights=None, *_args, **_):
-    r = reduced_units(a, axis)
-    return r + additions(a, axis)[1] + (0 if weights is None else size_of(a) + r)
-
-
-@price("count_nonzero", "0.12")
-def _(a, *_args, **_):
-    return size_of(a) or 1
-
-
-@price("ptp", "0.12")
-def _(a, axis=None, *_args, **_):
-    return 2 * reduced_units(a, axis) + additions(a, axis)[1]
-
-
-@price("median")
-def median_units(a, axis=None, *_args, **_):
-    outputs, each = additions(a, axis)[1], split_extents(a, axis)[1]
-    return outputs * each
-
-
-@price("nanmedian", "0.12")
-def _(a, axis=None, *_args, **_):
-    return max_one(median_units(a, axis) + size_of(a))
-
-
-@price("percentile quantile", "0.7")
-def _(a, q, axis=None, *_args, **_):
-    return median_units(a, axis)
-
-
-@price("percentile quantile", "0.12")
-def quantile_units(a, q, axis=None, *_args, weights=None, **_):
-    outputs, n = split_extents(a, axis)
-    k = math.prod(shape_of(q))
+@quantity
+def quantiles(V, each, q, weights):
+    """Selection of k order statistics; with weights, a sort and a running sum."""
+    k = count(q)
     if weights is not None:
-        levels = math.ceil(math.log2(n))
-        return outputs * (4 * n * levels + 3 * n + k * (levels + 4))
-    levels = (min(k, n) - 1).bit_length()
-    return outputs * (n * min(k, 1 + 4 * levels) + 4 * k)
+        return V * (4 * each * levels(each) + 3 * each + k * (levels(each) + 4))
+    return V * (each * min(k, 1 + 4 * levels(min(k, each))) + 4 * k)
 
 
-@price("nanpercentile nanquantile", "0.12")
-def _(a, q, axis=None, *_args, **_):
-    return quantile_units(a, q, axis) + size_of(a)
+def diagonal(a, offset=0, axis1=0, axis2=1):
+    """Length of a diagonal."""
+    rows, columns = shape_of(a)[axis1], shape_of(a)[axis2]
+    return max(min(rows + min(offset, 0), columns - max(offset, 0)), 0)
 
 
-def diagonal_length(shape, offset=0, axis1=0, axis2=1):
-    rows, columns = shape[axis1], shape[axis2]
-    return max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
+def below(a, k):
+    """Cells on and below the k-th diagonal."""
+    *batch, rows, columns = shape_of(a)
+    return math.prod(batch) * int(np.clip(np.arange(1, rows + 1) + k, 0, columns).sum())
 
 
-@price("trace", "0.7")
-def _(a, offset=0, axis1=0, axis2=1, *_args, **_):
-    return min(shape_of(a)[axis1], shape_of(a)[axis2])
+def masked(keys):
+    """Elements of the boolean masks among index keys."""
+    kinds = list, bool, np.ndarray, np.bool_
+    return count(*[key for key in keys if isinstance(key, kinds) and dtype_of(key) == bool])
 
 
-@price("trace", "0.12")
-def _(a, offset=0, axis1=0, axis2=1, *_args, **_):
+@quantity
+def padding(shape, pad_width, mode, kwargs):
+    """Every cell is written once; ramps, odd reflections and statistics are computed on top."""
+    widths = np.broadcast_to(pad_width, (len(shape), 2)).tolist()
+    padded = [n + before + after for n, (before, after) in zip(shape, widths)]
+    units = math.prod(padded)
+    if mode == "linear_ramp" or kwargs.get("reflect_type") == "odd":
+        units += math.prod(padded) - math.prod(shape)
+    if mode in ("maximum", "minimum", "mean", "median"):
+        lengths = np.broadcast_to(kwargs.get("stat_length") or max(shape), (len(shape), 2)).tolist()
+        for i, n in enumerate(shape):
+            ends = [min(n, length) for length in lengths[i]]
+            ends = ends[:1] if ends == [n, n] else ends                   # one statistic serves both
+            each = sum(ends) + (len(ends) if mode == "mean" else 0)
+            units += math.prod([*padded[:i], *shape[i + 1:]]) * each
+    return units
+
+
+@quantity
+def placed(arr, indices, axis):
+    """put_along_axis: cells written."""
+    if axis is None:
+        return count(indices)
+    extents = list(shape_of(arr))
+    extents[axis] = shape_of(indices)[axis]
+    return math.prod(extents)
+
+
+def copied(size, where, shape=None):
+    return size if where is True else int(np.broadcast_to(np.asarray(where), shape or np.shape(where)).sum())
+
+
+@quantity
+def filled(shape, wrap):
+    """fill_diagonal: cells written."""
+    rows, columns, *more = shape
+    end = (rows if wrap else min(rows, columns)) * columns
+    return rows if more else len(range(0, end, columns + 1))
+
+
+def sorting(a, axis=None):
+    """Merge sort along one axis, or of all elements."""
     shape = shape_of(a)
-    batch = math.prod(shape) // (shape[axis1] * shape[axis2] or 1)
-    return max_one(diagonal_length(shape, offset, axis1, axis2)) * batch
+    return max1(math.prod(shape) * lg(math.prod(shape) if axis is None or not shape else shape[axis]))
 
 
-# ---- symmetries and contractions ----
+def together(*arrays, least=0):
+    """The elements of all the arrays, sorted as one."""
+    n = sum([max(count(a), least) for a in arrays])
+    return max1(n * lg(n))
 
-import heapq
+
+@quantity
+def membership(element, test_elements):
+    """isin: by sorting, or one by one where the other array is short and there may be no table."""
+    n, m = count(element), count(test_elements)
+    tabled = dtype_of(element).kind in "biu" and dtype_of(test_elements).kind in "biu"
+    return max(together(element, test_elements), 0 if tabled or m >= 10 * n**0.145 else 2 * n * m)
+
+
+def differences(a, n, axis, *ends):
+    """n rounds, each one element shorter than the one before."""
+    extent = shape_of(a)[axis]
+    length = extent + sum([(shape_of(end) or {axis: 1})[axis] for end in ends if end is not np._NoValue])
+    return max1(count(a) // (extent or 1) * (n * length - n * (n + 1) // 2))
+
+
+@quantity
+def slopes(shape, size, axes, args, edge_order, book):
+    """gradient: central differences, weighted if unevenly spaced. Book 0.7 sees no axis and no spacing."""
+    if book == "0.7":
+        return max1(sum([2 * size * (n - 2) // n for n in shape]))
+    units, spacing = 0, args[1:] * (len(axes) if len(args) == 2 else 1) or axes
+    for i, h in zip(axes, spacing):
+        n = shape[i]
+        units += 2 * size + (6 * size // n if edge_order == 2 else 0)
+        if shape_of(h):
+            units += 3 * (n - 1)
+            if len(set(np.diff(np.asarray(h)).tolist())) > 1:
+                units += 3 * size * (n - 2) // n + 10 * (n - 2) + 4 * size // n
+    return units
+
+
+@quantity
+def interpolation(size, xp, period):
+    m = count(xp)
+    if period is None:
+        return max1(size) * (3 + lg(m))
+    return size * (3 + lg(m + 2)) + 16 * (size + m) + 4 * m * lg(m) + 8 * m + 2 * (m + 2) + 2
+
+
+@quantity
+def samples(first, y, rowvar, book):
+    """(variables, samples) of a covariance. Book 0.7 takes rows for variables, whatever it is told."""
+    def of(a):
+        shape = shape_of(a)
+        return (1, count(a)) if len(shape) < 2 else shape if rowvar or book == "0.7" else shape[::-1]
+    f, s = of(first)
+    return f + (0 if y is None else of(y)[0]), s
+
+
+@quantity
+def sliding(a, v, mode):
+    """Multiplications and additions of all the overlaps of two vectors."""
+    short, long = sorted((count(a), count(v)))
+    left, right = short // 2, (short - 1) // 2
+    return {"full": 2 * long * short - long - short + 1, "valid": (2 * short - 1) * (long - short + 1),
+            "same": 2 * long * short - left * (left + 1) - right * (right + 1) - long}[mode]
+
+
+def svd(m, n, full=False, vectors=True, k=None):
+    """LAPACK's gesdd (Golub and Van Loan, Matrix Computations, 8.6), or the first k triples only."""
+    r, wide, core = min(m, n), *((6, 20) if vectors else (2, 2))
+    if full and vectors and m != n and k is None:
+        return 4 * max(m, n)**2 * r + 22 * r**3
+    whole = wide * max(m, n) * r * r + core * r**3
+    return whole if k is None else min(4 * m * n * k + wide * (m + n) * k * k + core * k**3, whole)
+
+
+def product(m, k, n):
+    """Of an m x k by a k x n matrix."""
+    return max1(2 * m * k * n - m * n)
+
+
+def squarings(e):
+    """Products in a matrix power; the inverse is priced as one more."""
+    return (e < 0) + (abs(e).bit_length() + bin(e).count("1") - 2 if abs(e) > 1 else 0)
+
+
+@quantity
+def fitted(m, n, r, b):
+    """lstsq, once the matrix is decomposed."""
+    c = (*shape_of(b), 1)[1]
+    return product(r, m, c) + r * c + product(n, r, c)
+
+
+@quantity
+def solved(shape, n, b):
+    *batch, _, columns = shape_of(b) if len(shape_of(b)) > 1 else (n, 1)
+    return math.prod(np.broadcast_shapes(shape[:-2], batch)) * (2 * n**3 // 3 + 2 * n * n * columns)
+
+
+@quantity
+def ranked(shape, tol, rtol):
+    """matrix_rank: singular values, each compared with its tolerances."""
+    if len(shape) < 2:
+        return max1(math.prod(shape))
+    *batch, m, n = shape
+    pairs = np.broadcast_shapes(batch, *[shape_of(t) for t in (tol, rtol) if t is not None])
+    return math.prod(batch) * svd(m, n, vectors=False) + min(m, n) * math.prod(pairs)
+
+
+def measured(x, ord, axis, rank, book):
+    """Norms of vectors, or of matrices if of this rank. Book 0.7 forgets that there may be more than one."""
+    extents, early = [shape_of(x)[i] for i in axes_of(shape_of(x), axis)], book == "0.7"
+    n, matrix = math.prod(extents), len(extents) == rank
+    groups = 1 if early else count(x) // (n or 1)
+    if matrix and ord in (2, -2, "nuc"):
+        return 4 * n * min(extents) if early else groups * svd(*extents, vectors=False)
+    simple = early or matrix or ord in (None, 0, 1, 2, np.inf, -np.inf)
+    return (2 * max1(n) if simple else 18 * n + 16) * groups
+
+
+@quantity
+def chained(arrays, book):
+    """multi_dot: the cheapest order of the products. Book 0.7 takes vectors at the ends for matrices."""
+    shapes, early = [shape_of(a) for a in arrays], book == "0.7"
+    dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
+    if not early:
+        dims[0] = dims[0] if len(shapes[0]) > 1 else 1
+        dims[-2:] = dims[-2:] if len(shapes[-1]) > 1 else [shapes[-1][0], 1]
+    once = (lambda m, k, n: 2 * m * k * n) if early else product
+
+    @functools.cache
+    def best(i, j):
+        splits = [best(i, k) + best(k, j) + once(dims[i], dims[k], dims[j]) for k in range(i + 1, j)]
+        return min(splits, default=0)
+    return max1(best(0, len(arrays)))
+
+
+def fourier(n, real=False):
+    """One transform (Cooley and Tukey), complex or half of that."""
+    return 2 if n == 1 else 5 * (n // 2 if real else n) * levels(n)
+
+
+def staged(a, s, axes, real=None):
+    """N-d transform, one axis after the other, each on the extents that those before it left."""
+    shape = list(shape_of(a))
+    axes = axes_of(shape, range(-len(s), 0) if axes is None and s is not None else axes)
+    points, last, units = spectrum(shape, s, axes, real), len(axes) - 1, 0
+    for j in range(last + 1) if real == "back" else range(last, -1, -1):
+        i, n = axes[j], shape[axes[j]] if points[j] == -1 else points[j]
+        shape[i] = 1
+        units += math.prod(shape) * fourier(n, real and j == last)
+        shape[i] = n // 2 + 1 if real == "forth" and j == last else n
+    return units
+
+
+def spectrum(shape, s, axes, real):
+    points = list(s or [shape[i] for i in axes])
+    return [*points[:-1], 2 * points[-1] - 2] if real == "back" and s is None else points
+
+
+def at_once(a, s, axes, real=None):
+    """Book 0.7: all axes as one transform; a batch is seen only where axes are named."""
+    shape, named = shape_of(a), axes_of(shape_of(a), axes)
+    points = spectrum(shape, s, named, real)
+    batch = 1 if axes is None else count(a) // (math.prod([shape[i] for i in named]) or 1)
+    return max(batch * 5 * (math.prod(points) // (2 if real else 1)) * sum(map(levels, points)), 0)
+
+
+def pool(a, axis=0):
+    """How many things there are to choose from or to shuffle."""
+    return a if isinstance(a, (int, np.integer)) else shape_of(a)[axis]
+
+
+@quantity
+def chosen(a, axis, replace, p, O):
+    n = pool(a, axis)
+    if p is None:
+        return max1(O if replace else n)
+    return 3 * n + O * (lg(n) + 1) if replace else n * lg(n)
+
+
+@quantity
+def coloured(colors, nsample, method, O):
+    """multivariate_hypergeometric, by its marginals or ball by ball."""
+    balls = int(np.sum(np.asarray(colors)))
+    drawn = 2 * (O // count(colors)) * min(nsample, balls - nsample)
+    return max1(O) if method == "marginals" else balls + drawn + O
+
+
+@quantity
+def segments(a, indices, axis):
+    """reduceat: additions in each segment, but at least one operation."""
+    length, starts = shape_of(a)[axis], [int(i) for i in np.asarray(indices)]
+    steps = sum([max1(stop - start) - 1 for start, stop in zip(starts, starts[1:] + [length])])
+    return max1(count(a) // (length or 1) * max(steps, len(starts)))
+
+
+def touched(a, indices):
+    """Elements that an index picks."""
+    return count(np.broadcast_to(np.False_, shape_of(a))[indices])
+
+
+# ---- the books -------------------------------------------------------------------------------------------
+
+Row = namedtuple("Row", "units weight dtype factor parameters notes bare")
+
+
+def _read(table):
+    """{book: {operation: Row}}: the table, taken apart."""
+    books = {"0.7": {}, "0.12": {}}
+    for line in re.sub(r"\n +", " ", table.strip()).splitlines():
+        names, *cells = [cell.strip() for cell in line.split("|")]
+        cells += [""] * (6 - len(cells))
+        if line.startswith("["):
+            prefix = names[1:names.index("]")]
+            defaults = "", "", cells[2] or "1", cells[3] or "main", cells[4] or "2", ""
+            continue
+        cells = [cell or default for cell, default in zip(cells, defaults)]
+        for i, (name, parameters) in enumerate(re.findall(r"([\w.]+)(?:\((.*?)\))?", names)):
+            late, early, weight, dtype, factor, notes = [
+                re.sub(r"{(.*?)}", lambda choice: choice[1].split(";")[i].strip(), cell) for cell in cells]
+            for book, units, weight in zip(("0.12", "0.7"), (late, early or late), weight.split("/") * 2):
+                seen = {*notes.replace("plain" + book, "plain").split()}
+                if re.search(r"\b(O|result|made)\b", units + " " + dtype * (book == "0.12")):
+                    seen.add("after")
+                bare = None if "value" in seen else _SCALARS if dtype == "loop" else frozenset()
+                if units != "-":
+                    row = Row(units, int(weight), dtype, factor, parameters, seen, bare)
+                    books[book][prefix + name] = row
+    return books
+
+
+class Call(dict):
+    """One call: its arguments, by name, and whatever else the cells of a row ask for."""
+
+    def __init__(self, name, parameters, book, args, kwargs, result):
+        names, defaults = parameters_of(name, parameters)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        super().__init__(defaults, name=name, book=book, args=args, result=result, first=first)
+        self.update(zip(names, args), **kwargs)
+        self["kwargs"] = kwargs
+
+    def __missing__(self, name):
+        formula = QUANTITIES[name]
+        needs = formula.__code__.co_varnames[:formula.__code__.co_argcount]
+        value = self[name] = formula(*[self if need == "call" else self[need] for need in needs])
+        return value
+
+    def evaluate(self, cell):
+        return eval(_compiled(cell), globals(), self)
+
+
+@functools.cache
+def _compiled(cell):
+    return compile(cell, "<price table>", "eval")
+
+
+@functools.cache
+def parameters_of(name, parameters):
+    """(names of the positional parameters, defaults of all), as the row says, or else as NumPy does."""
+    function = eval(f"lambda {parameters}: 0") if parameters else np
+    for part in name.split(".") if not parameters else ():
+        function = getattr(function, part, None)
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return [], {}
+    names = [p.name for p in itertools.takewhile(lambda p: p.kind <= p.POSITIONAL_OR_KEYWORD, found)]
+    return names, {p.name: p.default for p in found if p.default is not p.empty}
+
+
+def _seen(a, bare=frozenset()):
+    """What a price can depend on: shape, dtype and symmetry of an array; value, or just type, of others."""
+    if isinstance(a, np.ndarray):
+        return a.shape, a.dtype, getattr(a, "_group", None), None if a.shape or bare else a.item()
+    if type(a) in bare:
+        return type(a)
+    return (type(a), *map(_seen, a)) if isinstance(a, (list, tuple)) else (type(a), a)
+
+
+class PriceBook:
+    """The prices of one version of the rules."""
+
+    def __init__(self, name, rows):
+        self.name, self.rows, self.rates, self._known = name, rows, name != "0.7", {}
+        self.immutable = self.rates                         # 0.12 refuses to write into arrays
+        self.after = {op for op in rows if "after" in rows[op].notes}
+        self.plain = {op for op in rows if "plain" in rows[op].notes}
+        self.unlogged = {op for op in rows if rows[op].units == "free"}
+
+    def __repr__(self):
+        return f"PriceBook({self.name!r})"
+
+    def charge(self, name, args, kwargs, result=None):
+        """(FLOPs, dtype charged or None) of the call `name(*args, **kwargs)`."""
+        row, key = self.rows.get(name) or self._method(name), None
+        if row.bare is not None and ("twins" not in row.notes or len({*map(id, args)}) == len(args)):
+            try:
+                key = (name, *[_seen(a, row.bare) for a in args])
+                if kwargs or result is not None:
+                    key += _seen(result), *[(k, _seen(a)) for k, a in kwargs.items()]
+                return self._known[key]
+            except KeyError:
+                if len(self._known) > 20_000:
+                    self._known.clear()
+            except TypeError:                               # something unhashable
+                key = None
+        price = self._price(row, Call(name, row.parameters, self.name, args, kwargs, result))
+        if key is not None:
+            self._known[key] = price
+        return price
+
+    def _price(self, row, call):
+        units = call.evaluate(row.units)
+        if not self.rates or row.dtype == "-":
+            return int(units * row.weight), None
+        dtype = call.evaluate(row.dtype)
+        factor = call.get("factor", None if dtype.kind == "c" else 1)
+        if factor is None:
+            if row.factor == "-":
+                raise UnsupportedDtypeError(f"{call['name']} has no meaning for complex numbers")
+            factor = call.evaluate(row.factor)
+        return int(units * rate_of(dtype) * factor * row.weight), dtype
+
+    def _method(self, name):
+        """The row of `ufunc.method`."""
+        ufunc, _, method = name.rpartition(".")
+        try:
+            row, of = self.rows["." + method], self.rows[ufunc]
+        except KeyError:
+            raise UnsupportedFunctionError(f"{name} has no price in book {self.name}") from None
+        self.rows[name] = row._replace(weight=of.weight if self.rates else 1, factor=of.factor)
+        return self.rows[name]
+
+
+PRICES = {name: PriceBook(name, rows) for name, rows in _read(PRICE_TABLE).items()}
+UFUNCS = {op: getattr(np, op) for op, row in PRICES["0.12"].rows.items() if row.dtype == "loop"}
+
+
+# ---- symmetries and contractions -----------------------------------------------------------------
+
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LARGEST_GROUP = 240     # 0.12 gives up looking for symmetries of larger ones, and prices without any
 
 
-# --- Symmetries -------------------------------------------------------------------------------------------------
+# --- Symmetries ---------------------------------------------------------------------------------------------
 # A symmetry is a group of axis permutations: a frozenset of tuples, closed, each over *all* axes of the array
 # ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
 
@@ -653,8 +1034,10 @@ def closure(*generators):
 
 @functools.lru_cache(maxsize=4096)
 def orbits(symmetry, shape):
-    """How many elements remain distinct: Burnside, the mean over the group of the index tuples left in place."""
-    return sum(math.prod(shape[c] for c in cycles(g)) for g in symmetry) // len(symmetry) if symmetry else math.prod(shape)
+    """How many elements are distinct: Burnside, the mean over the group of the index tuples left in place."""
+    if not symmetry:
+        return math.prod(shape)
+    return sum(math.prod(shape[c] for c in cycles(g)) for g in symmetry) // len(symmetry)
 
 
 def cycles(permutation):
@@ -671,9 +1054,10 @@ def moved(symmetry):
 
 
 def stabiliser(symmetry, kept):
-    """The elements that keep these axes among themselves, acting on them alone, renumbered in the order of `kept`."""
+    """The elements that keep these axes among themselves, acting on them alone, numbered as in `kept`."""
     place = {axis: i for i, axis in enumerate(kept)}
-    return proper(tuple([place[g[a]] for a in kept]) for g in symmetry or () if all(g[a] in place for a in kept))
+    return proper(tuple([place[g[a]] for a in kept]) for g in symmetry or ()
+                  if all(g[a] in place for a in kept))
 
 
 transposed = stabiliser     # keeping all axes, in another order
@@ -682,7 +1066,8 @@ transposed = stabiliser     # keeping all axes, in another order
 def embedded(symmetry, places, ndim):
     """The symmetry with its axes at these places of an array whose other axes stay put."""
     source = {place: axis for axis, place in enumerate(places)}
-    return proper(tuple([places[g[source[a]]] if a in source else a for a in range(ndim)]) for g in symmetry or ())
+    return proper(tuple([places[g[source[a]]] if a in source else a for a in range(ndim)])
+                  for g in symmetry or ())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -690,7 +1075,8 @@ def full_symmetry(shape, axes=None):
     """All permutations of (these) axes of equal extents: that of zeros, ones and constants."""
     axes = range(len(shape)) if axes is None else axes
     extents = [shape[a] for a in axes]
-    same = (p for p in itertools.permutations(range(len(extents))) if all(extents[a] == n for a, n in zip(p, extents)))
+    same = (p for p in itertools.permutations(range(len(extents)))
+            if all(extents[a] == n for a, n in zip(p, extents)))
     return embedded(proper(same), axes, len(shape))
 
 
@@ -699,11 +1085,11 @@ def common(symmetries):
     return proper(frozenset.intersection(*symmetries)) if symmetries and all(symmetries) else None
 
 
-# How operations pass a symmetry on. Reductions keep `stabiliser(symmetry, kept axes)`, transpositions `transposed`;
-# repeat, roll and squeeze along axes that `moved` keep it, and lose it otherwise.
+# How operations pass a symmetry on. Reductions keep `stabiliser(symmetry, kept axes)`, transpositions
+# `transposed`; repeat, roll and squeeze lose it along axes that are `moved`, and keep it along others.
 
 def along(symmetry, ndim, axes):
-    """For operations that treat these axes apart and keep them: keepdims, split, and concatenate (then `common`)."""
+    """For operations that treat some axes apart but keep them: keepdims, split, concatenate (`common`)."""
     kept = [a for a in range(ndim) if a not in axes]
     return embedded(stabiliser(symmetry, kept), kept, ndim)
 
@@ -754,15 +1140,15 @@ def expanded(symmetry, ndim, axes):
 
 
 def binary(symmetries, shapes, to):
-    """For binary ufuncs: 0-d operands do not count, one without symmetry spoils all, stretched axes ask nothing."""
+    """For binary ufuncs: 0-d operands do not count, one without symmetry spoils all, stretched axes not."""
     operands = [(s, shape) for s, shape in zip(symmetries, shapes) if shape]
     if not operands or not all(s for s, _ in operands):
         return None
-    return common([a for s, shape in operands if (a := aligned(s, shape, to))])
+    return common([a for s, shape in operands if (a := broadcast_symmetry(s, shape, to))])
 
 
 def indexed(symmetry, shape, key):
-    """For basic indexing: the pointwise stabiliser of integer axes; nothing once a slice cuts an axis that moves."""
+    """For basic indexing: the pointwise stabiliser of integer axes; None if a slice cuts a moved axis."""
     key = key if isinstance(key, tuple) else (key,)
     rest = (slice(None),) * (len(shape) - sum(k is not None and k is not Ellipsis for k in key))
     at = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
@@ -790,7 +1176,8 @@ def reshaped(symmetry, old, new):
     before = [(math.prod(new[:i]), n) for i, n in enumerate(new)]
     axes, places = sorted(moved(symmetry)), []
     for axis in axes:
-        i = next((i for i, b in enumerate(before) if b == (math.prod(old[:axis]), old[axis]) and i not in places), None)
+        here = math.prod(old[:axis]), old[axis]
+        i = next((i for i, b in enumerate(before) if b == here and i not in places), None)
         if i is None:
             return None
         places.append(i)
@@ -800,7 +1187,7 @@ def reshaped(symmetry, old, new):
 class SymmetryGroup:
     """Permutations of some axes of an array, as `flops.as_symmetric` takes them and `.symmetry` returns them.
 
-    The generators permute positions in `axes`. Groups are equal if they have the same elements on the same axes.
+    The generators permute positions in `axes`. Groups are equal if they have the same axes and elements.
     """
 
     def __init__(self, *generators, axes=None):
@@ -816,7 +1203,8 @@ class SymmetryGroup:
     @classmethod
     def symmetric(cls, *, axes):
         n = len(axes)
-        return cls(*([*range(i), i + 1, i, *range(i + 2, n)] for i in range(n - 1)) if n > 1 else [[0]], axes=axes)
+        swaps = [[*range(i), i + 1, i, *range(i + 2, n)] for i in range(n - 1)]
+        return cls(*swaps or [[0]], axes=axes)
 
     @classmethod
     def cyclic(cls, *, axes):
@@ -833,7 +1221,8 @@ class SymmetryGroup:
             raise ValueError("blocks of symmetric axes overlap")
         for group in groups:
             end = start + group.degree
-            generators += [[*range(start), *(start + i for i in g), *range(end, len(axes))] for g in group.generators]
+            generators += [[*range(start), *(start + i for i in g), *range(end, len(axes))]
+                           for g in group.generators]
             start = end
         return cls(*generators, axes=axes)
 
@@ -875,7 +1264,7 @@ class SymmetryGroup:
 
 
 def symmetry_group(symmetry):
-    """What `symmetry=` means: a SymmetryGroup, axes that may all be permuted, or disjoint blocks of such axes."""
+    """What `symmetry=` means: a SymmetryGroup, axes that may all be permuted, or disjoint blocks of such."""
     if isinstance(symmetry, SymmetryGroup):
         return symmetry
     if symmetry is None:
@@ -887,15 +1276,15 @@ def symmetry_group(symmetry):
     raise TypeError("symmetry must be a SymmetryGroup, axes or blocks of axes")
 
 
-# --- Counting one product of operands -----------------------------------------------------------------------------
+# --- Counting one product of operands -----------------------------------------------------------------------
 
 @functools.lru_cache(maxsize=4096)
 def label_group(parts, syms, same, needed=None):
     """(labels in order, the symmetry of their index tuples) for a product of operands.
 
-    Each operand's labels may go to those of an identical operand, permuted by the operand's own symmetry; that is a
-    symmetry of the product if it maps labels one to one. With `needed`, the labels still to be used must also stay
-    among themselves, and identical operands with identical labels may permute their summed axes in step.
+    Each operand's labels may go to those of an identical operand, permuted by its own symmetry; that is a
+    symmetry of the product if it maps labels one to one. With `needed`, the labels still to be used must also
+    stay among themselves, and identical operands with identical labels may permute summed axes in step.
     """
     labels = sorted(set("".join(parts)))
     if not any(syms) and len(set(same)) == len(same):
@@ -903,18 +1292,18 @@ def label_group(parts, syms, same, needed=None):
     twists, own = {}, list(syms)
     for operand in set(same):
         twins = [k for k, s in enumerate(same) if s == operand]
-        part, sym = parts[twins[0]], syms[twins[0]]
+        part = parts[twins[0]]
         twists[operand] = [tuple(range(len(part)))]
         if needed is not None and len(twins) > 1 and len({parts[k] for k in twins}) == 1:
             axes = [i for i, c in enumerate(part) if c not in needed]
             twists[operand] = [tuple(dict(zip(axes, p)).get(i, i) for i in range(len(part)))
                                for p in itertools.permutations(axes)]
-            for k in twins if sym else ():
-                own[k] = closure(*(transposed(sym, t) for t in twists[operand]))
+        for k in twins if len(twins) > 1 else ():
+            own[k] = closure(*(transposed(syms[twins[0]], t) for t in twists[operand]))     # the first one's
     found = set()
     for choice in itertools.product(*twists.values()):
         twist = dict(zip(twists, choice))
-        states = {((None,) * len(labels), tuple(range(len(parts))))}    # (image of each label, operands not yet hit)
+        states = {((None,) * len(labels), tuple(range(len(parts))))}  # (image of each label, operands left)
         for k, part in enumerate(parts):
             arrangements = [[g[i] for i in twist[same[k]]] for g in own[k] or [range(len(part))]]
             states = {(image, tuple(j for j in left if j != target))
@@ -926,18 +1315,19 @@ def label_group(parts, syms, same, needed=None):
 
 
 def extended(image, labels, part, onto, needed):
-    """The map of labels, extended by part -> onto; None unless it stays one to one and keeps `needed` labels so."""
+    """The map of labels, extended by part -> onto; None unless one to one and keeping `needed` labels so."""
     image = list(image)
     for c, d in zip(part, onto):
         i = labels.index(c)
-        if image[i] != d and (image[i] or d in image or (needed is not None and (c in needed) != (d in needed))):
+        mixed = needed is not None and (c in needed) != (d in needed)
+        if image[i] != d and (image[i] or d in image or mixed):
             return None
         image[i] = d
     return tuple(image)
 
 
 def patterns(sizes, blocks=()):
-    """All ways in which indices can be equal: the block number of each label; only labels of one size may agree."""
+    """All ways in which indices can be equal: a block number for each label; only equal sizes may agree."""
     if len(blocks) == len(sizes):
         yield blocks
         return
@@ -948,9 +1338,9 @@ def patterns(sizes, blocks=()):
 
 
 def meetings(symmetry, shown, sizes):
-    """Pairs (orbit of index tuples, orbit of the output's tuples) that occur together: each is an addition or a store.
+    """Pairs (orbit of index tuples, orbit of output tuples) that meet: each is an addition or a store.
 
-    One per orbit, unless the symmetry carries output labels into summed ones: then tuples are sorted by pattern.
+    One per orbit, unless the symmetry carries output labels into summed ones: then pattern by pattern.
     """
     if not symmetry or all(g[i] in shown for g in symmetry for i in shown):
         return orbits(symmetry, sizes)
@@ -973,14 +1363,14 @@ def meetings(symmetry, shown, sizes):
 
 
 def tally(parts, out, size, syms, same):
-    """(orbits of all index tuples, meetings, orbits of the output) of a product of operands summed to `out`."""
+    """(orbits of all index tuples, meetings, orbits of the output) of a product summed to `out`."""
     labels, symmetry = label_group(tuple(parts), tuple(syms), tuple(same))
     sizes, shown = tuple(size[c] for c in labels), [i for i, c in enumerate(labels) if c in out]
     return (orbits(symmetry, sizes), meetings(symmetry, shown, sizes),
             orbits(stabiliser(symmetry, shown), tuple(sizes[i] for i in shown)))
 
 
-# --- Contractions -------------------------------------------------------------------------------------------------
+# --- Contractions -------------------------------------------------------------------------------------------
 
 @functools.lru_cache(maxsize=4096)
 def summing(shape, axes, symmetry, book):
@@ -994,10 +1384,11 @@ def summing(shape, axes, symmetry, book):
 
 
 def presummed(parts, shapes, syms, needed, book):
-    """(additions, parts, symmetries) once labels that only one operand has, and nobody needs, are added up."""
+    """(additions, parts, symmetries) once labels of one operand alone that nobody needs are added up."""
     additions, ready = 0, []
     for k, (part, shape, sym) in enumerate(zip(parts, shapes, syms)):
-        kept = [i for i, c in enumerate(part) if c in needed or any(c in p for j, p in enumerate(parts) if j != k)]
+        others = "".join(p for j, p in enumerate(parts) if j != k)
+        kept = [i for i, c in enumerate(part) if c in needed or c in others]
         if len(kept) < len(part):
             additions += summing(shape, tuple(set(range(len(part))) - set(kept)), sym, book)
             part, sym = "".join(part[i] for i in kept), stabiliser(sym, kept)
@@ -1006,9 +1397,9 @@ def presummed(parts, shapes, syms, needed, book):
 
 
 def product_cost(parts, out, size, syms, same, book):
-    """(operations, multiplications) of one or two operands at once: the products of each orbit, then additions."""
+    """(operations, multiplications) of one or two operands: one product per orbit, then additions."""
     if len(parts) == 2 and same[0] == same[1] and len(parts[0]) != len(parts[1]):
-        raise IndexError("flopscope cannot price one operand met twice that is first summed to different ranks")
+        raise IndexError("flopscope cannot price one operand used twice but summed to different ranks")
     products, met, stored = tally(parts, out, size, syms, same)
     products *= len(parts) - 1
     return products + met - stored if met or book == "0.7" else 0, products
@@ -1018,9 +1409,10 @@ def product_cost(parts, out, size, syms, same, book):
 def contraction(parts, out, shapes, syms, same, book):
     """(operations, multiplications, symmetry of the result) of an einsum of any number of operands.
 
-    parts, out: strings of labels; syms: each operand's symmetry or None; same: equal entries for operands that are
-    the same object; book: "0.7" or "0.12". Wider products go pairwise along opt_einsum's path, whatever the caller
-    asks for.
+    parts, out: strings of labels; syms: each operand's symmetry or None; same: equal entries for
+    operands that are the same object; book: "0.7" or "0.12". Three or more go pairwise along opt_einsum's
+    path, whatever the caller asks for: each step costs the least of what its two terms, all operands merged
+    so far, or the distinct elements of its result would take.
     """
     size = {}
     for c, n in zip("".join(parts), (n for shape in shapes for n in shape)):
@@ -1044,20 +1436,22 @@ def contraction(parts, out, shapes, syms, same, book):
         extents = lambda axes: tuple(size[labels[i]] for i in axes)
         shown = [i for i, c in enumerate(labels) if c in needed]
         result, stored_sym = "".join(labels[i] for i in shown), stabiliser(group, shown)
-        before, two, two_syms = presummed([terms[k] for k in pair], [tuple(size[c] for c in terms[k]) for k in pair],
-                                          [term_syms[k] for k in pair], needed, book)
+        shapes = [tuple(size[c] for c in terms[k]) for k in pair]
+        before, two, two_syms = presummed([terms[k] for k in pair], shapes, [term_syms[k] for k in pair],
+                                          needed, book)
         ids = [same[members[k][0]] if len(members[k]) == 1 else (k,) for k in pair]
         best = product_cost(two, result, size, two_syms, ids, book)
         alive = [i for i, c in enumerate(labels) if c in "".join(two)]
         if group and all(c in terms[pair[0]] + terms[pair[1]] for c in labels):     # none was summed before
             if not alive:
-                raise ValueError("flopscope cannot price symmetric operands whose labels are all summed one by one")
+                raise ValueError("flopscope cannot price symmetric operands that are all summed one by one")
             merged = stabiliser(group, alive)
             m = orbits(merged, extents(alive))
             v = orbits(stabiliser(merged, [n for n, i in enumerate(alive) if i in shown]), extents(shown))
             if merged:
                 best = min(best, (2 * m - v if m else 0, best[1]), key=lambda cost: cost[0])
-        stored, inner = orbits(stored_sym, extents(shown)), math.prod(extents(i for i in alive if i not in shown))
+        stored = orbits(stored_sym, extents(shown))
+        inner = math.prod(extents(i for i in alive if i not in shown))
         if stored_sym and 0 < stored < math.prod(extents(shown)) and inner:
             best = min(best, (stored * (2 * inner - 1), stored * (inner - 1)), key=lambda cost: cost[0])
         total, products = total + before + best[0], products + best[1]
@@ -1075,23 +1469,24 @@ def result_symmetry(parts, out, syms, same, book):
     if len(parts) == 1:
         axes = [i for i, c in enumerate(parts[0]) if c in out]
         labels, sym = [parts[0][i] for i in axes], stabiliser(syms[0], axes)
-        free = moved(sym)
-        if len({labels[i] for i in free}) < len(free):     # one of them is on a diagonal
+        free = moved(syms[0])
+        if len({parts[0][i] for i in free}) < len(free):     # one of them is on a diagonal
             return None
+        free = moved(sym)
         return transposed(sym, [max((i in free, i) for i, d in enumerate(labels) if d == c)[1] for c in out])
     labels, group = label_group(parts, syms, same, frozenset(out))
     shown = [i for i, c in enumerate(labels) if c in out]
     return stabiliser(group, shown if book == "0.7" else [labels.index(c) for c in out])
 
 
-# --- The path ---------------------------------------------------------------------------------------------------
+# --- The path -----------------------------------------------------------------------------------------------
 
 def find_path(terms, out, size):
     """The pairs that opt_einsum's optimize="auto" contracts in turn; each result gets the next free number.
 
-    A depth-first search for the fewest operations: of everything for up to 4 operands, then only of the pairs that
-    share labels, those that shrink most first, giving up on partial paths 4 times worse than others of their length;
-    all of them for up to 6 operands, the best two up to 8, the best one up to 14. Beyond that it is greedy.
+    A depth-first search for the fewest operations: of everything for up to 4 operands, then only of the pairs
+    that share labels, those that shrink most first, giving up on partial paths 4 times worse than others of
+    their length; all pairs for up to 6 operands, the best two up to 8, the best one up to 14, then greedy.
     """
     terms, out, n = tuple(map(frozenset, terms)), frozenset(out), len(terms)
     volume = functools.lru_cache(maxsize=None)(lambda labels: math.prod(size[c] for c in labels))
@@ -1105,7 +1500,7 @@ def find_path(terms, out, size):
             a, b = terms[i], terms[j]
             if not outer and a.isdisjoint(b):
                 continue
-            if (a, b) not in known:              # remembered by labels alone, although the rest of the terms counts
+            if (a, b) not in known:       # remembered by labels alone, although the other terms matter too
                 needed = out.union(*(terms[k] for k in left if k != i and k != j))
                 known[a, b] = (a | b) & needed, volume(a | b) * (1 + bool(a & b - needed))
             ab, cost = known[a, b]
@@ -1172,7 +1567,7 @@ def greedy_path(terms, out, volume):
     return path
 
 
-# --- Subscripts ---------------------------------------------------------------------------------------------------
+# --- Subscripts ---------------------------------------------------------------------------------------------
 
 @functools.lru_cache(maxsize=4096)
 def subscripts(text, ranks):
@@ -1197,7 +1592,7 @@ def matmul_subscripts(name, m, n):
 
 
 def axes_labels(m, n, a_axes, b_axes):
-    """(parts, out) where these axes of two operands of ranks m and n meet: dot, inner, outer, vdot and tensordot."""
+    """(parts, out) where these axes of operands of ranks m and n meet: dot, inner, outer, vdot, tensordot."""
     a, b = _LETTERS[:m], list(_LETTERS[m:m + n])
     for i, j in zip(a_axes, b_axes):
         b[j] = a[i]
@@ -1205,9 +1600,10 @@ def axes_labels(m, n, a_axes, b_axes):
 
 
 def tensordot(shapes, axes, syms, same, book):
-    """(operations, multiplications, symmetry of the result) of tensordot over these pairs of axes (two lists).
+    """(operations, multiplications, symmetry of the result) of tensordot over two lists of axes.
 
-    0.7 counts products alone, shared out to the unique elements of the result, and takes negative axes for kept.
+    0.7 counts products alone, shared out to the distinct elements of the result, and takes negative axes
+    for kept.
     """
     kept = [[i for i in range(len(shape)) if i not in {a if book == "0.7" else a % len(shape) for a in ax}]
             for shape, ax in zip(shapes, axes)]
@@ -1222,7 +1618,7 @@ def tensordot(shapes, axes, syms, same, book):
     return *contraction(parts, out, shapes, syms, same, book)[:2], symmetry
 
 
-# ---- the operations that are contractions --------------------------------------------------------------------------------
+# ---- the operations that are contractions --------------------------------------------------------
 
 CONTRACTIONS = "einsum matmul dot inner outer vdot vecdot matvec vecmat tensordot".split()
 
@@ -1268,725 +1664,85 @@ def product_of(name, args, kwargs, book):
     return priced_product(name, argument, shapes, syms, tuple([ids.index(i) for i in ids]), book)
 
 
-def _price_product(name, book):
-    FORMULAS[book][name] = lambda *args, **kwargs: product_of(name, args, kwargs, book)[0]
-
-
-for book, name in itertools.product(BOOKS, CONTRACTIONS):
-    _price_product(name, book)
-price("einsum_path")(lambda *_, **__: 1)
-RATE_DTYPE[lambda args, kwargs, result: None] = "einsum_path"
-
-
-# ---- the families ----------------------------------------------------------------------------------------
-#
-# What the rest of NumPy costs, as tables of names. First the quantities that the tables speak of.
-
-count = lambda *arrays: sum([math.prod(shape_of(a)) for a in arrays])
-total = lambda result: count(*result) if isinstance(result, (tuple, list)) else count(result)
-rank = lambda a: len(shape_of(a))
-cells = lambda *arrays: math.prod(broadcast_shape(*arrays))
-diagonal = lambda a, *place: max(diagonal_length(shape_of(a), *place), 1)
-pool = lambda a, axis=0: a if isinstance(a, (int, np.integer)) else extent(a, axis)
-compared = lambda a, axis=-1: max(count(a) * lg(extent(a, axis)), 1)            # a merge sort along the axis
-values = lambda m, n, k=None: svd(m, n, compute_uv=False, k=k)
-product = lambda m, k, n: max(2 * m * k * n - m * n, 1)                         # of two matrices
-F = lambda n: 2 if n == 1 else 5 * n * max(n - 1, 0).bit_length()               # Cooley and Tukey
-R = lambda n: 2 if n == 1 else 5 * (n // 2) * max(n - 1, 0).bit_length()
-F0, R0 = lambda n: F(n) if n > 1 else 0, lambda n: R(n) if n > 1 else 0         # in book 0.7
-line = lambda a, n, axis, transform: count(a) // (extent(a, axis) or 1) * transform(n)
-
-
-def extent(a, axis=-1):
-    """Length along `axis`; of everything, flattened, if there is no such axis."""
-    shape = shape_of(a)
-    return math.prod(shape) if axis is None or not shape else shape[axis]
-
-
-def together(*arrays, least=0):
-    """Comparisons of a merge sort of all the arrays as one."""
-    n = sum([max(count(a), least) for a in arrays])
-    return max(n * lg(n), 1)
-
-
-def one_by_one(a, tests):
-    """How isin looks for a few values that are not integers."""
-    n, m = count(a), count(tests)
-    integers = dtype_of(a).kind in "biu" and dtype_of(tests).kind in "biu"
-    return 0 if integers or m >= 10 * n ** 0.145 else 2 * n * m
-
-
-def below(a, k):
-    """Cells on and below the k-th diagonal."""
-    *batch, rows, columns = shape_of(a)
-    return math.prod(batch) * int(np.clip(np.arange(1, rows + 1) + k, 0, columns).sum())
-
-
-def on_diagonal(shape, wrap):
-    rows, columns, *more = shape
-    end = rows * columns if wrap else min(rows, columns) * columns
-    return rows if more else len(range(0, end, columns + 1))
-
-
-def grids(*axes, copy=True, sparse=False):
-    sizes = [count(axis) for axis in axes]
-    return max((sum(sizes) if sparse else math.prod(sizes) * len(sizes)) if copy else 1, 1)
-
-
-def padding(shape, padded, mode, stat_length, reflect_type):
-    """Every cell is written once; ramps, odd reflections and statistics are computed on top."""
-    units = math.prod(padded)
-    if mode == "linear_ramp" or reflect_type == "odd":
-        units += math.prod(padded) - math.prod(shape)
-    if mode in ("maximum", "minimum", "mean", "median"):
-        lengths = np.broadcast_to(stat_length or max(shape), (len(shape), 2)).tolist()
-        for i, n in enumerate(shape):
-            ends = [min(n, length) for length in lengths[i]]
-            ends = ends[:1] if ends == [n, n] else ends                 # one statistic serves both
-            each = sum(ends) + (len(ends) if mode == "mean" else 0)
-            units += math.prod(padded[:i] + shape[i + 1:]) * each
-    return units
-
-
-def differences(a, n, axis, *ends):
-    """n rounds, each an element shorter than the one before."""
-    length = extent(a, axis) + sum([extent(end, axis) for end in ends if end is not None])
-    return max(count(a) // (extent(a, axis) or 1) * (n * length - n * (n + 1) // 2), 1)
-
-
-def slopes(f, spacing, axis, edge_order):
-    n, units, axes = count(f), 0, axes_of(shape_of(f), axis)
-    for i, h in zip(axes, spacing * len(axes) if len(spacing) == 1 else spacing or axes):
-        length = shape_of(f)[i]
-        units += 2 * n + (6 * n // length if edge_order == 2 else 0)
-        if shape_of(h):                                                 # coordinates: evenly spaced?
-            units += 3 * (length - 1)
-            if len(set(np.diff(np.asarray(h)).tolist())) > 1:
-                units += 3 * n * (length - 2) // length + 10 * (length - 2) + 4 * n // length
-    return units
-
-
-def lookups(n, m, period):
-    if period is None:
-        return max(n, 1) * (3 + lg(m))
-    return n * (3 + lg(m + 2)) + 16 * (n + m) + 4 * m * lg(m) + 8 * m + 2 * (m + 2) + 2
-
-
-def variables(m, y=None, rowvar=True):
-    """(variables, samples) of a covariance."""
-    f, s = (1, count(m)) if rank(m) < 2 else shape_of(m) if rowvar else shape_of(m)[::-1]
-    return (f, s) if y is None else (f + variables(y, None, rowvar)[0], s)
-
-
-def gram(f, s, centred=True, scaled=False):
-    return max(2 * f * f * s + (2 * f * s if centred else 0), 1) + (2 * f * f + f if scaled else 0)
-
-
-def overlaps(a, v, mode="full"):
-    """Multiplications and additions of one vector sliding along another."""
-    n, m = sorted((count(a), count(v)), reverse=True)
-    left, right = m // 2, m - m // 2 - 1
-    return {"full": 2 * n * m - n - m + 1, "valid": (2 * m - 1) * (n - m + 1),
-            "same": 2 * m * n - left * (left + 1) - right * (right + 1) - n}[mode]
-
-
-def svd(m, n, full_matrices=True, compute_uv=True, k=None):
-    """LAPACK's gesdd (Golub and Van Loan, Matrix Computations, 8.6), or the first k triples only."""
-    a, b = max(m, n), min(m, n)
-    vectors, once = (6, 20) if compute_uv else (2, 2)
-    thin = vectors * a * b * b + once * b ** 3
-    if k is not None:
-        return min(4 * m * n * k + vectors * (m + n) * k * k + once * k ** 3, thin)
-    return 4 * a * a * b + 22 * b ** 3 if full_matrices and compute_uv and m != n else thin
-
-
-def fitted(m, n, k, b):
-    """Least squares, once the factors are there."""
-    c = shape_of(b)[1] if rank(b) > 1 else 1
-    return product(k, m, c) + k * c + product(n, k, c)
-
-
-def ranking(a, *tolerances):
-    """Singular values, and one comparison of each with each tolerance."""
-    *batch, m, n = shape_of(a)
-    pairs = np.broadcast_shapes(batch, *[shape_of(t) for t in tolerances if t is not None])
-    return math.prod(batch) * values(m, n) + math.prod(pairs) * min(m, n)
-
-
-def solving(a, b):
-    *batch, n, _ = shape_of(a)
-    *other, _, columns = shape_of(b) if rank(b) > 1 else (n, 1)
-    return math.prod(np.broadcast_shapes(batch, other)) * (2 * n ** 3 // 3 + 2 * n * n * columns)
-
-
-def inverting(a, dense):
-    """Of a symmetric matrix: Cholesky and a third of the rest."""
-    *batch, n, _ = shape_of(a)
-    return math.prod(batch) * (n ** 3 // 3 + n ** 3 if getattr(a, "_group", None) else dense * n ** 3)
-
-
-def norms(a, ord, axis, matrices=2, early=False):
-    """Book 0.7 (early) forgets that there may be more than one vector or matrix."""
-    extents = [shape_of(a)[i] for i in axes_of(shape_of(a), axis)]
-    n, matrix = math.prod(extents), len(extents) == matrices
-    groups = 1 if early else count(a) // (n or 1)
-    if matrix and ord in (2, -2, "nuc"):
-        return 4 * n * min(extents) if early else groups * values(*extents)
-    simple = early or matrix or ord in (None, 0, 1, 2, np.inf, -np.inf)
-    return (2 * max(n, 1) if simple else 18 * n + 16) * groups
-
-
-def chain(arrays, early=False):
-    """The cheapest order of a chain of products, by dynamic programming."""
-    shapes = [shape_of(a) for a in arrays]
-    dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
-    if not early:                                       # book 0.7 takes vectors at the ends for matrices
-        dims[0] = dims[0] if len(shapes[0]) > 1 else 1
-        dims[-2:] = dims[-2:] if len(shapes[-1]) > 1 else [shapes[-1][0], 1]
-    cost = (lambda m, k, n: 2 * m * k * n) if early else product
-
-    @functools.cache
-    def best(i, j):
-        splits = [best(i, k) + best(k, j) + cost(dims[i], dims[k], dims[j]) for k in range(i + 1, j)]
-        return min(splits, default=0)
-    return max(best(0, len(arrays)), 1)
-
-
-def powers(a, n):
-    """Repeated squaring; the inverse is priced as one more product."""
-    *batch, size, _ = shape_of(a)
-    times = (n < 0) + (abs(n).bit_length() + bin(n).count("1") - 2 if abs(n) > 1 else 0)
-    return math.prod(batch) * times * (2 * size ** 3 - size ** 2)
-
-
-def staged(a, s, axes, first=F, last=F):
-    """N-d transform, axis after axis, each on the extents that the others left; real at the end that is R."""
-    shape = list(shape_of(a))
-    axes = axes_of(shape, tuple(range(-len(s), 0)) if axes is None and s is not None else axes)
-    ends = [2 * shape[i] - 2 if last is R and i == axes[-1] else shape[i] for i in axes] if s is None else s
-    stages = [(i, shape[i] if n == -1 else n, F) for i, n in zip(axes, ends)]
-    stages[-1] = (*stages[-1][:2], first if last is F else last)
-    units = 0
-    for i, n, transform in stages if last is R else reversed(stages):
-        shape[i] = 1
-        units += math.prod(shape) * transform(n)
-        shape[i] = n // 2 + 1 if transform is R else n
-    return units
-
-
-def at_once(a, s, axes, halves=1, back=False):
-    """Book 0.7: one transform of all the elements; a batch is seen only where axes are named."""
-    extents = [shape_of(a)[i] for i in axes_of(shape_of(a), axes)]
-    n = list(s or extents)
-    n[-1] = 2 * n[-1] - 2 if back and s is None else n[-1]
-    batch = 1 if axes is None else count(a) // (math.prod(extents) or 1)
-    return max(batch * 5 * (math.prod(n) // halves) * sum([max(i - 1, 0).bit_length() for i in n]), 0)
-
-
-def choosing(n, drawn, replace, p):
-    if p is None:
-        return max(drawn if replace else n, 1)
-    return 3 * n + drawn * (lg(n) + 1) if replace else n * lg(n)
-
-
-def counting(colors, nsample, method, drawn):
-    if method == "marginals":
-        return max(drawn, 1)
-    balls = int(np.sum(np.asarray(colors)))
-    return balls + 2 * (drawn // count(colors)) * min(nsample, balls - nsample) + drawn
-
-
-# names (arguments): units in book 0.12 | units in book 0.7, if they differ; "-" where the next row has it.
-# A row with `result` among its arguments is charged after the work. [prefix.] holds for the names below it.
-_FAMILIES = """
-array (*_, result): max(count(result), 1)
-full block bmat concat dstack resize choose take take_along_axis fromiter fromstring fromfile fromregex
-    (*_, result): count(result)
-full_like (a, *_, result): max(count(a), 1)
-ones ones_like tri (*_, result): count(result) | 0
-identity (n, *_, result): n | 0
-eye (N, M=None, k=0, *_, result): diagonal_length(result.shape, k) | 0
-arange (*_, result): 2 * count(result) | count(result)
-linspace (start, stop, num=50, *_, retstep=False, result): 2 * count(result[0] if retstep else result)
-    | max(num, 1)
-logspace geomspace (start, stop, num=50, *_, result): count(result) | max(num, 1)
-vander (x, N=None): max(count(x) * ((count(x) if N is None else N) - 2), 1)
-    | max(count(x) * ((count(x) if N is None else N) - 1), 1)
-indices (*_, sparse=False, result): total(result) | 1 if sparse else count(result)
-meshgrid (*axes, copy=True, sparse=False): grids(*axes, copy=copy, sparse=sparse) | grids(*axes)
-diag (v, k=0): count(v) if rank(v) == 1 else 0
-    | (count(v) + abs(k)) ** 2 if rank(v) == 1 else min(shape_of(v))
-diagflat (v, *_, result): count(v) | count(result)
-diagonal (a, offset=0, axis1=0, axis2=1): 0 | diagonal(a, offset, axis1, axis2)
-tril (m, k=0, *_, result): max(below(result, k), 1) | 0
-triu (m, k=0, *_, result): max(count(result) - below(result, k - 1), 1) | 0
-tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
-    ravel_multi_index (*_, result): max(total(result), 1) | 0
-mask_indices (n, *_, result): n * n | total(result)
-ix_ (*keys, result): total(result) + count(*[key for key in keys if dtype_of(key).kind == "b"])
-    | total(result)
-broadcast_shapes (*shapes): max(sum([np.size(shape) for shape in shapes]), 1) | 0
-base_repr binary_repr (*_, result): len(result)
-
-copy ravel reshape require (a): max(count(a), 1) | 0
-asarray (a, *_, result): 0 if np.shares_memory(np.asarray(a), np.asarray(result)) else count(result) | 0
-asarray_chkfinite (a, *_, result): count(a)
-astype (x, dtype, *_, copy=True): count(x) if copy or dtype_of(x) != dtype else 0 | 0
-concatenate stack vstack (arrays): max(count(*arrays), 1)
-hstack column_stack row_stack (arrays): max(count(*arrays), 1) | 0
-append (arr, values): max(count(arr, values), 1) | count(values)
-insert (arr, obj, values, *_, result): count(result) | count(values)
-delete (arr, *_, result): count(result) | count(arr) - count(result)
-trim_zeros (filt, *_, result): count(filt) | count(filt) - count(result)
-tile repeat (*_, result): max(count(result), 1)
-roll (*_, result): max(count(result), 1) | 0
-VIEWS (): 0
-unstack (x): 0 | count(x)
-pad (array, pad_width, mode="constant", *_, stat_length=None, reflect_type="even", result):
-    padding(shape_of(array), result.shape, mode, stat_length, reflect_type) | count(result)
-
-where (condition, x=None, y=None): max(cells(condition, x, y), 1) | count(condition)
-nonzero argwhere flatnonzero extract place putmask (a): count(a)
-select (condlist, choicelist, *_, result): count(result) * len(condlist) | max([count(a) for a in choicelist])
-compress (condition, *_, result): count(condition) + 4 * count(result) | count(result)
-put (a, ind): count(ind) | count(a)
-put_along_axis (arr, indices, values, axis=-1): count(indices) if axis is None
-    else count(arr) // (extent(arr, axis) or 1) * extent(indices, axis) | count(arr)
-copyto (dst, src, *_, where=True): int(np.broadcast_to(np.asarray(where), shape_of(dst)).sum())
-    | count(src) if where is True else int(np.sum(np.asarray(where)))
-fill_diagonal (a, val, wrap=False): on_diagonal(shape_of(a), wrap) | min(shape_of(a)[:2])
-
-sort argsort (a, axis=-1): compared(a, axis)
-sort_complex (a): compared(a) | count(a) * lg(count(a))
-partition argpartition (a, kth): max(count(a) * count(kth), 1)
-lexsort (keys, axis=-1): sum([compared(key, axis) for key in keys])
-    | len(keys) * max(extent(keys[0], axis) * lg(extent(keys[0], axis)), 1)
-searchsorted (a, v): max(count(v), 1) * lg(count(a))
-digitize (x, bins): max(count(x), 1) * lg(count(bins))
-unique (ar, *_, axis=None): compared(ar, axis) | together(ar)
-unique_all unique_counts unique_inverse unique_values (x): together(x)
-union1d setdiff1d setxor1d (a, b): together(a, b)
-intersect1d (a, b, *_, assume_unique=False): together(a, b) if assume_unique
-    else together(a) + together(b) + together(a, b, least=1) | together(a, b)
-isin (a, b): max(together(a, b), one_by_one(a, b)) | together(a, b)
-bincount (x): max(count(x), 1)
-
-diff (a, n=1, axis=-1, prepend=None, append=None): differences(a, n, axis, prepend, append)
-    | differences(a, n, axis)
-ediff1d (ary, *_, to_end=(), to_begin=()): max(count(ary) - 1 + count(to_end, to_begin), 1)
-gradient (f, *spacing, axis=None, edge_order=1): slopes(f, spacing, axis, edge_order)
-    | max(sum([2 * count(f) * (n - 2) // n for n in shape_of(f)]), 1)
-trapezoid (y, x=None): 4 * (count(y) if x is None or rank(x) == 1 else cells(y, x)) | count(y)
-interp (x, xp, fp, *_, period=None): lookups(count(x), count(xp), period) | max(count(x), 1) * lg(count(xp))
-unwrap (p): max(13 * count(p), 1) | max(7 * count(p), 1)
-cov (m, y=None, *_, rowvar=True): gram(*variables(m, y, rowvar)) | gram(*variables(m, y), centred=False)
-corrcoef (m, y=None, *_, rowvar=True): gram(*variables(m, y, rowvar), scaled=True)
-    | gram(*variables(m, y), centred=False)
-convolve (a, v, mode="full"): max(overlaps(a, v, mode) - (mode == "full"), 1) | max(overlaps(a, v) - 1, 1)
-correlate (a, v, mode="valid"): overlaps(a, v, mode) | max(overlaps(a, v) - 1, 1)
-kron (a, b): max(count(a) * count(b), 1)
-
-cross (a, b, *_, result): max(3 * count(result), 1) | -
-cross (a): - | max(5 * count(a), 1)
-
-[linalg.]
-cross (a, b): 3 * cells(a, b) | 5 * cells(a, b)
-diagonal (x, offset=0): 0 | diagonal(x, offset, -2, -1)
-trace (x, offset=0): math.prod(shape_of(x)[:-2]) * diagonal(x, offset, -2, -1) | diagonal(x, offset, -2, -1)
-inv (a): inverting(a, 2) | inverting(a, 1)
-solve (a, b): solving(a, b) | math.prod(shape_of(a)[:-2]) * shape_of(a)[-1] ** 3
-matrix_rank (A, tol=None, *_, rtol=None): ranking(A, tol, rtol) if rank(A) > 1 else max(count(A), 1)
-    | count(A) * min(shape_of(A)[-2:]) if rank(A) > 1 else max(count(A), 1)
-tensorinv (a, ind=2): 2 * math.prod(shape_of(a)[:ind]) ** 3 | math.prod(shape_of(a)[:ind]) ** 3
-tensorsolve (a, b): 2 * count(b) ** 3 // 3 + 2 * count(b) ** 2 | math.prod(shape_of(a)[2:]) ** 3
-norm (x, ord=None, axis=None): norms(x, ord, axis) | norms(x, ord, axis, early=True)
-vector_norm (x, *_, axis=None, ord=2): norms(x, ord, axis, None)
-    | norms(x, ord, axis, None, early=True)
-matrix_norm (x, *_, ord="fro"): norms(x, ord, (-2, -1)) | norms(x, ord, (-2, -1), early=True)
-multi_dot (arrays): chain(arrays) | chain(arrays, early=True)
-matrix_power (a, n): powers(a, n)
-
-[fft.]
-fft ifft (a, n=None, axis=-1): line(a, n or extent(a, axis), axis, F)
-    | line(a, n or extent(a, axis), axis, F0)
-rfft (a, n=None, axis=-1): line(a, n or extent(a, axis), axis, R)
-    | line(a, n or extent(a, axis), axis, R0)
-ihfft (a, n=None, axis=-1): line(a, n or extent(a, axis), axis, R)
-    | line(a, n or extent(a, axis), axis, F0)
-irfft (a, n=None, axis=-1): line(a, n or 2 * extent(a, axis) - 2, axis, R)
-    | line(a, n or 2 * extent(a, axis) - 2, axis, R0)
-hfft (a, n=None, axis=-1): line(a, n or 2 * extent(a, axis) - 2, axis, R)
-    | line(a, n or 2 * extent(a, axis) - 2, axis, F0)
-fftn ifftn (a, s=None, axes=None): staged(a, s, axes) | at_once(a, s, axes)
-rfftn (a, s=None, axes=None): staged(a, s, axes, first=R) | at_once(a, s, axes, halves=2)
-irfftn (a, s=None, axes=None): staged(a, s, axes, last=R) | at_once(a, s, axes, halves=2, back=True)
-fft2 ifft2 (a, s=None, axes=(-2, -1)): staged(a, s, axes) | at_once(a, s, axes)
-rfft2 (a, s=None, axes=(-2, -1)): staged(a, s, axes, first=R) | at_once(a, s, axes, halves=2)
-irfft2 (a, s=None, axes=(-2, -1)): staged(a, s, axes, last=R) | at_once(a, s, axes, halves=2, back=True)
-fftfreq rfftfreq (*_, result): count(result) | 0
-fftshift ifftshift (x): max(count(x), 1) | 0
-
-[random.]
-SAMPLERS rand random random_sample ranf sample randint integers random_integers tomaxint
-    (*_, result): max(count(result), 1)
-uniform (*_, result): 3 * max(count(result), 1) | max(count(result), 1)
-bytes (*_, result): max(len(result), 1)
-multivariate_normal (mean, *_, result): 26 * count(mean) ** 3 + (2 * count(mean) + 16) * count(result)
-    | count(result)
-multivariate_hypergeometric (colors, nsample, size=None, method="marginals", *_, result):
-    counting(colors, nsample, method, count(result)) | max(count(result), 1)
-permutation shuffle (x, axis=0, *_, result=None): max(pool(x, axis), 1)
-permuted (x, *_, result): max(count(x), 1)
-choice (a, size=None, replace=True, p=None, axis=0, *_, result):
-    choosing(pool(a, axis), count(result), replace, p)
-    | max(count(result) if replace else pool(a) * lg(pool(a)), 1)
-"""
-
-# Functions of one matrix, of m rows and n columns, r = min(m, n), done for every matrix of a stack.
-_STACKS = """
-svd (full_matrices=True, compute_uv=True, hermitian=False, k=None): svd(m, n, full_matrices, compute_uv, k)
-    | m * n * (k or r)
-svdvals (k=None): values(m, n, k) | m * n * (k or r)
-qr (mode="reduced"): (2 * m * n * r - 2 * r ** 3 // 3) * (1 if mode in ("r", "raw") else 2) | m * n * r
-cholesky (): n ** 3 // 3 | n ** 3
-eig (): 25 * n ** 3 | n ** 3
-eigh (): 9 * n ** 3 | n ** 3
-eigvals (): 10 * n ** 3 | n ** 3
-eigvalsh (): 4 * n ** 3 // 3 | n ** 3
-det (): 2 * n ** 3 // 3 + n | n ** 3
-slogdet (): 2 * n ** 3 // 3 + 18 * n | n ** 3
-lstsq (b): svd(m, n, False) + fitted(m, n, r, b) | m * n * r + fitted(m, n, r, b)
-pinv (): svd(m, n, False) + r + n * r + product(n, r, m) | m * n * r + r + n * r + product(n, r, m)
-cond (p=None): values(m, n) + 1 if p in (None, 2, -2) else 2 * r ** 3 + 4 * m * n + 1
-    | m * n * r if p in (None, 2, -2) else r ** 3 + m * n
-"""
-
-# pdf, cdf and ppf: operations per element
-DISTRIBUTIONS = dict(
-    norm=(27, 48, 83), uniform=(1, 4, 1), expon=(22, 22, 27), cauchy=(6, 20, 28),
-    logistic=(23, 21, 28), laplace=(22, 40, 51), lognorm=(62, 70, 106), truncnorm=(28, 51, 81))
-
-
-def _rows(table):
-    """(names, arguments, {book: units}) of every row."""
-    prefix = ""
-    table = table.replace("VIEWS", _VIEWS).replace("SAMPLERS", _SAMPLERS).replace("\n    ", " ")
-    for row in table.splitlines():
-        if row.startswith("["):
-            prefix = row.strip("[]")
-        elif row:
-            head, _, units = row.partition("): ")
-            names, _, arguments = head.partition("(")
-            late, _, early = units.partition(" | ")
-            yield [prefix + name for name in names.split()], arguments, {"0.12": late, "0.7": early or late}
-
-
-def _formula(arguments, units):
-    if units == "0":
-        return lambda *_, **__: 0
-    rest = "**__" if "*" in arguments else "*_, **__"
-    return eval(f"lambda {arguments}{', ' if arguments else ''}{rest}: {units}", globals())
-
-
-def _stacked(formula):
-    def units(a, *args, **kwargs):
-        *batch, m, n = shape_of(a)
-        return math.prod(batch) * max(formula(m, n, min(m, n), *args, **kwargs), 1) if m and n else 0
-    return units
-
-
-for book in BOOKS:
-    for names, arguments, units in _rows(_FAMILIES):
-        if units[book] != "-":
-            price(" ".join(names), book)(_formula(arguments, units[book]))
-            CHARGED_AFTER[book] += names if "result" in arguments and units[book] != "0" else []
-    for (name,), arguments, units in _rows(_STACKS):
-        arguments = f"m, n, r, {arguments}".strip(", ")
-        price("linalg." + name, book)(_stacked(_formula(arguments, units[book])))
-    for name, per_element in DISTRIBUTIONS.items():
-        for method, each in zip(("pdf", "cdf", "ppf"), per_element):
-            price(f"stats.{name}.{method}", book)(
-                (lambda x, *_, **__: max(count(x), 1)) if book == "0.7" else
-                (lambda x, *args, each=each, **kwargs: each * max(cells(x, *args, *kwargs.values()), 1)))
-
-# ---- the dtypes whose rates they pay, in book 0.12 --------------------------------------------------------
-
-def strong(*operands):
-    """result_type of the operands, Python scalars as the arrays that they would become."""
-    return np.result_type(*[dtype_of(a) for a in operands if a is not None])
-
-
-def lapack(*operands):
-    """Double precision as soon as one operand is an integer."""
-    return np.result_type(*[inexact(dtype_of(a)) for a in operands])
-
-
-def given(args, dtype=None, **_):
-    """The dtype asked for, by position or by name, else that of the operand."""
-    dtype = args[1] if len(args) > 1 else dtype
-    return dtype_of(args[0]) if dtype is None else np.dtype(dtype)
-
-
-_DTYPES = """
-tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
-    ravel_multi_index broadcast_shapes base_repr binary_repr frombuffer
-    random.choice random.permutation random.permuted random.shuffle random.bytes: None
-array full full_like ones ones_like eye identity arange linspace logspace geomspace tri indices fromiter
-    fromstring fromfile fromregex choose block bmat fft.fftfreq fft.rfftfreq DRAWN:
-    dtype_of(result[0] if isinstance(result, tuple) and result else result)
-astype: heavier(dtype_of(args[0]), given(args, **kwargs))
-asarray: heavier(dtype_of(args[0]), dtype_of(result))
-require: given(args, **kwargs)
-ix_: np.result_type(*result)
-mask_indices: INT64
-STATS: FLOAT64
-meshgrid: strong(*args)
-concatenate concat stack vstack hstack dstack column_stack row_stack lexsort linalg.multi_dot:
-    _with_out(strong(*args[0]), kwargs)
-diff: strong(args[0], kwargs.get("prepend"), kwargs.get("append"))
-extract compress: _with_out(dtype_of(args[1]), kwargs)
-copyto kron convolve correlate cross linalg.cross searchsorted digitize union1d intersect1d setdiff1d
-    setxor1d isin append: strong(*args[:2])
-where: joined(*args[1:])
-select: joined(np.empty(0, strong(*args[1])), args[2] if len(args) > 2 else kwargs.get("default", 0))
-insert: joined(args[0], args[2])
-trapezoid: joined(*args[:2], kwargs.get("x"), kwargs.get("dx", 1.0))
-gradient: inexact(dtype_of(args[0]))
-vander bincount: np.result_type(dtype_of(args[0]), INT64)
-interp: np.result_type(dtype_of(args[2]), FLOAT64)
-cov corrcoef: np.result_type(strong(*args[:2]), FLOAT64)
-sort_complex: np.result_type(given(args), COMPLEX64 if given(args).char in "bhBHFD" else COMPLEX128)
-linalg.matrix_power: lapack(args[0]) if args[1] < 0 else dtype_of(args[0])
-SOLVERS: lapack(args[0])
-linalg.solve linalg.lstsq linalg.tensorsolve: lapack(*args[:2])
-TRANSFORMS: _with_out(COMPLEX64 if dtype_of(args[0]).char in "efF" else COMPLEX128, kwargs)
-"""
-_GROUPS = {
-    "DRAWN": _within("random", _SAMPLERS + """ rand random random_sample ranf sample uniform randint integers
-        random_integers tomaxint multivariate_normal"""),
-    "STATS": " ".join([_within("stats." + name, "pdf cdf ppf") for name in DISTRIBUTIONS]),
-    "SOLVERS": _within("linalg", """svd svdvals cholesky qr eig eigh eigvals eigvalsh inv det slogdet pinv
-        cond matrix_rank norm vector_norm matrix_norm tensorinv"""),
-    "TRANSFORMS": _within("fft", """fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn
-        irfftn"""),
-}
-for row in _DTYPES.replace("\n    ", " ").strip().splitlines():
-    names, _, dtype = row.partition(": ")
-    names = " ".join([_GROUPS.get(name, name) for name in names.split()])
-    RATE_DTYPE[eval(f"lambda args, kwargs, result: {dtype}", globals())] = names
-
-# ---- results that stay plain arrays, and what is left out -------------------------------------------------
-
-PLAIN_RESULT = {                                        # whatever the operands are
-    "0.7": """sort_complex diff ediff1d gradient trapezoid interp cov corrcoef convolve correlate cross kron
-        fft.fftshift fft.ifftshift fft.fftfreq fft.rfftfreq""",
-    "0.12": "",
-}
-PLAIN_FROM_PLAIN = {                                    # unless an operand is counted
-    "0.7": _GROUPS["SOLVERS"] + _within("linalg", """ cross solve lstsq tensorsolve multi_dot matrix_power
-        trace"""),
-    "0.12": "linalg.multi_dot",
-}
-REFUSED = """poly polyadd polyder polydiv polyfit polyint polymul polysub polyval roots histogram
-    histogram2d histogramdd histogram_bin_edges bartlett blackman hamming hanning kaiser packbits unpackbits
-    apply_along_axis apply_over_axes fromfunction piecewise save savez savez_compressed"""
-
-
-@price("getitem", "0.12")
-def _(a, keys, result):
-    masks = [np.asarray(key) for key in keys if isinstance(key, (list, np.ndarray, bool, np.bool_))]
-    return sum([mask.size for mask in masks if mask.dtype == bool]) + 4 * count(result)
-
-
-# ---- the book ---------------------------------------------------------------------------------------------------------
-
-# ---- ufunc methods ----
-
-def _every(a, *_args, **_):
-    return size_of(a)
-
-
-def _segments(a, indices, axis=0, *_args, **_):
-    length, starts = shape_of(a)[axis], [int(i) for i in np.asarray(indices)]
-    steps = sum(max(stop - start, 1) - 1 for start, stop in zip(starts, starts[1:] + [length]))
-    return max_one(math.prod(shape_of(a)) // (length or 1) * max(steps, len(starts)))
-
-
-def _touched(a, indices, *_args, **_):
-    return math.prod(np.broadcast_to(np.False_, shape_of(a))[indices].shape)
-
-
-UFUNC_METHODS = {
-    "0.7": {"reduce": lambda a, axis=0, **_: reduced_units(a, axis), "accumulate": lambda a, axis=0, **_: reduced_units(a, axis),
-            "outer": lambda a, b, **_: size_of(a) * size_of(b), "reduceat": _every,
-            "at": lambda a, i, *_: i.size if isinstance(i, np.ndarray) else size_of(a)},
-    "0.12": {"reduceat": _segments, "at": _touched},
-}
-UFUNC_METHODS["0.12"] = UFUNC_METHODS["0.7"] | UFUNC_METHODS["0.12"]
-
-
-def _method_rule(ufunc, op):
-    def rule(args, kwargs, result):
-        first = dtype_of(args[0])
-        return loop_dtype(ufunc, (first, dtype_of(args[-1]) if len(args) == 2 else first)[:ufunc.nin])[0]
-    return rule
-
-
-UFUNCS = {name: getattr(np, name) for name in (UNARY + " " + BINARY + " isnan isfinite isinf").split()}
-_RULES = {op: rule for rule, names in RATE_DTYPE.items() for op in names.split()}
-_COMPLEX = {op: factor for factor, names in COMPLEX_FACTOR.items() for op in names.split()} | dict.fromkeys(NO_COMPLEX.split())
-
-
-class PriceBook:
-    """The prices of one version of the rules. `charge` is all there is to it."""
-
-    def __init__(self, name):
-        self.name = name
-        weights = {op: weight for weight, names in WEIGHTS[name].items() for op in names.split()}
-        self.rates = name != "0.7"
-        self.after = frozenset(CHARGED_AFTER[name])
-        self.unlogged = frozenset(UNLOGGED[name].split())
-        self._entries = {op: (formula, weights.get(op, 1), UFUNCS.get(op), _RULES.get(op, _first))
-                         for op, formula in FORMULAS[name].items()}
-        self._entries |= {f"{op}.{method}": (formula, weights.get(op, 1) if self.rates else 1, None, _method_rule(ufunc, op))
-                          for op, ufunc in UFUNCS.items() for method, formula in UFUNC_METHODS[name].items()}
-        self._loops = {}
-
-    def __repr__(self):
-        return f"PriceBook({self.name!r})"
-
-    def charge(self, name, args, kwargs, result=None):
-        """(flops, dtype charged or None) of the call `name(*args, **kwargs)`."""
-        try:
-            formula, weight, ufunc, rule = self._entries[name]
-        except KeyError:
-            raise UnsupportedFunctionError(f"{name} has no price in book {self.name}") from None
-        units = formula(*args, **kwargs) if result is None else formula(*args, result=result, **kwargs)
-        if not self.rates:
-            return int(units * weight), None
-        if ufunc is not None:
-            rate, factor, dtype = self._of_loop(name, ufunc, args, kwargs)
-        else:
-            dtype = rule(args, kwargs, result)
-            if dtype is None:
-                return int(units * weight), None
-            rate, factor = rate_of(dtype), 1
-            if dtype.kind == "c":
-                factor = self._product_factor(name, args, kwargs) if name in CONTRACTIONS else self._factor(name)
-        return int(units * rate * factor * weight), dtype
-
-    def _factor(self, name):
-        """How many real operations one complex operation stands for."""
-        factor = _COMPLEX.get(name if name in _COMPLEX else name.partition(".")[0], 2)
-        if factor is None:
-            raise UnsupportedDtypeError(f"{name} has no meaning for complex numbers")
-        return factor
-
-    def _product_factor(self, name, args, kwargs):
-        """A complex multiplication is 6 operations, an addition 2."""
-        units, products = product_of(name, args, kwargs, self.name)[:2]
-        few = units < products or products == 0 and name == "einsum" and len(args) > 3
-        return 6 if few else (6 * products + 2 * (units - products)) / units if units else 1
-
-    def _of_loop(self, name, ufunc, args, kwargs):
-        """(rate, complex factor, dtype) of a ufunc call, remembered by the operands' dtypes."""
-        if not kwargs and len(args) == ufunc.nin:
-            key = (name, weak_type(args[0])) if ufunc.nin == 1 else (name, weak_type(args[0]), weak_type(args[1]))
-            try:
-                return self._loops[key]
-            except KeyError:
-                dtype, is_complex = loop_dtype(ufunc, key[1:])
-                found = self._loops[key] = rate_of(dtype), self._factor(name) if is_complex else 1, dtype
-                return found
-        outs = kwargs.get("out", args[ufunc.nin:])
-        asked = kwargs.get("dtype")
-        dtype, is_complex = loop_dtype(ufunc, tuple(map(weak_type, args[:ufunc.nin])), asked and np.dtype(asked))
-        for out in outs if isinstance(outs, tuple) else (outs,):
-            if out is not None:
-                dtype = heavier(dtype, np.result_type(dtype, out.dtype))
-        factor = self._factor(name) if is_complex else 2 if dtype.kind == "c" and ufunc.nin == 1 else 1
-        return rate_of(dtype), factor, dtype
-
-
-PRICES = {name: PriceBook(name) for name in BOOKS}
-
-
 # ======================================================================================
 # Budget
 #
-# A BudgetContext is a purse: it knows the price book in force, pays for every operation before it runs, and
-# keeps the log. Time is kept with it: inside NumPy (backend), inside the counter (overhead), and all the rest
-# (residual), which contest rounds price by the clock. A session adds up every context of the process.
+# A BudgetContext is a purse: it knows the price book in force, pays for every operation before it
+# runs, and keeps the log. It keeps the time too: inside NumPy (backend), inside the counter
+# (overhead), and all the rest (residual), which contest rounds price by the clock. The session adds
+# up every context of the process.
 # ======================================================================================
 
 
-class BudgetExhaustedError(RuntimeError):
+class BudgetExhaustedError(FlopscopeError):
     """The operation would cost more than remains; it was neither charged nor run."""
 
     def __init__(self, op_name, *, flop_cost, flops_remaining):
-        super().__init__(f"{op_name} costs {flop_cost:,} FLOPs, but only {flops_remaining:,} are left of the budget")
+        super().__init__(f"{op_name} costs {flop_cost:,} FLOPs, but only {flops_remaining:,} are left")
         self.op_name, self.flop_cost, self.flops_remaining = op_name, flop_cost, flops_remaining
 
 
-class TimeExhaustedError(RuntimeError):
+class TimeExhaustedError(FlopscopeError):
     """The context's wall-clock limit has passed."""
 
     def __init__(self, op_name, *, elapsed_s, limit_s):
-        super().__init__(f"{op_name}: {elapsed_s:.3f} s have passed, over the wall-clock limit of {limit_s:.3f} s")
+        super().__init__(f"{op_name}: {elapsed_s:.3f} s have passed; the wall-clock limit is {limit_s:.3f} s")
         self.op_name, self.elapsed_s, self.limit_s = op_name, elapsed_s, limit_s
 
 
-OpRecord = namedtuple("OpRecord", """op_name subscripts shapes flop_cost cumulative namespace flopscope_context_start_offset_s
-    flopscope_backend_duration_s flopscope_overhead_duration_s resolved_dtype""")
+OpRecord = namedtuple("OpRecord", """op_name subscripts shapes flop_cost cumulative namespace
+    flopscope_context_start_offset_s flopscope_backend_duration_s flopscope_overhead_duration_s
+    resolved_dtype""")
+DEFAULT_BUDGET = 10**15             # of the context that is in force outside any other
 _clock = time.perf_counter
-_DEFAULT_BUDGET = 10**15
+_default_book = os.environ.get("WHESTBENCH_PRICES", "0.7")
+
+
 class _Thread(threading.local):
     active = None
 
 
 _thread = _Thread()
-_default_book = os.environ.get("WHESTBENCH_PRICES", "0.7")
 
 
 def use_prices(book):
     """Choose the price book ("0.7" or "0.12") of the contexts that are opened from now on."""
     global _default_book, _default_context
-    _default_book = PRICES[book].name
-    _default_context = None
+    _default_book, _default_context = PRICES[book].name, None
 
 
 class BudgetContext:
-    """Counts the FLOPs of everything done through fnp inside `with BudgetContext(flop_budget):`, or in a decorated function.
+    """Counts the FLOPs of what is done through fnp: `with BudgetContext(1e9) as budget:`, or as a decorator.
 
-    Raises BudgetExhaustedError instead of running an operation that costs more than remains, and TimeExhaustedError at the
-    first operation after `wall_time_limit_s` seconds. Contexts do not nest. `prices` names the book, the session's unless given.
+    Raises BudgetExhaustedError instead of running an operation that costs more than remains, and
+    TimeExhaustedError at the first operation after `wall_time_limit_s` seconds. Contexts do not nest; one
+    entered again goes on counting. `prices` names the book, the session's (`use_prices`) unless given.
     """
 
-    on_charge = None        # profiling hook: called as on_charge(context, op_name, flop_cost) after each charge
+    on_charge = None        # a profiler's hook: on_charge(context, op_name, flop_cost) after each charge
 
-    def __init__(self, flop_budget, *, quiet=False, namespace=None, wall_time_limit_s=None, prices=None):
-        if flop_budget <= 0 or flop_budget != flop_budget:
+    def __init__(self, flop_budget, quiet=False, namespace=None, wall_time_limit_s=None, *, prices=None):
+        if not flop_budget > 0:
             raise ValueError(f"flop_budget must be a positive number, not {flop_budget}")
-        self.flop_budget, self.namespace, self.wall_time_limit_s, self._quiet = flop_budget, namespace, wall_time_limit_s, quiet
+        self.flop_budget, self.wall_time_limit_s, self._quiet = flop_budget, wall_time_limit_s, quiet
         self.book = PRICES[prices or _default_book]
-        self.flops_used = self._recorded = 0
-        self.exhausted = None           # the BudgetExhaustedError or TimeExhaustedError that was raised last, if any
-        self._namespace, self._scopes = namespace, []
+        self.namespace = self._label = namespace
+        self.flops_used = 0
+        self.exhausted = None               # the last BudgetExhaustedError or TimeExhaustedError, if any
         self._log, self._times, self._records = [], [], []
-        self._backend = self._overhead = self._paused = 0.0
-        self._start = self._wall = None
-        self._deadline = math.inf
+        self.flopscope_backend_time_s = 0.0         # seconds inside NumPy
+        self.flopscope_overhead_time_s = 0.0        # seconds inside this counter
+        self._paused, self._deadline, self._start, self._wall = 0.0, math.inf, None, None
+        self.mark_recorded(None)
 
-    # ---- paying ----
-
-    def charge(self, op_name, cost, shapes=(), dtype=None, subscripts=None, start=None):
+    def charge(self, op_name, cost, dtype=None, shapes=(), subscripts=None, start=None):
         """Pay `cost` FLOPs for one operation and log it."""
         remaining = self.flop_budget - self.flops_used
         if cost > remaining:
             self.exhausted = BudgetExhaustedError(op_name, flop_cost=cost, flops_remaining=remaining)
             raise self.exhausted
         self.flops_used = used = self.flops_used + cost
-        self._log.append((op_name, subscripts, shapes, cost, used, self._namespace, start, dtype))
+        self._log.append((op_name, subscripts, shapes, cost, used, self.namespace, start, dtype))
         self._times.append((0.0, 0.0))
         if self.on_charge is not None:
             self.on_charge(self, op_name, cost)
@@ -1995,33 +1751,34 @@ class BudgetContext:
 
     def settle(self, backend, overhead, now):
         """Book the seconds that the operation charged last took in NumPy and in the counter."""
-        self._backend += backend
-        self._overhead += overhead
+        self.flopscope_backend_time_s += backend
+        self.flopscope_overhead_time_s += overhead
         self._times[-1] = backend, overhead
         if now > self._deadline:
             self._out_of_time(self._log[-1][0])
 
+    def mark_recorded(self, session):
+        """Remember how far the session's totals (those of this session) include this context."""
+        self._recorded = (session, len(self._log),
+                          self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
+
     def _out_of_time(self, op_name):
         self.exhausted = TimeExhaustedError(op_name, elapsed_s=self.elapsed_s, limit_s=self.wall_time_limit_s)
         raise self.exhausted
-
-    # ---- opening and closing ----
 
     def __enter__(self):
         if _thread.active is not None:
             raise RuntimeError("Cannot nest BudgetContexts")
         _thread.active = self
         if not self._quiet:
-            print(f"flopscope prices {self.prices} (numpy {np.__version__}) | budget: {self.flop_budget:.2e} FLOPs", file=sys.stderr)
+            print(f"flopscope prices {self.prices} | budget: {self.flop_budget:.2e} FLOPs", file=sys.stderr)
         self._wall, self._paused, self._start = None, 0.0, _clock()
         if self.wall_time_limit_s is not None:
             self._deadline = self._start + self.wall_time_limit_s
         return self
 
     def __exit__(self, *_):
-        self._wall = self.elapsed_s
-        self._deadline = math.inf
-        _thread.active = None
+        self._wall, self._deadline, _thread.active = self.elapsed_s, math.inf, None
         _session.record(self)
 
     def __call__(self, function):
@@ -2033,15 +1790,14 @@ class BudgetContext:
 
     @contextlib.contextmanager
     def pause(self):
-        """Stop all clocks, for a debugger: the time inside belongs neither to the wall time nor to the residual."""
+        """Stop all clocks, for a debugger: this time belongs neither to the wall time nor to the residual."""
         begun = _clock()
         try:
             yield
         finally:
-            self._paused += _clock() - begun
-            self._deadline += _clock() - begun
-
-    # ---- reading ----
+            paused = _clock() - begun
+            self._paused += paused
+            self._deadline += paused
 
     @property
     def prices(self):
@@ -2055,10 +1811,10 @@ class BudgetContext:
     @property
     def op_log(self):
         """One OpRecord for each charge, in order."""
-        done, origin = len(self._records), self._start or 0.0
-        for entry, (backend, overhead) in zip(self._log[done:], self._times[done:]):
-            *head, start, dtype = entry
-            self._records.append(OpRecord(*head, (start or origin) - origin, backend, overhead, dtype and str(dtype)))
+        done = len(self._records)
+        for (*head, start, dtype), times in zip(self._log[done:], self._times[done:]):
+            offset = 0.0 if start is None or self._start is None else start - self._start
+            self._records.append(OpRecord(*head, offset, *times, dtype and str(dtype)))
         return self._records
 
     @property
@@ -2072,121 +1828,118 @@ class BudgetContext:
         return self._wall if self._wall is not None or self._start is None else self.elapsed_s
 
     @property
-    def flopscope_backend_time_s(self):
-        """Seconds inside NumPy."""
-        return self._backend
-
-    @property
-    def flopscope_overhead_time_s(self):
-        """Seconds inside this counter."""
-        return self._overhead
-
-    @property
     def residual_wall_time_s(self):
         """Seconds spent elsewhere: Python, plain NumPy, other libraries."""
-        return None if self._start is None else max(0.0, self.wall_time_s - self._backend - self._overhead)
+        spent = self.flopscope_backend_time_s + self.flopscope_overhead_time_s
+        return None if self._start is None else max(0.0, self.wall_time_s - spent)
 
     def summary_dict(self, by_namespace=False):
         """Totals, by operation and, if asked, by namespace."""
-        return _summary(self.flop_budget, _rollup(self._log, self._times), self.wall_time_s, self._backend, self._overhead,
-                        self.residual_wall_time_s, by_namespace)
+        return _summary(self.flop_budget, _totals({}, self._log, self._times), by_namespace, self.wall_time_s,
+                        self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
 
     def summary(self, by_namespace=False):
         """The same as text."""
-        return _summary_text(self.summary_dict(by_namespace=True), by_namespace, self.namespace)
-
-
-def _rollup(log, times):
-    rows = {}
-    for entry, (backend, overhead) in zip(log, times):
-        row = rows.setdefault((entry[5], entry[0]), [0, 0, 0.0, 0.0])
-        for i, value in enumerate((entry[3], 1, backend, overhead)):
-            row[i] += value
-    return rows
+        return _summary_text(self.summary_dict(by_namespace=True), by_namespace, self._label)
 
 
 _TOTALS = "flop_cost", "calls", "flopscope_backend_time_s", "flopscope_overhead_time_s"
 
 
-def _summary(budget, rows, wall, backend, overhead, residual, by_namespace):
+def _totals(rows, log, times):
+    """{(namespace, operation): [flops, calls, backend s, overhead s]}, with this log added."""
+    for (op_name, _, _, cost, _, space, *_), (backend, overhead) in zip(log, times):
+        row = rows.get((space, op_name), (0, 0, 0.0, 0.0))
+        rows[space, op_name] = [row[0] + cost, row[1] + 1, row[2] + backend, row[3] + overhead]
+    return rows
+
+
+def _summary(flop_budget, rows, by_namespace, wall, backend, overhead):
+    def add(table, name, row):
+        total = table.setdefault(name, dict.fromkeys(_TOTALS, 0))
+        for key, value in zip(_TOTALS, row):
+            total[key] += value
+
+    operations, spaces = {}, {}
+    for (space, op_name), row in rows.items():
+        total, inside = spaces.setdefault(space, ({}, {}))
+        add(operations, op_name, row), add(total, space, row), add(inside, op_name, row)
     used = sum(row[0] for row in rows.values())
-    operations, namespaces = {}, {}
-    for (namespace_, op_name), row in rows.items():
-        scope = namespaces.setdefault(namespace_, dict(zip(("flops_used",) + _TOTALS[1:], (0, 0, 0.0, 0.0)), operations={}))
-        for total, keys in ((operations.setdefault(op_name, dict.fromkeys(_TOTALS, 0)), _TOTALS),
-                            (scope, ("flops_used",) + _TOTALS[1:]), (scope["operations"].setdefault(op_name, dict.fromkeys(_TOTALS, 0)), _TOTALS)):
-            for key, value in zip(keys, row):
-                total[key] += value
-    summary = {"flop_budget": budget, "flops_used": used, "flops_remaining": budget - used, "operations": operations, "wall_time_s": wall,
-               "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead, "residual_wall_time_s": residual}
-    return summary | {"by_namespace": namespaces} if by_namespace else summary
+    summary = {"flop_budget": flop_budget, "flops_used": used, "flops_remaining": flop_budget - used,
+               "operations": operations, "wall_time_s": wall, "flopscope_backend_time_s": backend,
+               "flopscope_overhead_time_s": overhead,
+               "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead)}
+    if by_namespace:
+        summary["by_namespace"] = {
+            space: {"flops_used" if key == "flop_cost" else key: value for key, value in total[space].items()}
+            | {"operations": inside} for space, (total, inside) in spaces.items()}
+    return summary
 
 
 def _summary_text(total, by_namespace, label=None):
     if not total["operations"]:
         return "No budget data recorded yet."
-    used = total["flops_used"]
-    title = "flopscope FLOP Budget Summary" + (f" [{label}]" if label else "")
+    used, given, wall = total["flops_used"], total["flop_budget"], total["wall_time_s"]
 
-    def rows(table, key):
-        for name, row in sorted(table.items(), key=lambda item: -item[1][key]):
+    def table(title, rows, key):
+        yield f"\n  {title}:"
+        for name, row in sorted(rows.items(), key=lambda item: -item[1][key]):
             calls = f"[{row['calls']} call{'s' * (row['calls'] != 1)}]"
-            yield f"    {name or '(unlabeled)':<20} {row[key]:>15,}  ({row[key] / max(used, 1):6.1%})  {calls}"
-    lines = [title, "=" * len("flopscope FLOP Budget Summary"), f"  Total budget:     {total['flop_budget']:>19,}",
-             f"  Used:             {used:>19,}  ({used / total['flop_budget']:.1%})",
-             f"  Remaining:        {total['flops_remaining']:>19,}  ({total['flops_remaining'] / total['flop_budget']:.1%})", ""]
+            share = row[key] / max(used, 1)
+            yield f"    {name or '(unlabeled)':<20} {row[key]:>15,}  ({share:6.1%})  {calls}"
+    title = "flopscope FLOP Budget Summary"
+    lines = [title + (f" [{label}]" if label else ""), "=" * len(title),
+             f"  Total budget:     {given:>19,}", f"  Used:             {used:>19,}  ({used / given:.1%})",
+             f"  Remaining:        {given - used:>19,}  ({1 - used / given:.1%})"]
     if by_namespace:
-        lines += ["  By namespace:", *rows(total["by_namespace"], "flops_used"), ""]
-    lines += ["  By operation:", *rows(total["operations"], "flop_cost")]
-    if total["wall_time_s"] is not None:
-        parts = {"Flopscope Backend": "flopscope_backend_time_s", "Flopscope Overhead": "flopscope_overhead_time_s",
-                 "Residual Wall Time": "residual_wall_time_s"}
-        lines += ["", f"  Total Wall Time:     {total['wall_time_s']:.3f}s"]
-        lines += [f"  {name + ':':<20} {total[key]:.3f}s  ({total[key] / (total['wall_time_s'] or 1):.1%})" for name, key in parts.items()]
+        lines += table("By namespace", total["by_namespace"], "flops_used")
+    lines += table("By operation", total["operations"], "flop_cost")
+    if wall is not None:
+        lines.append(f"\n  Total Wall Time:     {wall:.3f}s")
+        for name in ("Flopscope Backend", "Flopscope Overhead", "Residual Wall Time"):
+            seconds = total[name.lower().replace(" ", "_").removesuffix("_time") + "_time_s"]
+            lines.append(f"  {name + ':':<20} {seconds:.3f}s  ({seconds / (wall or 1):.1%})")
     return "\n".join(lines)
 
 
 class _Session:
-    """Totals over every context of this process that was closed, and of the one that is open."""
+    """Totals of the process: of every context that was closed, and of those that are open now."""
 
     def __init__(self):
-        self.budget, self.rows, self.wall, self.backend, self.overhead, self.seen = 0, {}, None, 0.0, 0.0, {}
+        self.key = object()
+        self.flop_budget, self.rows, self.wall, self.backend, self.overhead = 0, {}, None, 0.0, 0.0
 
-    def record(self, context):
+    def record(self, context, keep=True):
         """Add what this context did since it was recorded last."""
-        done, backend, overhead = self.seen.get(context, (None, 0.0, 0.0))
-        if done is None:
-            done, self.budget = context._recorded, self.budget + context.flop_budget
-        for key, row in _rollup(context._log[done:], context._times[done:]).items():
-            self.rows[key] = [a + b for a, b in zip(self.rows.get(key, (0, 0, 0.0, 0.0)), row)]
-        context._recorded = len(context._log)
+        key, done, backend, overhead = context._recorded
+        self.flop_budget += 0 if key is self.key else context.flop_budget
+        _totals(self.rows, context._log[done:], context._times[done:])
         if context.wall_time_s is not None:
             self.wall = (self.wall or 0.0) + context.wall_time_s
-        self.backend += context._backend - backend
-        self.overhead += context._overhead - overhead
-        self.seen[context] = context._recorded, context._backend, context._overhead
+        self.backend += context.flopscope_backend_time_s - backend
+        self.overhead += context.flopscope_overhead_time_s - overhead
+        if keep:
+            context.mark_recorded(self.key)
 
     def summary_dict(self, by_namespace):
         total = _Session()
-        total.__dict__.update({k: dict(v) if isinstance(v, dict) else v for k, v in self.__dict__.items()})
+        total.__dict__ |= vars(self) | {"rows": dict(self.rows)}
         for live in (_thread.active, _default_context):
             if live is not None and live._log:
-                total.record(live)
-        residual = None if total.wall is None else max(0.0, total.wall - total.backend - total.overhead)
-        return _summary(total.budget, total.rows, total.wall, total.backend, total.overhead, residual, by_namespace)
+                total.record(live, keep=False)
+        return _summary(total.flop_budget, total.rows, by_namespace,
+                        total.wall, total.backend, total.overhead)
 
 
-_session = _Session()
-_default_context = None
+_session, _default_context = _Session(), None
 
 
 def active_budget():
-    """The context in force in this thread; outside any, the process's default context of 1e15 FLOPs."""
+    """The context in force in this thread; outside any, the default context of the process."""
     global _default_context
-    context = _thread.active
-    if context is None:
-        context = _default_context = _default_context or BudgetContext(_DEFAULT_BUDGET, quiet=True)
-    return context
+    if _thread.active is None and _default_context is None:
+        _default_context = BudgetContext(DEFAULT_BUDGET, quiet=True)
+    return _thread.active or _default_context
 
 
 budget = BudgetContext          # @budget(1e9) above a function reads better than @BudgetContext(1e9)
@@ -2198,12 +1951,12 @@ def namespace(segment):
     if not isinstance(segment, str) or not segment.strip() or "." in segment:
         raise ValueError(f"a namespace is a non-empty string without dots, not {segment!r}")
     context = active_budget()
-    outer = context._namespace
-    context._namespace = f"{outer}.{segment}" if outer else segment
+    outer = context.namespace
+    context.namespace = f"{outer}.{segment}" if outer else segment
     try:
-        yield
+        yield context
     finally:
-        context._namespace = outer
+        context.namespace = outer
 
 
 def budget_summary_dict(by_namespace=False):
@@ -2217,127 +1970,144 @@ def budget_summary(by_namespace=False):
 
 
 def budget_reset():
-    """Forget the totals of this process."""
+    """Forget the totals of this process: what open contexts do from now on is counted anew."""
     global _session, _default_context
     _session, _default_context = _Session(), None
+    if _thread.active is not None:
+        _thread.active.mark_recorded(None)
 
 
-# ---- flops.stats: the distributions in closed form, right in both tails --------------------------------------------------
+# ---- flops.stats: the distributions in closed form, right in both tails -----------------------------------
 
-def _ratio(x, above, below):
-    """Quotient of two polynomials, highest power first."""
-    return np.polyval(above, x) / np.polyval(below, x)
+# Coefficients, highest power first, two rows for each range: the polynomials above and below a quotient.
+_ERFC = """
+.185777706184603153 3.16112374387056560 113.864154151050156 377.485237685302021 3209.37758913846947
+1 23.6012909523441209 244.024637934444173 1282.61652607737228 2844.23683343917062
+2.15311535474403846e-8 .564188496988670089 8.88314979438837594 66.1191906371416295 298.635138197400131
+    881.952221241769090 1712.04761263407058 2051.07837782607147 1230.33935479799725
+1 15.7449261107098347 117.693950891312499 537.181101862009858 1621.38957456669019 3290.79923573345963
+    4362.61909014324716 3439.36767414372164 1230.33935480374942
+.0163153871373020978 .305326634961232344 .360344899949804439 .125781726111229246 .0160837851487422766
+    6.58749161529837803e-4
+1 2.56852019228982242 1.87295284992346725 .527905102951428412 .0605183413124413191 .00233520497626869185
+"""
+_NDTRI = """
+2509.0809287301226727 33430.575583588128105 67265.770927008700853 45921.953931549871457 13731.693765509461125
+    1971.5909503065514427 133.14166789178437745 3.3871328727963666080
+5226.4952788528545610 28729.085735721942674 39307.895800092710610 21213.794301586595867 5394.1960214247511077
+    687.18700749205790830 42.313330701600911252 1
+7.74545014278341407640e-4 .0227238449892691845833 .241780725177450611770 1.27045825245236838258
+    3.64784832476320460504 5.76949722146069140550 4.63033784615654529590 1.42343711074968357734
+1.05075007164441684324e-9 5.47593808499534494600e-4 .0151986665636164571966 .148103976427480074590
+    .689767334985100004550 1.67638483018380384940 2.05319162663775882187 1
+2.01033439929228813265e-7 2.71155556874348757815e-5 .00124266094738807843860 .0265321895265761230930
+    .296560571828504891230 1.78482653991729133580 5.46378491116411436990 6.65790464350110377720
+2.04426310338993978564e-15 1.42151175831644588870e-7 1.84631831751005468180e-5 7.86869131145613259100e-4
+    .0148753612908506148525 .136929880922735805310 .599832206555887937690 1
+"""
+_ERFC, _NDTRI = [[list(map(float, row.split())) for row in table.strip().replace("\n    ", " ").splitlines()]
+                 for table in (_ERFC, _NDTRI)]
+
+
+def _quotient(table, i, x):
+    return np.polyval(table[2 * i], x) / np.polyval(table[2 * i + 1], x)
 
 
 def erfc(x):
-    """Complementary error function (W. J. Cody, Rational Chebyshev approximations for the error function, 1969)."""
+    """Complementary error function (W. J. Cody, Rational Chebyshev approximations for erf, 1969)."""
     x = np.asarray(x, float)
-    y = np.abs(x)
-    with np.errstate(all="ignore"):
-        far = 1 / (y * y)
-        grid = np.trunc(y * 16) / 16                                # exp(-y*y) without cancellation
-        tail = np.exp(-grid * grid) * np.exp(-(y - grid) * (y + grid)) * np.where(
-            y <= 4,
-            _ratio(y, (2.15311535474403846e-8, .564188496988670089, 8.88314979438837594, 66.1191906371416295, 298.635138197400131,
-                       881.952221241769090, 1712.04761263407058, 2051.07837782607147, 1230.33935479799725),
-                   (1, 15.7449261107098347, 117.693950891312499, 537.181101862009858, 1621.38957456669019, 3290.79923573345963,
-                    4362.61909014324716, 3439.36767414372164, 1230.33935480374942)),
-            (0.56418958354775628695 - far * _ratio(
-                far, (.0163153871373020978, .305326634961232344, .360344899949804439, .125781726111229246, .0160837851487422766,
-                      6.58749161529837803e-4),
-                (1, 2.56852019228982242, 1.87295284992346725, .527905102951428412, .0605183413124413191,
-                 .00233520497626869185))) / y)
-        near = 1 - x * _ratio(x * x, (.185777706184603153, 3.16112374387056560, 113.864154151050156, 377.485237685302021,
-                                      3209.37758913846947),
-                              (1, 23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062))
-    return np.where(y <= 0.46875, near, np.where(np.isinf(y), 0.0, tail) + np.where(x < 0, 2 - 2 * np.nan_to_num(tail), 0.0))
+    y, flat = np.abs(x), np.trunc(np.abs(x) * 16) / 16
+    gauss = np.exp(-flat * flat) * np.exp(-(y - flat) * (y + flat))         # exp(-y*y) without cancellation
+    far = 1 / (y * y)
+    beyond = (1 / math.sqrt(math.pi) - far * _quotient(_ERFC, 2, far)) / y
+    tail = gauss * np.where(y <= 4, _quotient(_ERFC, 1, y), beyond)
+    tail = np.where(np.isinf(y), 0.0, tail)
+    return np.where(y <= 0.46875, 1 - x * _quotient(_ERFC, 0, x * x), np.where(x < 0, 2 - tail, tail))
 
 
 def ndtri(p):
     """Quantile of the standard normal distribution (M. J. Wichura, algorithm AS 241, 1988)."""
     p = np.asarray(p, float)
-    with np.errstate(all="ignore"):
-        q = p - 0.5
-        middle = q * _ratio(0.180625 - q * q,
-            (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457, 13731.693765509461125,
-             1971.5909503065514427, 133.14166789178437745, 3.3871328727963666080),
-            (5226.4952788528545610, 28729.085735721942674, 39307.895800092710610, 21213.794301586595867, 5394.1960214247511077,
-             687.18700749205790830, 42.313330701600911252, 1))
-        r = np.sqrt(-np.log(np.minimum(p, 1 - p)))
-        tail = np.where(r <= 5,
-            _ratio(r - 1.6,
-                (7.74545014278341407640e-4, .0227238449892691845833, .241780725177450611770, 1.27045825245236838258,
-                 3.64784832476320460504, 5.76949722146069140550, 4.63033784615654529590, 1.42343711074968357734),
-                (1.05075007164441684324e-9, 5.47593808499534494600e-4, .0151986665636164571966, .148103976427480074590,
-                 .689767334985100004550, 1.67638483018380384940, 2.05319162663775882187, 1)),
-            _ratio(r - 5,
-                (2.01033439929228813265e-7, 2.71155556874348757815e-5, .00124266094738807843860, .0265321895265761230930,
-                 .296560571828504891230, 1.78482653991729133580, 5.46378491116411436990, 6.65790464350110377720),
-                (2.04426310338993978564e-15, 1.42151175831644588870e-7, 1.84631831751005468180e-5, 7.86869131145613259100e-4,
-                 .0148753612908506148525, .136929880922735805310, .599832206555887937690, 1)))
-    return np.where(np.abs(q) <= 0.425, middle, np.where((p == 0) | (p == 1), np.inf, tail) * np.sign(q))
+    q, r = p - 0.5, np.sqrt(-np.log(np.minimum(p, 1 - p)))
+    tail = np.where(r <= 5, _quotient(_NDTRI, 1, r - 1.6), _quotient(_NDTRI, 2, r - 5))
+    tail = np.where((p == 0) | (p == 1), np.inf, tail) * np.sign(q)
+    return np.where(np.abs(q) <= 0.425, q * _quotient(_NDTRI, 0, 0.180625 - q * q), tail)
 
 
 def phi(z):
+    """Standard normal density."""
     return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
 def Phi(z):
+    """Standard normal distribution function."""
     return erfc(-z / math.sqrt(2)) / 2
 
 
-def _truncated(z, a, b, of):
-    """`of` needs the mass to the left of z: measured from the nearer tail, so that nothing cancels."""
-    flip = a > 0
-    lo, hi = np.where(flip, -b, a), np.where(flip, -a, b)
-    return of(z, lo, hi, flip)
+def _between(a, b, of):
+    """of(low, high, side) of a truncated normal, mirrored to have its mass in the left tail: nothing cancels."""
+    mirror = a > 0
+    return of(np.where(mirror, -b, a), np.where(mirror, -a, b), np.where(mirror, -1, 1))
 
 
-def _truncnorm_cdf(z, lo, hi, flip):
-    z = np.clip(np.where(flip, -z, z), lo, hi)
-    below = (Phi(z) - Phi(lo)) / (Phi(hi) - Phi(lo))
-    return np.where(flip, (Phi(hi) - Phi(z)) / (Phi(hi) - Phi(lo)), below)
+def _truncated_cdf(z, a, b):
+    def share(low, high, side):
+        below = Phi(np.clip(side * z, low, high))
+        return np.where(side > 0, below - Phi(low), Phi(high) - below) / (Phi(high) - Phi(low))
+    return _between(a, b, share)
 
 
-def _truncnorm_ppf(q, lo, hi, flip):
-    z = ndtri(Phi(lo) + np.where(flip, 1 - q, q) * (Phi(hi) - Phi(lo)))
-    return np.where(flip, -z, z)
+def _truncated_ppf(q, a, b):
+    return _between(a, b, lambda low, high, side: np.clip(side * ndtri(
+        Phi(low) + np.where(side > 0, q, 1 - q) * (Phi(high) - Phi(low))), a, b))
 
 
-# Standard forms, of z = (x - loc) / scale, or of the probability q for ppf; shape parameters follow.
+def _fall(z):
+    return np.exp(-np.abs(z))
+
+
+# (pdf, cdf, ppf) in standard form: of z = (x - loc) / scale, or of the probability q; then shape parameters.
 STANDARD = {
     "norm": (phi, Phi, ndtri),
-    "uniform": (lambda z: np.where((z >= 0) & (z <= 1), 1.0, 0.0), lambda z: np.clip(z, 0.0, 1.0), lambda q: q),
-    "expon": (lambda z: np.where(z >= 0, np.exp(-np.abs(z)), 0.0), lambda z: -np.expm1(-np.maximum(z, 0.0)), lambda q: -np.log1p(-q)),
-    "cauchy": (lambda z: 1 / (math.pi * (1 + z * z)), lambda z: np.arctan2(1.0, -z) / math.pi,
-               lambda q: np.where(q == 0.5, 0.0, np.where(q < 0.5, -1, 1) / np.tan(math.pi * np.minimum(q, 1 - q)))),
-    "logistic": (lambda z: np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z))) ** 2,
-                 lambda z: np.where(z < 0, np.exp(-np.abs(z)), 1.0) / (1 + np.exp(-np.abs(z))), lambda q: np.log(q) - np.log1p(-q)),
-    "laplace": (lambda z: np.exp(-np.abs(z)) / 2, lambda z: np.where(z < 0, np.exp(-np.abs(z)) / 2, 1 - np.exp(-np.abs(z)) / 2),
+    "uniform": (lambda z: np.where((z >= 0) & (z <= 1), 1.0, 0.0),
+                lambda z: np.clip(z, 0.0, 1.0),
+                lambda q: q),
+    "expon": (lambda z: np.where(z >= 0, _fall(z), 0.0),
+              lambda z: -np.expm1(-np.maximum(z, 0.0)),
+              lambda q: -np.log1p(-q)),
+    "cauchy": (lambda z: 1 / (math.pi * (1 + z * z)),
+               lambda z: np.arctan2(1.0, -z) / math.pi,
+               lambda q: np.where(q == 0.5, 0.0, np.sign(q - 0.5) / np.tan(math.pi * np.minimum(q, 1 - q)))),
+    "logistic": (lambda z: _fall(z) / (1 + _fall(z)) ** 2,
+                 lambda z: np.where(z < 0, _fall(z), 1.0) / (1 + _fall(z)),
+                 lambda q: np.log(q) - np.log1p(-q)),
+    "laplace": (lambda z: _fall(z) / 2,
+                lambda z: np.where(z < 0, _fall(z) / 2, 1 - _fall(z) / 2),
                 lambda q: np.where(q < 0.5, np.log(2 * q), -np.log(2 * (1 - q)))),
     "lognorm": (lambda z, s: np.where(z > 0, phi(np.log(np.abs(z)) / s) / (s * np.abs(z)), 0.0),
-                lambda z, s: np.where(z > 0, Phi(np.log(np.abs(z)) / s), 0.0), lambda q, s: np.exp(s * ndtri(q))),
-    "truncnorm": (lambda z, a, b: np.where((z >= a) & (z <= b), _truncated(z, a, b, lambda z, lo, hi, _: phi(z) / (Phi(hi) - Phi(lo))), 0.0),
-                  lambda z, a, b: _truncated(z, a, b, _truncnorm_cdf), lambda q, a, b: _truncated(q, a, b, _truncnorm_ppf)),
+                lambda z, s: np.where(z > 0, Phi(np.log(np.abs(z)) / s), 0.0),
+                lambda q, s: np.exp(s * ndtri(q))),
+    "truncnorm": (lambda z, a, b: np.where((z >= a) & (z <= b), phi(z) / _between(
+                      a, b, lambda low, high, _: Phi(high) - Phi(low)), 0.0),
+                  _truncated_cdf, _truncated_ppf),
 }
+_SHAPES = {"lognorm": ["s"], "truncnorm": ["a", "b"]}
 
 
 def _distribution_method(name, method, standard):
-    shapes = {"lognorm": "s, ", "truncnorm": "a, b, "}.get(name, "")
+    names = [*_SHAPES.get(name, ()), "loc", "scale"]
 
-    def value(x, *parameters, loc=0, scale=1, **named):
-        parameters = [np.asarray(p, float) for p in (*parameters, *named.values())]
-        shape, rest = parameters[:len(shapes) // 3], parameters[len(shapes) // 3:]
-        loc, scale = (*rest, loc, scale)[:1] + (*rest[1:], scale)[:1] if rest else (loc, scale)
+    def value(x, *parameters, **named):
+        given = {"loc": 0.0, "scale": 1.0} | dict(zip(names, parameters)) | named
+        *shape, loc, scale = [np.asarray(given[key], float) for key in names]
         x = np.asarray(x, float)
         with np.errstate(all="ignore"):
             if method == "ppf":
-                result = np.where((x >= 0) & (x <= 1), loc + scale * standard(np.clip(x, 0, 1), *shape), np.nan)
-            else:
-                z = (x - loc) / scale
-                result = np.where(np.isnan(z), np.nan, standard(z, *shape)) / (scale if method == "pdf" else 1)
-        return np.asarray(result, float)
-    value.__doc__ = f"{method}(x, {shapes}loc=0, scale=1) of the {name} distribution, in float64; x broadcasts with the parameters."
+                return np.where((x >= 0) & (x <= 1), loc + scale * standard(np.clip(x, 0, 1), *shape), np.nan)
+            z = (x - loc) / scale
+            result = np.where(np.isnan(z), np.nan, standard(z, *shape))
+            return np.asarray(result / scale if method == "pdf" else result)
+    value.__doc__ = f"{method} of the {name} distribution, parameters {', '.join(names)}; float64, broadcast."
     return value
 
 
@@ -2348,8 +2118,9 @@ STATS = {f"stats.{name}.{method}": _distribution_method(name, method, standard)
 # ======================================================================================
 # fnp
 #
-# NumPy's names, counted. Every function is made by `counted` from the price registry and the NumPy function of the
-# same name: ask the book, pay, run on plain views, dress the result. The tables below hold what behaves otherwise.
+# NumPy's names, counted. `counted` makes every function from the price registry and the NumPy function
+# of the same name: ask the book, pay, run it on plain views, dress the result. The tables hold what
+# behaves otherwise, and what results are known to be symmetric.
 # ======================================================================================
 
 _getitem, _setitem = np.ndarray.__getitem__, np.ndarray.__setitem__
@@ -2359,27 +2130,22 @@ _BASIC_KEYS = {int, slice, type(None), type(Ellipsis), np.int64, np.int32}
 class FlopscopeArray(np.ndarray):
     """A NumPy array whose operations are counted; `fnp.ndarray`."""
 
-    _group = None
+    _group = None           # a SymmetricTensor's group of axis permutations
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         if out is not None:
             kwargs["out"] = out if len(out) > 1 else out[0]
-        if method == "__call__":
-            function = _BY_UFUNC.get(ufunc)
-            if function is None:
-                raise TypeError(f"numpy.{ufunc.__name__} has no counted version")
-            return function(*inputs, **kwargs)
-        return _ufunc_method(ufunc, method, inputs, kwargs)
+        if method != "__call__":
+            return _ufunc_method(ufunc, method, inputs, kwargs)
+        if ufunc not in _BY_UFUNC:
+            raise TypeError(f"numpy.{ufunc.__name__} has no counted version")
+        return _BY_UFUNC[ufunc](*inputs, **kwargs)
 
     def __array_function__(self, function, types_, args, kwargs):
-        name = function.__name__
-        if function.__module__ != "numpy":
-            name = f"{function.__module__.removeprefix('numpy.')}.{name}"
+        name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if name in _PASSED_THROUGH:
-            return function(*bare(args), **{key: bare(value) for key, value in kwargs.items()})
-        if name not in _ROUTED:
-            return NotImplemented
-        return _FUNCTIONS[name](*args, **kwargs)
+            return function(*bare(args), **_bare_values(kwargs))
+        return _FUNCTIONS[name](*args, **kwargs) if name in _ROUTED else NotImplemented
 
     def __getitem__(self, key):
         kind = type(key)
@@ -2392,7 +2158,7 @@ class FlopscopeArray(np.ndarray):
 
     def __setitem__(self, key, value):
         if active_budget().book.immutable:
-            raise TypeError("book 0.12 has no item assignment: build the array with where, concatenate, put_along_axis ...")
+            raise TypeError("book 0.12 has no item assignment: use where, concatenate, put_along_axis ...")
         _setitem(self, key, value)
 
     def __hash__(self):
@@ -2409,7 +2175,7 @@ class FlopscopeArray(np.ndarray):
 
 
 class SymmetricTensor(FlopscopeArray):
-    """A counted array that is known to be symmetric under some permutations of its axes; prices count orbits."""
+    """A counted array known to be symmetric under permutations of its axes: prices count its orbits."""
 
     @property
     def symmetry(self):
@@ -2437,8 +2203,8 @@ class SymmetricTensor(FlopscopeArray):
         axes = axes[0] if len(axes) == 1 else axes or None
         return _passed_on("transpose", (self, axes), {}, self.view(FlopscopeArray).transpose(axes))
 
-    def swapaxes(self, axis1, axis2):
-        return _passed_on("swapaxes", (self, axis1, axis2), {}, self.view(FlopscopeArray).swapaxes(axis1, axis2))
+    def swapaxes(self, *axes):
+        return _passed_on("swapaxes", (self, *axes), {}, self.view(FlopscopeArray).swapaxes(*axes))
 
     def squeeze(self, axis=None):
         return _passed_on("squeeze", (self, axis), {}, self.view(FlopscopeArray).squeeze(axis))
@@ -2459,13 +2225,17 @@ def tagged(array, group):
 
 
 def bare(a):
-    """`a` with every counted array in it, also in lists and tuples, replaced by a plain view of the same memory."""
+    """`a` with every counted array in it, also in lists and tuples, as a plain view of the same memory."""
     kind = type(a)
     if kind is FlopscopeArray:
         return a.view(np.ndarray)
     if kind is list or kind is tuple:
         return kind([bare(item) for item in a])
     return a.view(np.ndarray) if isinstance(a, FlopscopeArray) else a
+
+
+def _bare_values(kwargs):
+    return {key: bare(value) for key, value in kwargs.items()}
 
 
 def dress(result, args=()):
@@ -2482,63 +2252,79 @@ def dress(result, args=()):
 
 def _dress_arrays(result, args=()):
     """The same where NumPy scalars stay what they are."""
-    if type(result) is np.ndarray:
-        return result.view(FlopscopeArray)
     if isinstance(result, tuple):
         items = [_dress_arrays(item) for item in result]
         return type(result)(*items) if hasattr(result, "_fields") else tuple(items)
-    return result
+    return result.view(FlopscopeArray) if type(result) is np.ndarray else result
 
 
 def _any_counted(args):
     return any(isinstance(a, FlopscopeArray) or type(a) in (list, tuple) and _any_counted(a) for a in args)
 
 
+# ---- the wrapper ------------------------------------------------------------------------------------------
+
+_PLAIN_KINDS = {int, float, bool, type(None), str, tuple, type}
+
+
+def _key_of(args, kwargs):
+    """All that the price of a plain call depends on: shapes, dtypes, scalars. None if there is more to it."""
+    key = []
+    for a in args:
+        kind = type(a)
+        if kind is FlopscopeArray or kind is np.ndarray:
+            key += a.shape, a.dtype
+        elif kind in _PLAIN_KINDS:
+            key += kind, a
+        else:
+            return None
+    if len(args) == 2 and args[0] is args[1]:
+        key.append("same")
+    for name, value in kwargs.items():
+        if type(value) not in _PLAIN_KINDS:
+            return None
+        key += name, type(value), value
+    return tuple(key)
+
+
 def counted(name, function):
     """The counted version of a NumPy function: charge, run it on plain views, dress what it returns."""
-    logged = _LOGGED_AS.get(name, name)
-    finish, passes_on, makes = _FINISH.get(name, dress), name in _TAGGED, name in _MAKERS
-    is_pointwise = name in UFUNCS
+    finish, logged, multiplies = _FINISH.get(name, dress), _LOGGED_AS.get(name, name), name in CONTRACTIONS
+    remembers, passes_on, makes = name in _BY_SHAPE, name in SYMMETRIES or multiplies, name in _MAKERS
+    known = {book: {} for book in PRICES}
 
     def call(*args, **kwargs):
         start = _clock()
-        context = active_budget()
+        context = _thread.active or active_budget()
         book = context.book
-        if not args and kwargs:
-            first = next(iter(inspect.signature(function).parameters))
-            args = (kwargs.pop(first),) if first in kwargs else ()
-        if name in book.after:
-            return _charge_after(name, function, context, args, kwargs, start)
-        cost, dtype = book.charge(name, args, kwargs)
+        key = _key_of(args, kwargs) if remembers else None
+        bill = known[book.name].get(key)
+        if bill is None:
+            if not args and kwargs:
+                first = next(iter(inspect.signature(function).parameters))
+                args = (kwargs.pop(first),) if first in kwargs else ()
+            if name in book.after:
+                return _charge_after(name, function, context, args, kwargs, start)
+            bill = *book.charge(name, args, kwargs), *_logged_shapes(name, args, kwargs, book)
+            if key is not None and len(known[book.name]) < 4096:
+                known[book.name][key] = bill
         free = name in book.unlogged
         if not free:
-            if is_pointwise:
-                shapes = tuple([shape_of(a) for a in args])
-            else:
-                shapes = (args[0].shape,) if args and isinstance(args[0], np.ndarray) else ()
-            context.charge(logged, cost, shapes, dtype, None, start)
-        plain = [bare(a) for a in args]
-        if kwargs:
-            given_out = kwargs.get("out")
-            kwargs = {key: bare(value) for key, value in kwargs.items()}
-            begun = _clock()
-            result = function(*plain, **kwargs)
-            ended = _clock()
-            if given_out is not None:
-                result = given_out
-                _written(result, book)
-            elif name not in book.plain and not (name in book.as_given and not _any_counted(args)):
-                result = finish(result, args)
+            context.charge(logged, *bill, start)
+        plain, plain_kwargs = [bare(a) for a in args], _bare_values(kwargs) if kwargs else kwargs
+        begun = _clock()
+        result = function(*plain, **plain_kwargs)
+        ended = _clock()
+        if kwargs and kwargs.get("out") is not None:
+            result = kwargs["out"]
+            _written(result, book)
         else:
-            begun = _clock()
-            result = function(*plain)
-            ended = _clock()
-            if name not in book.plain and not (name in book.as_given and not _any_counted(args)):
+            if name not in book.plain and (name not in book.as_given or _any_counted(args)):
                 result = finish(result, args)
+            if passes_on and (key is None or makes and (not multiplies or key[-1] == "same")):
+                result = _passed_on(name, args, kwargs, result)
         if name in _WRITERS:
             _written(args[0], book)
-        if passes_on and "out" not in kwargs and (makes or SymmetricTensor in map(type, args) or type(args[0]) in (list, tuple)):
-            result = _passed_on(name, args, kwargs, result)
         if not free:
             now = _clock()
             context.settle(ended - begun, begun - start + now - ended, now)
@@ -2548,69 +2334,152 @@ def counted(name, function):
     return call
 
 
-def _written(array, book):
-    """Book 0.12 forgets the symmetry of what is written to; book 0.7 does not, and goes on billing it as symmetric."""
-    if isinstance(array, SymmetricTensor) and book.immutable:
-        array._group = None
+def _logged_shapes(name, args, kwargs, book):
+    """(shapes, subscripts) for the log: all operands of pointwise operations and products, else the first."""
+    if name in CONTRACTIONS:
+        operands = args[1:] if name == "einsum" else args[:2]
+        return tuple([shape_of(a) for a in operands]), product_of(name, args, kwargs, book.name)[3]
+    if name in UFUNCS:
+        return tuple([shape_of(a) for a in args]), None
+    return ((args[0].shape,) if args and isinstance(args[0], np.ndarray) else ()), None
 
 
 def _charge_after(name, function, context, args, kwargs, start):
     """The price depends on the result, or the real package works first: run, then charge."""
-    plain, plain_kwargs = [bare(a) for a in args], {key: bare(value) for key, value in kwargs.items()}
+    book, plain, plain_kwargs = context.book, [bare(a) for a in args], _bare_values(kwargs)
     begun = _clock()
     result = function(*plain, **plain_kwargs)
     ended = _clock()
-    cost, dtype = context.book.charge(name, args, kwargs, result)
-    if name not in context.book.unlogged:
-        context.charge(name, cost, (), dtype, None, start)
+    cost, dtype = book.charge(name, args, kwargs, result)
+    if name not in book.unlogged:
+        context.charge(name, cost, dtype, start=start)
         now = _clock()
         context.settle(ended - begun, begun - start + now - ended, now)
-    out = kwargs.get("out")
-    if out is not None:
-        return out
-    if name in context.book.plain:
-        return result
+    if kwargs.get("out") is not None or name in book.plain:
+        return result if name in book.plain else kwargs["out"]
     result = _FINISH.get(name, dress)(result, args)
-    return _passed_on(name, args, kwargs, result) if name in _TAGGED else result
+    return _passed_on(name, args, kwargs, result) if name in SYMMETRIES else result
 
 
 def _fancy_index(array, key):
-    context = active_budget()
+    context, start = active_budget(), _clock()
     result = _getitem(array, key)
-    parts = key if type(key) is tuple else (key,)
-    if context.book.immutable and any(isinstance(k, (list, np.ndarray, bool, np.bool_)) for k in parts):
-        start = _clock()
-        cost, dtype = context.book.charge("getitem", (array, parts), {}, result)
-        context.charge("getitem", cost, (array.shape,), dtype, None, start)
+    keys = key if type(key) is tuple else (key,)
+    keys = [k for k in keys if isinstance(k, (list, np.ndarray, bool, np.bool_))]
+    if keys and context.book.immutable:
+        cost, dtype = context.book.charge("getitem", (array, bare(keys)), {}, result)
+        context.charge("getitem", cost, dtype, (array.shape,), start=start)
     return result
 
 
-
-
-# ---- symmetry: what results are known to have ----------------------------------------------------------------------------
+# ---- symmetry: what is known of results -------------------------------------------------------------------
 
 def _group_of(a):
     return getattr(a, "_group", None)
 
 
-def _of_operands(name, args, kwargs, result, book):
-    arrays = [a for a in args if isinstance(a, np.ndarray) or isinstance(a, list)]
+def _shared(operands, result):
+    arrays = [a for a in operands if isinstance(a, (np.ndarray, list))]
     return binary([_group_of(a) for a in arrays], [shape_of(a) for a in arrays], result.shape)
 
 
-def _of_reduction(name, args, kwargs, result, book):
-    a, axis = args[0], args[1] if len(args) > 1 else kwargs.get("axis")
-    if axis is None or not _group_of(a):
+def _without(a, axis, keepdims=False):
+    if axis is None:
         return None
     axes = axes_of(a.shape, axis)
-    if kwargs.get("keepdims"):
-        return along(a._group, a.ndim, axes)
-    return stabiliser(a._group, [i for i in range(a.ndim) if i not in axes])
+    return along(a._group, a.ndim, axes) if keepdims else stabiliser(a._group, _others(a, axes))
 
 
-def _of_accumulation(name, args, kwargs, result, book):
-    a, axis = args[0], args[1] if len(args) > 1 else kwargs.get("axis")
-    return None if axis is None else accumulated(a._group, a.ndim, axis % a.ndim, book)
+def _others(a, axes):
+    return [i for i in range(a.ndim) if i not in axes]
+
+
+def _permuted(function, a, *places):
+    probe = np.empty(tuple(range(2, 2 + a.ndim)), "?")              # its extents tell where each axis went
+    return stabiliser(a._group, [n - 2 for n in function(probe, *places).shape])
+
+
+def _picked(a, key):
+    keys = key if type(key) is tuple else (key,)
+    basic = all(k is None or k is Ellipsis or isinstance(k, (int, slice, np.integer)) for k in keys)
+    return indexed(a._group, a.shape, key) if basic else None
+
+
+def _untouched(a, axis):
+    return None if axis is None or moved(a._group) & set(axes_of(a.shape, axis)) else a._group
+
+
+def _squeezed(a, axis):
+    axes = [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis)
+    return None if moved(a._group) & set(axes) else stabiliser(a._group, _others(a, axes))
+
+
+def _joined(arrays, axis):
+    groups = [_group_of(a) for a in arrays]
+    if axis is None or not all(groups):
+        return None
+    return common([along(group, arrays[0].ndim, [axis % arrays[0].ndim]) for group in groups])
+
+
+def _within(namespace, names):
+    return " ".join(f"{namespace}.{name}" for name in names.split())
+
+
+UNARY, BINARY = (" ".join(op for op, ufunc in UFUNCS.items() if (ufunc.nin, ufunc.nout) == arity and op not in PRICES["0.12"].plain)
+                 for arity in ((1, 1), (2, 1)))
+# What a result is symmetric under, where an operand is symmetric; or whatever the operands, for the makers.
+_SYMMETRIES = """
+UNARY fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
+    copy linalg.inv (x): x._group
+BINARY clip (*operands, result): _shared(operands, result)
+sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
+    nanmean nanstd nanvar nanargmax nanargmin median nanmedian ptp
+    average (a, axis=None, *_, keepdims=False): _without(a, axis, keepdims)
+cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None and accumulated(
+    a._group, a.ndim, axis % a.ndim, book)
+zeros ones identity (*_, result): full_symmetry(result.shape)
+zeros_like ones_like (a, *_, result): _like(a, result)
+full (shape, fill_value, *_, result, book): full_symmetry(result.shape) if book == "0.7" or not shape_of(fill_value) else None
+full_like (a, fill_value, *_, result): _like(a, result) if not shape_of(fill_value) else None
+eye (N, M=None, k=0, *_, result): full_symmetry(result.shape) if k == 0 else None
+diag (v, k=0, *_, result): full_symmetry(result.shape) if k == 0 and len(shape_of(v)) == 1 else None
+diagflat (v, k=0, *_, result): full_symmetry(result.shape) if k == 0 else None
+transpose permute_dims (a, *axes): _permuted(np.transpose, a, *axes)
+swapaxes (a, *axes): _permuted(np.swapaxes, a, *axes)
+moveaxis (a, *axes): _permuted(np.moveaxis, a, *axes)
+rollaxis (a, *axes): _permuted(np.rollaxis, a, *axes)
+matrix_transpose (a): _permuted(np.matrix_transpose, a)
+getitem (a, key): _picked(a, key)
+reshape (a, *_, result): reshaped(a._group, a.shape, result.shape)
+squeeze (a, axis=None): _squeezed(a, axis)
+repeat roll (a, n, axis=None): _untouched(a, axis)
+tile (a, reps): tiled(a._group, a.ndim, tuple(np.atleast_1d(reps).tolist()))
+flip (m, axis=None): flipped(m._group, axes_of(m.shape, axis))
+fliplr (m): flipped(m._group, (1,))
+flipud (m): flipped(m._group, (0,))
+concatenate concat (arrays, axis=0): _joined(arrays, axis)
+vstack row_stack (arrays): _joined(arrays, 0)
+hstack column_stack (arrays): _joined(arrays, 1)
+stack (arrays, axis=0, *_, result): stacked(
+    [_group_of(a) for a in arrays], result.ndim - 1, axis % result.ndim)
+split array_split (a, n, axis=0, *_, result): [along(a._group, a.ndim, axes_of(a.shape, axis))] * len(result)
+broadcast_to (a, *_, result): broadcast_symmetry(_group_of(a), shape_of(a), result.shape)
+expand_dims (a, axis, *_, result): expanded(
+    _group_of(a), len(shape_of(a)), sorted(axes_of(result.shape, axis)))
+"""
+SYMMETRIES = {}
+for _row in _SYMMETRIES.replace("UNARY", UNARY).replace("BINARY", BINARY).replace("\n    ", " ").strip().splitlines():
+    _head, _, _rule = _row.partition("): ")
+    _names, _, _arguments = _head.partition("(")
+    _rest = "**__" if "*" in _arguments else "*_, **__"
+    SYMMETRIES.update(dict.fromkeys(_names.split(), eval(f"lambda {_arguments}, {_rest}: {_rule}", globals())))
+_MAKERS = {*CONTRACTIONS, *"""zeros ones full zeros_like ones_like full_like eye identity diag diagflat
+    broadcast_to expand_dims""".split()}
+
+
+def _like(a, result):
+    group = _group_of(a)
+    return group if group and a.shape == result.shape else full_symmetry(result.shape)
 
 
 def _of_product(name, args, kwargs, result, book):
@@ -2620,113 +2489,49 @@ def _of_product(name, args, kwargs, result, book):
     return group if group and (book == "0.7" or np.isfinite(bare(result)).all()) else None
 
 
-def _of_constant(name, args, kwargs, result, book):
-    like = _group_of(args[0]) if name.endswith("like") else None
-    if book != "0.7" and name.startswith("full") and shape_of(args[1] if len(args) > 1 else kwargs.get("fill_value")):
-        return None
-    return like if like and args[0].shape == result.shape else full_symmetry(result.shape)
-
-
-def _of_diagonal(name, args, kwargs, result, book):
-    offset = {"identity": 3, "eye": 2}.get(name, 1)
-    k = args[offset] if len(args) > offset and name != "identity" else kwargs.get("k", 0)
-    source = name in ("diag",) and len(shape_of(args[0])) != 1
-    return full_symmetry(result.shape) if k == 0 and not source and result.shape[0] == result.shape[-1] else None
-
-
-def _of_transpose(name, args, kwargs, result, book):
-    a, *rest = args
-    order = list(range(a.ndim))
-    order = bare(np.empty((1,) * a.ndim)) if False else order
-    probe = np.empty(tuple(range(2, 2 + a.ndim)), "?")             # its extents tell where each axis went
-    moved_ = getattr(np, name)(probe, *rest, **kwargs)
-    return stabiliser(a._group, [n - 2 for n in moved_.shape])
-
-
-def _of_index(name, args, kwargs, result, book):
-    a, key = args
-    keys = key if type(key) is tuple else (key,)
-    if not isinstance(result, np.ndarray) or not all(k is None or k is Ellipsis or isinstance(k, (int, slice, np.integer)) for k in keys):
-        return None
-    return indexed(a._group, a.shape, key)
-
-
-def _of_axes(name, args, kwargs, result, book):
-    """squeeze, repeat and roll: kept unless they touch an axis that moves."""
-    a, axis = args[0], (args[1] if len(args) > 1 else kwargs.get("axis")) if name == "squeeze" else (
-        args[2] if len(args) > 2 else kwargs.get("axis"))
-    if name == "squeeze":
-        axes = [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis)
-        return None if moved(a._group) & set(axes) else stabiliser(a._group, [i for i in range(a.ndim) if i not in axes])
-    return None if axis is None or moved(a._group) & set(axes_of(a.shape, axis)) else a._group
-
-
-def _of_flip(name, args, kwargs, result, book):
-    axis = {"fliplr": 1, "flipud": 0}.get(name, args[1] if len(args) > 1 else kwargs.get("axis"))
-    return flipped(args[0]._group, axes_of(args[0].shape, axis))
-
-
-def _of_join(name, args, kwargs, result, book):
-    groups = [_group_of(a) for a in args[0]]
-    if not all(groups):
-        return None
-    axis, rank = args[1] if len(args) > 1 else kwargs.get("axis", 0), args[0][0].ndim
-    if name == "stack":
-        return stacked(groups, rank, axis % (rank + 1))
-    axis = {"hstack": 1, "column_stack": 1, "vstack": 0, "row_stack": 0}.get(name, axis)
-    return None if axis is None else common([along(group, rank, [axis % rank]) for group in groups])
-
-
-_TAGGED = {name: rule for rule, names in {
-    lambda name, args, kwargs, result, book: args[0]._group: """copy round around fix nan_to_num real imag linalg.inv angle sinc i0
-        real_if_close isreal iscomplex isneginf isposinf """ + UNARY,
-    _of_operands: BINARY + " clip",
-    _of_reduction: """sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin nanmean
-        nanstd nanvar nanargmax nanargmin median nanmedian ptp average""",
-    _of_accumulation: "cumsum cumprod nancumsum nancumprod",
-    _of_product: " ".join(CONTRACTIONS),
-    _of_constant: "zeros ones full zeros_like ones_like full_like",
-    _of_diagonal: "eye identity diag diagflat",
-    _of_transpose: "transpose swapaxes moveaxis rollaxis matrix_transpose permute_dims",
-    _of_index: "getitem",
-    lambda name, args, kwargs, result, book: reshaped(args[0]._group, args[0].shape, result.shape): "reshape",
-    _of_axes: "squeeze repeat roll",
-    lambda name, args, kwargs, result, book: tiled(args[0]._group, args[0].ndim, args[1] if isinstance(args[1], tuple) else (args[1],)): "tile",
-    _of_flip: "flip fliplr flipud",
-    _of_join: "concatenate concat stack vstack hstack column_stack row_stack",
-    lambda name, args, kwargs, result, book: broadcast_symmetry(_group_of(args[0]), shape_of(args[0]), result.shape): "broadcast_to",
-    lambda name, args, kwargs, result, book: expanded(_group_of(args[0]), len(shape_of(args[0])), sorted(axes_of(result.shape, args[1]))): "expand_dims",
-    lambda name, args, kwargs, result, book: [along(args[0]._group, args[0].ndim, axes_of(args[0].shape, args[2] if len(args) > 2 else kwargs.get("axis", 0)))] * len(result): "split array_split",
-}.items() for name in names.split()}
-_MAKERS = {*_of_names} if False else set("zeros ones full zeros_like ones_like full_like eye identity diag diagflat broadcast_to expand_dims".split()) | set(CONTRACTIONS)
-
-
 def _passed_on(name, args, kwargs, result):
     """`result` as a SymmetricTensor, if the operation keeps or makes a symmetry."""
     book = active_budget().book.name
-    if name not in _MAKERS and not any(_group_of(a) for a in (args[0] if isinstance(args[0], (list, tuple)) else args)):
+    operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
+    tagged_in = any([_group_of(a) for a in operands])
+    if not (tagged_in or name in _MAKERS) or not isinstance(result, (np.ndarray, list)):
         return result
-    group = _TAGGED[name](name, args, kwargs, result, book)
+    if name in CONTRACTIONS:
+        group = _of_product(name, args, kwargs, result, book)
+    else:
+        group = SYMMETRIES[name](*args, **{**kwargs, "result": result, "book": book})
     if isinstance(result, list):
         return [tagged(a, g) for a, g in zip(result, group)]
-    if group:
-        return tagged(result, group)
-    if _SETTINGS["symmetry_warnings"] and name not in CONTRACTIONS and isinstance(result, np.ndarray) and result.ndim and any(_group_of(a) for a in args):
+    lost = tagged_in and not group and result.ndim and name not in CONTRACTIONS
+    if lost and _SETTINGS["symmetry_warnings"]:
         warnings.warn(f"{name} loses the symmetry of its operand", SymmetryLossWarning, stacklevel=4)
-    return result
+    return tagged(result, group)
 
 
-class SymmetryError(ValueError):
+def _written(array, book):
+    """Book 0.12 forgets the symmetry of what is written to; 0.7 goes on billing it as symmetric."""
+    if isinstance(array, SymmetricTensor) and book.immutable:
+        array._group = None
+
+
+class FlopscopeWarning(UserWarning):
+    """Base of everything that counting warns of."""
+
+
+class SymmetryLossWarning(FlopscopeWarning):
+    """A symmetric tensor went in, nothing is known of what came out: it costs the full price from here on."""
+
+
+class SymmetryError(FlopscopeError, ValueError):
     """The data do not have the symmetry that was claimed."""
 
 
-def _sure_of(name, data, symmetry, units):
-    """Charge the check or the making of a symmetry (book 0.12), and return (plain data, group of the array)."""
-    context, plain = active_budget(), np.asarray(bare(data))
-    group = symmetry_group(symmetry)
+def _claimed(name, data, symmetry, units):
+    """Charge for checking or making a symmetry (book 0.12); (plain data, group of the array)."""
+    context, plain, group = active_budget(), np.asarray(bare(data)), symmetry_group(symmetry)
     if context.book.immutable:
         dtype = inexact(plain.dtype)
-        context.charge(name, units(group, plain.size) * rate_of(dtype), (plain.shape,), dtype)
+        context.charge(name, units(group, plain.size) * rate_of(dtype), dtype, (plain.shape,))
     return plain, group.over(plain.ndim)
 
 
@@ -2734,25 +2539,28 @@ def _check_units(group, size):
     return max(sum(list(g) != sorted(g) for g in group.generators) * (7 * size - 1), 1)
 
 
+def _holds(plain, group, atol=1e-6, rtol=1e-5):
+    return all(np.allclose(plain, plain.transpose(g), atol=atol, rtol=rtol) for g in group or ())
+
+
 def is_symmetric(data, *, symmetry, atol=1e-6, rtol=1e-5):
     """Whether the values have this symmetry, within the tolerances."""
-    plain, group = _sure_of("is_symmetric", data, symmetry, _check_units)
-    return all(np.allclose(plain, plain.transpose(g), atol=atol, rtol=rtol) for g in group or ())
+    return _holds(*_claimed("is_symmetric", data, symmetry, _check_units), atol, rtol)
 
 
 def as_symmetric(data, *, symmetry):
     """`data` as a SymmetricTensor; SymmetryError if its values are not symmetric."""
-    plain, group = _sure_of("as_symmetric", data, symmetry, _check_units)
-    if not all(np.allclose(plain, plain.transpose(g), atol=1e-6, rtol=1e-5) for g in group or ()):
+    plain, group = _claimed("as_symmetric", data, symmetry, _check_units)
+    if not _holds(plain, group):
         raise SymmetryError("the data do not have this symmetry")
     return tagged(plain.view(FlopscopeArray), group)
 
 
 def symmetrize(data, *, symmetry):
-    """The mean of `data` over all permutations of the symmetry."""
+    """The mean of `data` over all permutations of the symmetry, in double precision."""
     data = np.asarray(bare(data))
-    data = data.astype(np.result_type(data, FLOAT64), copy=False)
-    plain, group = _sure_of("symmetrize", data, symmetry, lambda group, size: (group.order() + 1) * size)
+    data = data.astype(np.result_type(data, f8), copy=False)
+    plain, group = _claimed("symmetrize", data, symmetry, lambda group, size: (group.order() + 1) * size)
     return tagged((sum(plain.transpose(g) for g in sorted(group)) / len(group)).view(FlopscopeArray), group)
 
 
@@ -2761,79 +2569,90 @@ _SETTINGS = dict(symmetry_warnings=True, check_nan_inf=False, partition_budget=1
 
 
 def configure(**settings):
-    """Change local settings: `symmetry_warnings=False` silences SymmetryLossWarning. Prices do not depend on them."""
-    unknown = set(settings) - set(_SETTINGS)
-    if unknown:
+    """Change local settings: `symmetry_warnings=False` silences SymmetryLossWarning. Prices stay the same."""
+    if unknown := set(settings) - set(_SETTINGS):
         raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
     _SETTINGS.update(settings)
 
 
-class SymmetryLossWarning(UserWarning):
-    """A symmetric tensor went in, and nothing is known of the result: it costs the full price from here on."""
+LEFT_OUT = """poly polyadd polyder polydiv polyfit polyint polymul polysub polyval roots histogram histogram2d histogramdd
+    histogram_bin_edges bartlett blackman hamming hanning kaiser packbits unpackbits apply_along_axis apply_over_axes
+    fromfunction piecewise save savez savez_compressed"""      # no price, so they raise
 
 
-# ---- exceptions, as tables -----------------------------------------------------------------------------------------------
+# ---- exceptions, as tables --------------------------------------------------------------------------------
 
-_FINISH = dict.fromkeys(("trace vdot interp searchsorted take digitize corrcoef unravel_index ravel_multi_index trapezoid trapz linspace " + _within(
-    "linalg", "multi_dot trace norm det matrix_norm vector_norm cond matrix_rank slogdet lstsq")).split(), _dress_arrays) | {
+_SCALARS_STAY = """trace vdot interp searchsorted take digitize corrcoef unravel_index ravel_multi_index
+    trapezoid
+    linspace """ + _within("linalg", """multi_dot trace norm det matrix_norm vector_norm cond matrix_rank
+        slogdet lstsq""")
+_FINISH = dict.fromkeys(_SCALARS_STAY.split(), _dress_arrays) | {   # how results become what callers see
     "bmat": lambda result, args: dress(np.asarray(result)) if active_budget().book.immutable else result,
-    "count_nonzero": lambda result, args: dress(result) if isinstance(result, np.ndarray) else int(result),
+    "count_nonzero": lambda result, args: dress(result) if np.ndim(result) or len(args) > 1 else int(result),
     "isclose": lambda result, args: dress(result) if any(hasattr(a, "shape") for a in args) else bool(result),
     "average": lambda result, args: dress(np.stack(result) if isinstance(result, tuple) else result),
-    **dict.fromkeys(("round", "around"), lambda result, args: result.item() if type(args[0]) in _SCALARS else dress(result)),
-    **dict.fromkeys(("isreal", "iscomplex", "real", "imag"), lambda result, args: dress(np.asarray(result))),
-    **dict.fromkeys(("iscomplexobj", "isrealobj"), lambda result, args: result if active_budget().book.immutable else dress(np.asarray(result))),
+    **dict.fromkeys(("round", "around"), lambda result, args:
+                    result.item() if type(args[0]) in _SCALARS else dress(result)),
+    **dict.fromkeys("isreal iscomplex real imag".split(), lambda result, args: dress(np.asarray(result))),
+    **dict.fromkeys(("iscomplexobj", "isrealobj"), lambda result, args:
+                    result if active_budget().book.immutable else dress(np.asarray(result))),
 }
-_WRITERS = set("copyto fill_diagonal put place putmask put_along_axis".split())
 _LOGGED_AS = {"linalg.diagonal": "diagonal"}
-_PLAIN_RESULT = {"0.7": """isnan isfinite isinf diff ediff1d trapezoid trapz interp convolve correlate cov corrcoef gradient cross
-    kron tensordot outer sort_complex fft.fftshift fft.ifftshift fft.fftfreq fft.rfftfreq""",
-    "0.12": "isnan isfinite isinf"}
-_AS_GIVEN = {"0.12": "linalg.multi_dot", "0.7": "matmul dot inner vecdot matvec vecmat " + " ".join(     # plain in, plain out
-    name for name in FORMULAS["0.7"] if name.startswith("linalg.") and name not in ("linalg.diagonal", "linalg.matrix_transpose"))}
+_WRITERS = set("copyto fill_diagonal put place putmask put_along_axis".split())
+_PLAIN_FROM_PLAIN = {
+    "0.7": set("matmul dot inner vecdot matvec vecmat".split()) | {name for name in PRICES["0.7"].rows
+            if name.startswith("linalg.")} - {"linalg.diagonal", "linalg.matrix_transpose"},
+    "0.12": {"linalg.multi_dot"},
+}
 for _name, _book in PRICES.items():
-    _book.as_given = frozenset(_AS_GIVEN[_name].split())
-    _book.plain, _book.immutable = frozenset(_PLAIN_RESULT[_name].split()), _name != "0.7"
+    _book.as_given = _PLAIN_FROM_PLAIN[_name]
+PRICES["0.7"].plain.add("outer")        # unless it is symmetric
 
-_ROUTED = set("""sum prod mean min max std var all any cumsum cumprod argmin argmax ptp median average percentile quantile sort argsort
-    lexsort partition argpartition searchsorted digitize unique unique_all unique_counts unique_inverse unique_values isin
-    intersect1d union1d setdiff1d setxor1d where tile repeat flip roll pad triu tril diagonal broadcast_to meshgrid copy astype
-    trace diff gradient clip round transpose swapaxes moveaxis reshape ravel expand_dims squeeze concatenate stack vstack hstack
-    column_stack split hsplit vsplit dsplit atleast_1d atleast_2d atleast_3d matrix_transpose dot einsum tensordot inner outer
-    cross allclose isclose array_equiv bincount vander nonzero copyto putmask place select cov corrcoef amax amin
-    """.split() + _within("linalg", """norm solve det inv pinv eig eigh eigvals eigvalsh svd qr cholesky matrix_rank lstsq multi_dot
-    matrix_power slogdet tensorsolve""").split())
-_PASSED_THROUGH = set("""ndim shape size result_type can_cast min_scalar_type promote_types array_equal may_share_memory shares_memory
-    iscomplexobj isrealobj isfortran isscalar array_repr array_str array2string save savez""".split())
+_BY_SHAPE = set(f"""{UNARY} {BINARY} isnan isfinite isinf sum prod max min amax amin mean std var argmax
+    argmin any all cumsum cumprod median matmul dot clip where transpose
+    reshape""".split())   # priced once for each shape
+_ROUTED = set("""sum prod mean min max amin amax std var all any cumsum cumprod argmin argmax ptp median
+    average percentile quantile sort argsort lexsort partition argpartition searchsorted digitize unique
+    unique_all unique_counts unique_inverse unique_values isin intersect1d union1d setdiff1d setxor1d where
+    tile repeat flip roll pad triu tril diagonal broadcast_to meshgrid copy astype trace diff gradient clip
+    round transpose swapaxes moveaxis reshape ravel expand_dims squeeze concatenate stack vstack hstack
+    column_stack split hsplit vsplit dsplit atleast_1d atleast_2d atleast_3d matrix_transpose dot einsum
+    tensordot inner outer cross allclose isclose array_equiv bincount vander nonzero copyto putmask place
+    select cov corrcoef""".split() + _within(
+    "linalg", """norm solve det inv pinv eig eigh eigvals eigvalsh svd qr cholesky matrix_rank lstsq multi_dot
+    matrix_power slogdet tensorsolve""").split())                   # counted also under NumPy's own name
+_QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
+    may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
+_PASSED_THROUGH = {*_QUERIES.split(), *"""array_equal iscomplexobj isrealobj array_repr array_str
+    array2string save savez""".split()}
+_METHODS = """sum prod mean std var min max argmin argmax all any cumsum cumprod ptp argsort argpartition
+    searchsorted take repeat clip round trace dot conjugate"""      # x.f(...) is fnp.f(x, ...)
+_COPYING_METHODS = "copy ravel reshape nonzero astype flatten choose"   # book 0.7 leaves them to NumPy, free
+_WRITING_METHODS = "sort partition fill put resize setfield"            # refused in book 0.12
+_OPERATORS = dict(add="add", sub="subtract", mul="multiply", truediv="true_divide", floordiv="floor_divide",
+                  mod="mod", pow="power", matmul="matmul", xor="bitwise_xor", lshift="left_shift",
+                  rshift="right_shift", divmod="divmod", **{"and": "bitwise_and", "or": "bitwise_or"})
+_COMPARISONS = dict(lt="less", le="less_equal", gt="greater", ge="greater_equal", eq="equal", ne="not_equal")
+_SIGNS = dict(neg="negative", pos="positive", abs="abs", invert="invert")
 
-_METHODS = """sum prod mean std var min max argmin argmax all any cumsum cumprod ptp argsort argpartition searchsorted take repeat clip
-    round trace dot"""                                              # x.f(...) is fnp.f(x, ...)
-_COPYING_METHODS = "copy ravel reshape nonzero astype flatten choose"      # free methods of plain NumPy in book 0.7
-_WRITING_METHODS = "sort partition fill put resize setfield"
-_OPERATORS = {"add": "add", "sub": "subtract", "mul": "multiply", "truediv": "true_divide", "floordiv": "floor_divide", "mod": "mod",
-              "pow": "power", "matmul": "matmul", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
-              "lshift": "left_shift", "rshift": "right_shift", "divmod": "divmod"}
-_COMPARISONS = {"lt": "less", "le": "less_equal", "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal"}
-_SIGNS = {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "invert"}
+
+# ---- functions that are not simply NumPy's ----------------------------------------------------------------
 
 def _einsum(text, *operands, optimize=None, **kwargs):
-    """einsum, pair by pair along opt_einsum's path as the real package does it: the bits of the sums depend on it."""
+    """einsum pair by pair along the charged path, as the real package does: the bits depend on it."""
     if len(operands) == 1:
         return np.einsum(text, *operands, **kwargs)
-    parts, out = subscripts(text, tuple([np.ndim(a) for a in operands]))
+    parts, out = subscripts(text, tuple(map(np.ndim, operands)))
     size = {c: n for part, a in zip(parts, operands) for c, n in zip(part, np.shape(a))}
-    terms, arrays = list(parts), list(operands)
-    left = set(range(len(parts)))
+    terms, arrays, left = list(parts), list(operands), set(range(len(parts)))
     path = [(0, 1)] if len(parts) == 2 else find_path(parts, out, size)
-    for step, pair in enumerate(path, 1):
-        j, i = sorted(pair)
+    for step, (j, i) in enumerate(map(sorted, path), 1):
         left -= {i, j}
         needed = set(out).union(*[terms[k] for k in left])
-        both = terms[i] + terms[j]
-        result = out if step == len(path) else "".join(c for c in dict.fromkeys(both) if c in needed)
-        more = kwargs if step == len(path) else {}
+        last = step == len(path)
+        result = out if last else "".join(c for c in dict.fromkeys(terms[i] + terms[j]) if c in needed)
         arrays.append(np.einsum(f"{terms[i]},{terms[j]}->{result}", arrays[i], arrays[j],
-                                optimize=active_budget().book.immutable, **more))
+                                optimize=active_budget().book.immutable, **(kwargs if last else {})))
         terms.append(result)
         left.add(len(terms) - 1)
     return arrays[-1]
@@ -2842,45 +2661,70 @@ def _einsum(text, *operands, optimize=None, **kwargs):
 def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
     if k is None:
         return np.linalg.svd(a, full_matrices, compute_uv, hermitian)
-    u, s, vh = np.linalg.svd(a, full_matrices=False)
-    return type(np.linalg.svd(np.eye(1)))(u[..., :k], s[..., :k], vh[..., :k, :])
+    u, s, vh = svd_result = np.linalg.svd(a, full_matrices=False)
+    return type(svd_result)(u[..., :k], s[..., :k], vh[..., :k, :])
 
 
-def _svdvals(x, k=None):
-    return np.linalg.svdvals(x)[..., :k]
-
-
-_IMPLEMENTED = STATS | {"row_stack": np.vstack, "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1), "einsum": _einsum, "linalg.svd": _svd, "linalg.svdvals": _svdvals}
+_IMPLEMENTED = STATS | {
+    "einsum": _einsum, "row_stack": np.vstack, "linalg.svd": _svd,
+    "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
+    "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1),
+}
 
 
 def _numpy_function(name):
-    owner = np
-    for part in name.split("."):
-        owner = getattr(owner, part, None)
-    return owner
+    return functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), np)
 
 
 _FUNCTIONS = {name: counted(name, _IMPLEMENTED.get(name) or _numpy_function(name))
-              for name in sorted(set(FORMULAS["0.7"]) | set(FORMULAS["0.12"]))
+              for name in sorted({*PRICES["0.7"].rows, *PRICES["0.12"].rows}) if not name.startswith(".")
               if name in _IMPLEMENTED or _numpy_function(name) is not None}
-_ALIASES_OF = {"in1d": "isin", "trapz": "trapezoid", **{f"linalg.{name}": name for name in "matmul outer tensordot vecdot".split()}}
-def _where(condition, *choices, counted_where=_FUNCTIONS["where"]):
-    return counted_where(condition, *choices) if choices or not active_budget().book.immutable else _FUNCTIONS["nonzero"](condition)
 
 
-def _row_stack(arrays, *, vstack=_FUNCTIONS["vstack"], row_stack=_FUNCTIONS["row_stack"], **kwargs):
-    return (vstack if active_budget().book.immutable else row_stack)(arrays, **kwargs)
+def _where(condition, *choices, three_way=_FUNCTIONS["where"]):
+    alone = not choices and active_budget().book.immutable
+    return _FUNCTIONS["nonzero"](condition) if alone else three_way(condition, *choices)
 
 
-_FUNCTIONS |= {"where": _where, "row_stack": _row_stack}
-_FUNCTIONS |= {alias: _FUNCTIONS[name] for alias, name in _ALIASES_OF.items()}
-_BY_UFUNC = {getattr(np, name): _FUNCTIONS[name] for name in _FUNCTIONS if isinstance(getattr(np, name, None), np.ufunc)
-             and getattr(np, name).__name__ == name}
+def _row_stack(arrays, *, before=_FUNCTIONS["row_stack"], **kwargs):
+    return (_FUNCTIONS["vstack"] if active_budget().book.immutable else before)(arrays, **kwargs)
 
-# ---- methods and operators -----------------------------------------------------------------------------------------------
 
-def _operator(function, swapped=False):
-    return (lambda self, other: function(other, self)) if swapped else (lambda self, other: function(self, other))
+_FUNCTIONS |= {"where": _where, "row_stack": _row_stack,
+               "in1d": _FUNCTIONS["isin"], "trapz": _FUNCTIONS["trapezoid"]}
+_FUNCTIONS |= {f"linalg.{name}": _FUNCTIONS[name] for name in "matmul outer tensordot vecdot".split()}
+_BY_UFUNC = {getattr(np, name): function for name, function in _FUNCTIONS.items()
+             if isinstance(getattr(np, name, None), np.ufunc) and getattr(np, name).__name__ == name}
+
+# ---- ufunc methods, operators and methods -----------------------------------------------------------------
+
+_REDUCTIONS = dict(add="sum", multiply="prod", maximum="max", minimum="min", logical_and="all",
+                   logical_or="any")
+_ACCUMULATIONS = dict(add="cumsum", multiply="cumprod")
+
+
+def _ufunc_method(ufunc, method, inputs, kwargs):
+    """np.add.reduce and its kind: sums and their like under their own names, the rest as `ufunc.method`."""
+    same = {"reduce": _REDUCTIONS, "accumulate": _ACCUMULATIONS}.get(method, {}).get(ufunc.__name__)
+    if same:
+        return _FUNCTIONS[same](*inputs, **{"axis": 0} | kwargs)
+    if method == "at" and _group_of(inputs[0]):
+        raise ValueError(f"{ufunc.__name__}.at would break a symmetry: make a plain copy first")
+    name = f"{ufunc.__name__}.{method}"
+    if name not in _FUNCTIONS:
+        _FUNCTIONS[name] = counted(name, getattr(ufunc, method))
+    result = _FUNCTIONS[name](*inputs, **kwargs)
+    if method == "outer" and any(map(_group_of, inputs)):
+        result = tagged(result, side_by_side(*[x for a in inputs for x in (_group_of(a), np.ndim(a))]))
+    return result
+
+
+def _operator(function):
+    return lambda self, other: function(self, other)
+
+
+def _reflected(function):
+    return lambda self, other: function(other, self)
 
 
 def _in_place(function, name):
@@ -2895,10 +2739,8 @@ def _in_place(function, name):
     return operate
 
 
-def _method(name):
-    def method(self, *args, **kwargs):
-        return _FUNCTIONS[name](self, *args, **kwargs)
-    return method
+def _method(function):
+    return lambda self, *args, **kwargs: function(self, *args, **kwargs)
 
 
 def _copying_method(name):
@@ -2910,9 +2752,8 @@ def _copying_method(name):
             return result if name == "nonzero" else dress(result)
         if name == "reshape" and len(args) != 1:
             args = (args,)
-        if name != "flatten":
-            return function(self, *args, **kwargs)
-        return function(self, *args, **kwargs).view(np.ndarray).reshape(-1).view(FlopscopeArray)
+        result = function(self, *args, **kwargs)
+        return result.view(np.ndarray).reshape(-1).view(FlopscopeArray) if name == "flatten" else result
     return method
 
 
@@ -2924,66 +2765,27 @@ def _writing_method(name):
         if context.book.immutable:
             raise ValueError(f"book 0.12 has no in-place {name}: arrays are immutable there")
         if name in ("sort", "partition"):
-            cost, dtype = context.book.charge(name, (self, *args), kwargs)
-            context.charge(name, cost, (self.shape,), dtype)
+            context.charge(name, *context.book.charge(name, (self, *args), kwargs), (self.shape,))
         return native(self.view(np.ndarray), *args, **kwargs)
     return method
 
 
 for _short, _name in _OPERATORS.items():
     setattr(FlopscopeArray, f"__{_short}__", _operator(_FUNCTIONS[_name]))
-    setattr(FlopscopeArray, f"__r{_short}__", _operator(_FUNCTIONS[_name], swapped=True))
+    setattr(FlopscopeArray, f"__r{_short}__", _reflected(_FUNCTIONS[_name]))
     if _short != "divmod":
         setattr(FlopscopeArray, f"__i{_short}__", _in_place(_FUNCTIONS[_name], _name))
-for _short, _name in _COMPARISONS.items():
-    setattr(FlopscopeArray, f"__{_short}__", _operator(_FUNCTIONS[_name]))
-for _short, _name in _SIGNS.items():
-    setattr(FlopscopeArray, f"__{_short}__", (lambda function: lambda self: function(self))(_FUNCTIONS[_name]))
-for _name in _METHODS.split():
-    if _name in _FUNCTIONS:
-        setattr(FlopscopeArray, _name, _method(_name))
-for _name in _COPYING_METHODS.split():
-    setattr(FlopscopeArray, _name, _copying_method(_name))
-for _name in _WRITING_METHODS.split():
-    setattr(FlopscopeArray, _name, _writing_method(_name))
-FlopscopeArray.conj = FlopscopeArray.conjugate = lambda self: _FUNCTIONS["conjugate"](self)
-if "compress" in _FUNCTIONS:
-    FlopscopeArray.compress = lambda self, condition, axis=None, out=None: _FUNCTIONS["compress"](condition, self, axis, out=out)
+for _short, _name in (_COMPARISONS | _SIGNS).items():
+    setattr(FlopscopeArray, f"__{_short}__", _method(_FUNCTIONS[_name]))
+for _names, _make in ((_METHODS, lambda name: _method(_FUNCTIONS[name])), (_COPYING_METHODS, _copying_method),
+                      (_WRITING_METHODS, _writing_method)):
+    for _name in _names.split():
+        setattr(FlopscopeArray, _name, _make(_name))
+FlopscopeArray.conj = FlopscopeArray.conjugate
+FlopscopeArray.compress = lambda self, condition, *args, **kwargs: _FUNCTIONS["compress"](
+    condition, self, *args, **kwargs)
 
-
-def _any_symmetric(arrays):
-    return any(_group_of(a) for a in arrays)
-
-
-def _ufunc_outer(ufunc):
-    name = f"{ufunc.__name__}.outer"
-    if name not in _FUNCTIONS:
-        _FUNCTIONS[name] = counted(name, ufunc.outer)
-    return _FUNCTIONS[name]
-
-
-_REDUCTIONS = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min", "logical_and": "all", "logical_or": "any"}
-_ACCUMULATIONS = {"add": "cumsum", "multiply": "cumprod"}
-
-
-def _ufunc_method(ufunc, method, inputs, kwargs):
-    """np.add.reduce and its kind: sums and their like under their own names, the rest as `ufunc.method`."""
-    same = {"reduce": _REDUCTIONS, "accumulate": _ACCUMULATIONS}.get(method, {}).get(ufunc.__name__)
-    if method == "at" and _group_of(inputs[0]):
-        raise ValueError(f"{ufunc.__name__}.at would break the symmetry of a SymmetricTensor: make a plain copy first")
-    if method == "outer":
-        a, b = inputs
-        group = side_by_side(_group_of(a), np.ndim(a), _group_of(b), np.ndim(b)) if _any_symmetric(inputs) else None
-        return tagged(_ufunc_outer(ufunc)(*inputs, **kwargs), group)
-    if same:
-        return _FUNCTIONS[same](*inputs, **{"axis": 0} | kwargs)
-    name = f"{ufunc.__name__}.{method}"
-    if name not in _FUNCTIONS:
-        _FUNCTIONS[name] = counted(name, getattr(ufunc, method))
-    return _FUNCTIONS[name](*inputs, **kwargs)
-
-
-# ---- random --------------------------------------------------------------------------------------------------------------
+# ---- random -----------------------------------------------------------------------------------------------
 
 class _Drawing(threading.local):
     inside = False
@@ -2992,98 +2794,124 @@ class _Drawing(threading.local):
 _drawing = _Drawing()
 
 
-def _counted_sampler(prefix, name, draw):
-    price_name = f"random.{name}"
-
-    def sampler(self, *args, **kwargs):
-        if _drawing.inside:                                         # NumPy's choice calls its own integers, and so on
-            return draw(self, *args, **kwargs)
-        start = _clock()
-        context = active_budget()
-        _drawing.inside = True
-        try:
-            result = draw(self, *map(bare, args), **{key: bare(value) for key, value in kwargs.items()})
-        finally:
-            _drawing.inside = False
-        cost, dtype = context.book.charge(price_name, args, kwargs, result)
-        context.charge(f"{prefix}.{name}", cost, (), dtype, None, start)
-        now = _clock()
-        context.settle(0.0, now - start, now)
-        return result.view(FlopscopeArray) if type(result) is np.ndarray else result
-    sampler.__name__, sampler.__doc__ = name, draw.__doc__
-    return sampler
+def _draw(prefix, name, draw, args, kwargs):
+    """Draw, then charge, as the real package does. What NumPy's samplers call inside is free."""
+    if _drawing.inside:
+        return draw(*args, **kwargs)
+    start, context = _clock(), active_budget()
+    _drawing.inside = True
+    try:
+        result = draw(*bare(args), **_bare_values(kwargs))
+    finally:
+        _drawing.inside = False
+    cost, dtype = context.book.charge(f"random.{name}", args, kwargs, result)
+    context.charge(f"{prefix}.{name}", cost, dtype, start=start)
+    now = _clock()
+    context.settle(0.0, now - start, now)
+    return result.view(FlopscopeArray) if type(result) is np.ndarray else result
 
 
 def _counted_class(base):
-    members = {name: _counted_sampler(f"random.{base.__name__}", name, getattr(base, name)) for name in dir(base)
-               if f"random.{name}" in FORMULAS["0.12"]}
+    """numpy.random.Generator or RandomState with counted samplers."""
+    def sampler(name):
+        draw = getattr(base, name)
+        return lambda self, *args, **kwargs: _draw(
+            f"random.{base.__name__}", name, functools.partial(draw, self), args, kwargs)
+    members = {name: functools.wraps(getattr(base, name))(sampler(name))
+               for name in dir(base) if f"random.{name}" in PRICES["0.12"].rows}
+    members["__reduce__"] = lambda self: (_revived, (base.__name__, base.__reduce__(self)))
     return type(f"_Counted{base.__name__}", (base,), members)
+
+
+def _revived(kind, reduced):
+    """A pickled or copied generator is a counted one again."""
+    rebuild, args, *state = reduced
+    plain = rebuild(*args)
+    if kind == "Generator":
+        return _Generator(plain.bit_generator)
+    plain.__setstate__(state[0])
+    revived = _RandomState()
+    revived.set_state(plain.get_state(legacy=False))
+    return revived
 
 
 _Generator, _RandomState = map(_counted_class, (np.random.Generator, np.random.RandomState))
 
 
-def _default_rng(seed=None):
+def default_rng(seed=None):
     """A counted numpy.random.Generator: the same stream as NumPy's for the same seed."""
     if isinstance(seed, _Generator):
-        raise UnsupportedFunctionError("default_rng of a counted Generator is not supported: pass a seed or a bit generator")
+        raise UnsupportedFunctionError("default_rng takes a seed or a bit generator, not a counted Generator")
     return _Generator(np.random.default_rng(seed).bit_generator)
 
 
-# ---- modules -------------------------------------------------------------------------------------------------------------
+# ---- modules ----------------------------------------------------------------------------------------------
 
-class _Missing(types.ModuleType):
+class _Module(types.ModuleType):
     def __getattr__(self, name):
         raise AttributeError(f"{self.__name__} does not provide {name!r}")
 
 
-fnp, flops, stats = _Missing("flopscope.numpy"), _Missing("flopscope"), _Missing("flopscope.stats")
-_modules = {"": fnp}
-for _name in ("linalg", "fft", "random", "testing"):
-    _modules[_name] = _Missing("flopscope.numpy." + _name)
-    setattr(fnp, _name, _modules[_name])
+def _refuse(name):
+    def refused(*args, **kwargs):
+        raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
+    return refused
+
+
+def _uncounted(function):
+    return functools.wraps(function)(lambda *args, **kwargs: function(*bare(args), **_bare_values(kwargs)))
+
+
+flops, fnp, stats = _Module("flopscope"), _Module("flopscope.numpy"), _Module("flopscope.stats")
+_spaces = {name: _Module(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
+_spaces[""] = fnp
 for _name, _function in _FUNCTIONS.items():
     _space, _, _short = _name.rpartition(".")
-    if _space in _modules and "random" != _space and not _short.startswith("getitem"):
-        setattr(_modules[_space], _short, _function)
-for _name in [n[7:] for n in FORMULAS["0.12"] if n.startswith("random.") and hasattr(np.random, n[7:])]:
-    _sampler = _counted_sampler("random", _name, (lambda draw: lambda self, *a, **k: draw(*a, **k))(getattr(np.random, _name)))
-    setattr(fnp.random, _name, functools.partial(_sampler, None))
+    if _space in _spaces and _space != "random":
+        setattr(_spaces[_space], _short, _function)
+for _name in LEFT_OUT.split():
+    setattr(fnp, _name, _refuse(_name))
+for _name in _QUERIES.split():
+    setattr(fnp, _name, _uncounted(getattr(np, _name)))
+for _name in """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
+    complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf
+    nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr""".split():
+    setattr(fnp, _name, getattr(np, _name))
+fnp.ndarray, fnp.load = FlopscopeArray, lambda *args, **kwargs: dress(np.load(*args, **kwargs))
+for _name, _module in [item for item in _spaces.items() if item[0]]:
+    setattr(fnp, _name, _module)
+for _name in "assert_allclose assert_array_equal".split():
+    setattr(fnp.testing, _name, _uncounted(getattr(np.testing, _name)))
+for _name in [name[7:] for name in PRICES["0.12"].rows if name.startswith("random.")]:
+    if hasattr(np.random, _name):
+        _function = getattr(np.random, _name)
+        setattr(fnp.random, _name, functools.wraps(_function)(
+            lambda *args, _named=(_name, _function), **kwargs: _draw("random", *_named, args, kwargs)))
 for _name in "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state".split():
     setattr(fnp.random, _name, getattr(np.random, _name))
-fnp.random.default_rng, fnp.random.Generator, fnp.random.RandomState = _default_rng, _Generator, _RandomState
-fnp.testing.assert_allclose = lambda a, b, *args, **kw: np.testing.assert_allclose(bare(a), bare(b), *args, **kw)
-fnp.testing.assert_array_equal = lambda a, b, *args, **kw: np.testing.assert_array_equal(bare(a), bare(b), *args, **kw)
-for _name in """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 floating integer
-    number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf nan pi newaxis printoptions get_printoptions
-    set_printoptions geterr seterr ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
-    may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode""".split():
-    _value = getattr(np, _name)
-    setattr(fnp, _name, _value if isinstance(_value, type) or not callable(_value) else
-            (lambda f: functools.wraps(f)(lambda *a, **k: f(*map(bare, a), **k)))(_value) if _name not in ("printoptions", "errstate") else _value)
-fnp.ndarray = FlopscopeArray
-fnp.load = lambda *args, **kwargs: (lambda r: dress(r) if isinstance(r, np.ndarray) else r)(np.load(*args, **kwargs))
-
+fnp.random.default_rng, fnp.random.Generator, fnp.random.RandomState = default_rng, _Generator, _RandomState
 for _name in STANDARD:
-    setattr(stats, _name, types.SimpleNamespace(**{m: _FUNCTIONS[f"stats.{_name}.{m}"] for m in ("pdf", "cdf", "ppf")}))
-flops.numpy, flops.stats = fnp, stats
-for _value in (BudgetContext, BudgetExhaustedError, TimeExhaustedError, UnsupportedFunctionError, FlopscopeArray, SymmetricTensor,
-               OpRecord, SymmetryGroup, SymmetryLossWarning, as_symmetric, is_symmetric, symmetrize, configure, budget, namespace, budget_summary, budget_summary_dict, budget_reset, use_prices):
+    setattr(stats, _name, types.SimpleNamespace(**{method: _FUNCTIONS[f"stats.{_name}.{method}"]
+                                                   for method in ("pdf", "cdf", "ppf")}))
+flops.numpy, flops.stats, flops.errors, flops.__version__ = fnp, stats, _Module("flopscope.errors"), "0.12.4"
+flops.budget, flops.current_budget = budget, active_budget
+for _value in (FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError,
+               UnsupportedFunctionError, UnsupportedDtypeError, SymmetryError, SymmetryLossWarning):
+    setattr(flops.errors, _value.__name__, _value)
     setattr(flops, _value.__name__, _value)
-flops.budget = budget
-flops.__version__ = "0.12.4"
+for _value in (BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor, SymmetryGroup, namespace,
+               budget_summary, budget_summary_dict, budget_reset, use_prices, as_symmetric, is_symmetric,
+               symmetrize, configure):
+    setattr(flops, _value.__name__, _value)
 
 
 def install():
     """Make `import flopscope`, `import flopscope.numpy as fnp` and their submodules reach this counter."""
-    real = sys.modules.get("flopscope")
-    if real is not None and real is not flops:
+    if sys.modules.get("flopscope", flops) is not flops:
         raise ImportError("flopscope is already imported: import whestbench before flopscope")
-    sys.modules["flopscope"], sys.modules["flopscope.numpy"], sys.modules["flopscope.stats"] = flops, fnp, stats
-    for module in (flops, fnp):
-        module.__path__ = []
-    for name in ("linalg", "fft", "random", "testing"):
-        sys.modules["flopscope.numpy." + name] = _modules[name]
+    flops.__path__ = fnp.__path__ = []
+    for module in (flops, flops.stats, flops.errors, *_spaces.values()):
+        sys.modules[module.__name__] = module
 
 
 # ======================================================================================
@@ -3096,20 +2924,29 @@ def install():
 
 
 class WhestError(Exception):
-    """What ends a command before anything is scored: one sentence for stderr, a stage and a code for JSON.
+    """What ends a command before anything is scored: one sentence for stderr, a stage and a code for JSON."""
 
-    `exit_status` is 2 for misuse of the command line and 1 for an estimator that cannot be scored.
-    """
+    exit_status = 1
 
-    def __init__(self, message: str, *, stage: str = "run", code: str = "SCORING_VALIDATION_ERROR",
-                 exit_status: int = 1):
+    def __init__(self, message: str, code: str = "SCORING_VALIDATION_ERROR", stage: str = "run"):
         super().__init__(message)
-        self.stage, self.code, self.exit_status = stage, code, exit_status
+        self.stage, self.code = stage, code
 
 
-def misuse(message: str) -> WhestError:
-    """A `WhestError` about the command line itself (exit status 2)."""
-    return WhestError(message, code="USAGE_ERROR", exit_status=2)
+class Misuse(WhestError):
+    """A WhestError about the command line itself."""
+
+    exit_status = 2
+
+    def __init__(self, message: str):
+        super().__init__(message, "USAGE_ERROR")
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise ValueError naming the first size that is not positive."""
+    for label, size in sizes.items():
+        if size <= 0:
+            raise ValueError(f"{label} must be positive.")
 
 
 @dataclass(frozen=True)
@@ -3124,9 +2961,7 @@ class MLP:
 
     def validate(self) -> None:
         """Raise ValueError if the weights do not have the declared shape."""
-        for label, size in (("width", self.width), ("depth", self.depth)):
-            if size <= 0:
-                raise ValueError(f"MLP {label} must be positive.")
+        require_positive(width=self.width, depth=self.depth)
         if len(self.weights) != self.depth:
             raise ValueError(f"MLP depth is declared as {self.depth}, but there are {len(self.weights)} weight matrices.")
         for layer, weight in enumerate(self.weights):
@@ -3170,9 +3005,7 @@ def sample_mlp(width: int, depth: int, rng=None, *, seed: int = 0) -> MLP:
 
     `rng` is a NumPy or counted Generator (fresh if None); `seed` is only attached to the result.
     """
-    for label, size in (("width", width), ("depth", depth)):
-        if size <= 0:
-            raise ValueError(f"{label} must be positive.")
+    require_positive(width=width, depth=depth)
     rng = np.random.default_rng() if rng is None else rng
     scale = math.sqrt(2.0 / width)
     weights = [fnp.asarray((np.asarray(rng.standard_normal((width, width))) * scale).astype(np.float32))
@@ -3243,8 +3076,7 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     """
     path = Path(path).expanduser().resolve()
     if not path.is_file():
-        raise WhestError(f"Estimator file not found: {path}. Check the path, or run from its folder.",
-                         code="SCORING_RUNTIME_ERROR")
+        raise WhestError(f"Estimator file not found: {path}. Check the path, or run from its folder.", "SCORING_RUNTIME_ERROR")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     name = "_whestbench_submission_" + hashlib.sha1(str(path).encode()).hexdigest()[:12]
@@ -3256,14 +3088,13 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     except WhestError:
         raise
     except SyntaxError as exc:
-        raise WhestError(f"{path.name}, line {exc.lineno}: {exc.msg}. Mend the syntax and run again.",
-                         code="SCORING_RUNTIME_ERROR") from exc
+        raise WhestError(f"{path.name}, line {exc.lineno}: {exc.msg}.", "SCORING_RUNTIME_ERROR") from exc
     except ModuleNotFoundError as exc:
         raise WhestError(f"{path.name} imports {exc.name!r}, which is not installed: install it or drop the import.",
-                         code="ESTIMATOR_MISSING_MODULE") from exc
+                         "ESTIMATOR_MISSING_MODULE") from exc
     except Exception as exc:
         raise WhestError(f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({participant_line(exc, path)})",
-                         code="SCORING_RUNTIME_ERROR") from exc
+                         "SCORING_RUNTIME_ERROR") from exc
 
 
 def find_estimator_class(module: types.ModuleType, path: Path, class_name: str | None) -> type[BaseEstimator]:
@@ -4279,6 +4110,8 @@ def grow_truths(suite: list[MLP], outcomes: list[Outcome], rules: Round, n_sampl
 def materialise(raw: Any, mlp: MLP) -> np.ndarray:
     """Cast what predict() returned to float32, billed where the book bills casts. ValueError for a wrong shape."""
     shape, expected = tuple(getattr(raw, "shape", ())), (mlp.depth, mlp.width)
+    if np.asarray(raw).dtype.kind not in "biufc" and shape:
+        raise UnsupportedDtypeError(f"Predictions must be numbers, not {np.asarray(raw).dtype}.")
     if shape == expected:
         return np.array(fnp.asarray(raw, dtype=np.float32))
     hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
@@ -4401,7 +4234,8 @@ def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
     text = traceback.TracebackException.from_exception(exc)
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
-    outcome.traceback = "".join(text.format())
+    header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
+    outcome.traceback = header + "".join(text.format())
     if not outcome.flag:
         details = dict(getattr(exc, "details", None) or {})
         returned = "expected_shape" in details
@@ -4437,9 +4271,9 @@ class LocalRunner:
                 raise
             if isinstance(exc, TimeExhaustedError):
                 raise WhestError(f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
-                                 stage="setup", code="SETUP_TIMEOUT") from exc
+                                 "SETUP_TIMEOUT", "setup") from exc
             raise WhestError(f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)})",
-                             stage="setup", code="SETUP_ERROR") from exc
+                             "SETUP_ERROR", "setup") from exc
         return self
 
     @property
@@ -4496,15 +4330,16 @@ class Screen:
         self.colour = rich and not os.environ.get("NO_COLOR")
         self.width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
         self.is_live, self.drawn_at = rich and smart and sys.stderr.isatty(), 0.0
+        self.kept: tuple | None = None      # stdout, while it is kept for the document
 
     def __enter__(self):
         """Take over breakpoint(), and under json keep stdout for the document: other prints go to stderr."""
         if "PYTHONBREAKPOINT" not in os.environ:
             sys.breakpointhook = lambda *args, **kwargs: open_debugger(self)
-        self.stdout = None
         if self.format == "json":
             sys.stdout.flush()
-            self.stdout = os.dup(1)
+            self.kept = sys.stdout, os.dup(1)
+            sys.stdout = sys.stderr
             os.dup2(2, 1)
         return self
 
@@ -4514,11 +4349,11 @@ class Screen:
 
     def release_stdout(self) -> None:
         """Give stdout back, once nobody else is going to print."""
-        if self.stdout is not None:
-            sys.stdout.flush()
-            os.dup2(self.stdout, 1)
-            os.close(self.stdout)
-            self.stdout = None
+        if self.kept:
+            sys.stdout, descriptor = self.kept
+            os.dup2(descriptor, 1)
+            os.close(descriptor)
+            self.kept = None
 
     def paint(self, text: str, style: str) -> str:
         return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if self.colour else text
@@ -4747,7 +4582,7 @@ def integer(text: str) -> int:
     return int(number(text))
 
 
-def samples(text: str) -> int | None:
+def sample_count(text: str) -> int | None:
     """A number of samples; None for auto."""
     return None if text == "auto" else integer(text)
 
@@ -4769,11 +4604,12 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
     "setup_timeout": (None, "seconds for loading and setup() [5]", number, "SECONDS"),
     "n_mlps": (10, "networks in the suite [10]", integer, "N"),
-    "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]", samples, "N"),
+    "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]", sample_count, "N"),
     "precision": (0.02, "of the score that auto aims at [0.02]", number, "SHARE"),
     "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", number, "FLOPS"),
     "seed": (0, "of the suite's networks [0]", integer, "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", integer, "N"),
+    "repeats": (5, "measurements, of which the median counts [5]", integer, "N"),
     "runner": ("local", "in this process, for direct traces and debuggers [local]", str, ["local", "inprocess"]),
     "format": (None, "rich for terminals, plain for pipes, json [rich or plain]", str, ["rich", "plain", "json"]),
     "json": (False, "the same as --format json", FLAG, None),
@@ -4786,10 +4622,10 @@ COMMANDS: dict[str, Callable] = {}
 
 
 def command(options: str) -> Callable:
-    """Make the function below a sub-command that takes these options."""
+    """Make the function below, without "_command", a sub-command that takes these options."""
     def register(function):
         function.options = options.split()
-        COMMANDS[function.__name__] = function
+        COMMANDS[function.__name__.removesuffix("_command")] = function
         return function
     return register
 
@@ -4820,7 +4656,7 @@ def rules_of(options) -> Round:
     rules = ROUNDS[given.pop("round", DEFAULT_ROUND)]
     for name, value in given.items():
         if isinstance(value, (int, float)) and not (value > 0 or value == 0 and name[:2] in ("la", "no")):
-            raise misuse(f"--{name.replace('_', '-')} must be positive, not {value:g}.")
+            raise Misuse(f"--{name.replace('_', '-')} must be positive, not {value:g}.")
     if given.pop("no_residual_wall_time_limit", False):
         given["residual_wall_time_limit"] = None
     return replace(rules, **given)
@@ -4829,7 +4665,7 @@ def rules_of(options) -> Round:
 def estimator_path(options) -> str:
     """The one estimator file that was named. Raises WhestError."""
     if bool(options.file) == bool(options.estimator):
-        raise misuse("Name one estimator file: whest run estimator.py (or --estimator estimator.py).")
+        raise Misuse("Name one estimator file: whest run estimator.py (or --estimator estimator.py).")
     return options.file or options.estimator
 
 
@@ -4847,8 +4683,8 @@ def run(options, screen: Screen) -> int:
     """
     rules, started = rules_of(options), datetime.now(timezone.utc)
     for name in ("n_mlps", "n_samples", "max_threads"):
-        if (getattr(options, name) or 1) <= 0 or options.n_mlps == 0:
-            raise misuse(f"--{name.replace('_', '-')} must be positive.")
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            raise Misuse(f"--{name.replace('_', '-')} must be positive.")
     limit_threads(options.max_threads)
     suite = list(sample_suite(options.n_mlps, rules.width, rules.depth, options.seed))
     with runner_for(options, rules) as runner:
@@ -4866,7 +4702,10 @@ def run(options, screen: Screen) -> int:
               "n_samples": options.n_samples or "auto"}
     report_run({"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
                 "run_config": config, "whestbench_version": __version__}, screen, options.debug)
-    return 1 if results["failure_breakdown"]["error"] else 0
+    n_errors = results["failure_breakdown"]["error"]
+    if n_errors:
+        print(f"whest: predict() failed on {n_errors} of {len(suite)} MLPs; the report says where and why.", file=sys.stderr)
+    return 1 if n_errors else 0
 
 
 def run_meta(started: datetime) -> dict:
@@ -4876,22 +4715,24 @@ def run_meta(started: datetime) -> dict:
             "run_duration_s": (finished - started).total_seconds(),
             "host": {"hostname": system.node, "os": system.system, "os_release": system.release,
                      "platform": platform.platform(), "machine": system.machine,
-                     "python_version": platform.python_version(), "cpu_count_logical": os.cpu_count(),
-                     "numpy_version": np.__version__, "flopscope_version": flops.__version__}}
+                     "python_version": platform.python_version(), "cpu_brand": platform.processor() or "unknown",
+                     "cpu_count_logical": os.cpu_count(), "cpu_count_physical": None, "ram_total_bytes": None,
+                     "ram_available_bytes": None, "numpy_version": np.__version__, "flopscope_version": flops.__version__}}
 
 
 @command(f"file estimator class_ {RULES} seed runner format json debug")
 def validate(options, screen: Screen) -> int:
     """Check the contract in seconds: class, setup, shape, finite values, budget, determinism, and the other price book.
 
-    Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if one fails.
+    Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if one fails;
+    a NOTE is no failure.
     """
     checks = list(validation_checks(options, rules_of(options)))
-    ok = all(check["ok"] for check in checks)
+    ok = all(check["ok"] is not False for check in checks)
     if screen.format == "json":
         screen.write(json.dumps({"ok": ok, "checks": checks, "whestbench_version": __version__}, indent=2))
     else:
-        labels = {True: screen.paint("OK  ", "good"), False: screen.paint("FAIL", "bad")}
+        labels = {True: screen.paint("OK  ", "good"), False: screen.paint("FAIL", "bad"), None: "NOTE"}
         screen.panel("Validation", (f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in checks))
         screen.write(f"Next: whest {'run' if ok else 'validate'} {estimator_path(options)}")
     return 0 if ok else 1
@@ -4899,19 +4740,15 @@ def validate(options, screen: Screen) -> int:
 
 def validation_checks(options, rules: Round) -> Iterator[dict]:
     """The checks in order, on a tiny network, the round's shape, and under the other book; a failure ends them."""
-    def check(name: str, ok: bool, detail: str) -> dict:
+    def check(name: str, ok: bool | None, detail: str) -> dict:
         return {"check": name, "ok": ok, "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]"}
 
     share = 32 / (rules.depth * rules.width**2)
     tiny = replace(rules, width=4, depth=2, flop_budget=max(1, int(rules.flop_budget * share)), lambda_flops_per_second=0.0)
     for trial in (tiny, rules, replace(tiny, prices=next(book for book in PRICES if book != rules.prices))):
-        try:
-            with runner_for(options, trial) as runner:
-                mlp = build_mlp(trial.width, trial.depth, options.seed)
-                first, second = runner.predict(mlp), runner.predict(mlp)
-        except WhestError as exc:
-            yield check("setup" if exc.stage == "setup" else "class", False, str(exc))
-            return
+        with runner_for(options, trial) as runner:
+            mlp = build_mlp(trial.width, trial.depth, options.seed)
+            first, second = runner.predict(mlp), runner.predict(mlp)
         yield check("class", True, f"{runner.class_found}, loaded and set up within {trial.setup_timeout:g} s")
         if first.failed:
             error = first.error and first.error["details"] | {"message": first.error["message"]}
@@ -4921,12 +4758,12 @@ def validation_checks(options, rules: Round) -> Iterator[dict]:
         yield check("predict", True, f"shape {first.prediction.shape}, finite, {readable(first.flops_used)} FLOPs, "
                     f"{first.flops_used / trial.flop_budget:.2%} of the budget")
         same = not second.failed and np.array_equal(first.prediction, second.prediction)
-        yield check("determinism", same, "two calls agree bit for bit" if same else
+        yield check("determinism", same or None, "two calls agree bit for bit" if same else
                     "two calls on one network differ: seed your generator from mlp.seed")
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
-def loop(options, screen: Screen) -> int:
+def loop_command(options, screen: Screen) -> int:
     """The direct loop, `python estimator.py`: one network, no runner, your prediction against ever more samples.
 
     Prints the table n_samples | sampling_flops | estimator_flops | MSE, and with --baseline NAME the same for a
@@ -4948,6 +4785,162 @@ def loop(options, screen: Screen) -> int:
     return 0
 
 
+RIVAL_CODE = """
+import json, sys, time
+import numpy as np
+def median_time(call, repeats, times):
+    return sorted(clock(call, repeats) for _ in range(times))[times // 2]
+def clock(call, repeats):
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+def overhead(fnp):
+    x, w = fnp.array(np.ones(256, np.float32)), fnp.array(np.ones((256, 256), np.float32))
+    calls = {"x + x": lambda: x + x, "x * 2.0": lambda: x * 2.0, "sqrt(x)": lambda: fnp.sqrt(x),
+             "maximum(x, x)": lambda: fnp.maximum(x, x), "sum(x)": lambda: fnp.sum(x), "mean(x)": lambda: fnp.mean(x),
+             "w @ x": lambda: w @ x, "x[3]": lambda: x[3], "x[2:5]": lambda: x[2:5], "w[3]": lambda: w[3]}
+    return {name: 1e6 * median_time(call, 200, 7) for name, call in calls.items()}
+"""
+REAL_SAMPLER = RIVAL_CODE + """
+import whestbench
+mlp = whestbench.sample_mlp(int(sys.argv[1]), int(sys.argv[2]))
+n = int(sys.argv[3])
+whestbench.sample_layer_statistics(mlp, 2048)
+print(n / clock(lambda: whestbench.sample_layer_statistics(mlp, n), 1))
+"""
+REAL_OVERHEAD = RIVAL_CODE + """
+import flopscope as flops, flopscope.numpy as fnp
+with flops.BudgetContext(flop_budget=10**15, quiet=True):
+    print(json.dumps(overhead(fnp)))
+"""
+
+
+def ask_real_package(package: str, code: str, *arguments: int):
+    """What `code` prints beside the real package, in a process of its own; None where it is not installed.
+
+    It is looked for in the folder `package` of WHESTBENCH_ORACLES, else among this Python's packages.
+    """
+    name = package.partition("-")[0]
+    oracles = os.environ.get("WHESTBENCH_ORACLES")
+    if not oracles and not importlib.util.find_spec("opt_einsum"):       # which the real ones need, and we do not
+        return None
+    environment = os.environ | ({"PYTHONPATH": str(Path(oracles) / package)} if oracles else {})
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.remove('')\nassert __import__({name!r}).__path__\n{code}",
+                           *map(str, arguments)], env=environment, capture_output=True, text=True, cwd=tempfile.gettempdir())
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def fma_chains(typingctx, n):
+    """n times 96 fused multiply-adds of vectors, on registers alone: 12 chains hide the latency."""
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    vector, lanes, _ = vector_type()
+
+    def codegen(context, b, signature, args):
+        fma = cgutils.get_or_insert_function(
+            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32")
+        chains, (factor, term) = [cgutils.alloca_once(b, vector) for _ in range(12)], (
+            ir.Constant(vector, [value] * lanes) for value in (0.999, 0.001))
+        for chain in chains:
+            b.store(term, chain)
+        with cgutils.for_range(b, args[0]):
+            for chain in chains * 8:
+                b.store(b.call(fma, [b.load(chain), factor, term]), chain)
+        total = functools.reduce(b.fadd, map(b.load, chains))
+        return b.extract_element(total, ir.IntType(32)(0))
+
+    return types.float32(types.int64), codegen
+
+
+def fma_peak(threads: concurrent.futures.Executor) -> Callable[[], float]:
+    """A function that measures the chip's float32 FMA rate in GFLOP/s on all threads, without touching memory."""
+    from numba import njit
+    from numba.extending import intrinsic
+    loop = intrinsic(fma_chains)
+    run_chains, n = njit(lambda n: loop(n), nogil=True), 1_000_000
+    run_chains(1)
+
+    def measure() -> float:
+        start = time.perf_counter()
+        list(threads.map(run_chains, [n] * _n_threads))
+        return _n_threads * n * 96 * 2 * vector_type()[1] / (time.perf_counter() - start) / 1e9
+    return measure
+
+
+def numpy_engine(weights: np.ndarray, n_samples: int, threads: concurrent.futures.Executor) -> None:
+    """The honest NumPy engine: chunks of float32 normals drawn on all cores, BLAS products, column sums."""
+    generators = [np.random.default_rng(i) for i in range(_n_threads)]
+    sums = np.zeros(weights.shape[:2])
+    for _ in range(n_samples // 4096):
+        x = np.empty((4096, weights.shape[1]), np.float32)
+        list(threads.map(lambda rng, part: rng.standard_normal(out=part, dtype=np.float32),
+                         generators, np.array_split(x, _n_threads)))
+        for layer, weight in enumerate(weights):
+            x = x @ weight
+            np.maximum(x, 0, out=x)
+            sums[layer] += x.sum(0)
+
+
+def bench_shape(rules: Round, repeats: int, threads: concurrent.futures.Executor, peak: Callable[[], float]) -> dict:
+    """Samples a second of the engine and its rivals at a round's shape, interleaved, medians of `repeats`."""
+    width, depth = rules.width, rules.depth
+    weights = np.stack([np.asarray(w) for w in build_mlp(width, depth).weights])
+    network, block = pack_weights(weights), samples_per_block(width)
+    n_samples = max(8192, int(1e11 / (2 * depth * width**2)) // 4096 * 4096)
+    rates = defaultdict(list)
+
+    def clock(work: Callable) -> float:
+        start = time.perf_counter()
+        work()
+        return n_samples / (time.perf_counter() - start)
+    for repeat in range(repeats + 1):
+        rates["engine"].append(clock(lambda: deque(simulate_blocks(network, 1, range(n_samples // block), threads), 0)))
+        rates["numpy"].append(clock(lambda: numpy_engine(weights, n_samples, threads)))
+        rates["fma_peak_gflops"].append(peak())
+        if repeat == 0:                         # a warm-up
+            rates.clear()
+    rates["gflops"] = [rate * width**2 * (2 * depth - 1) / 1e9 for rate in rates["engine"]]
+    row = {name: float(np.median(values)) for name, values in rates.items()}
+    row["times_numpy"], row["of_peak"] = (float(np.median(np.divide(rates[a], rates[b])))
+                                          for a, b in (("engine", "numpy"), ("gflops", "fma_peak_gflops")))
+    row["real"] = ask_real_package("whestbench-0.16.2", REAL_SAMPLER, width, depth, n_samples)
+    row["times_real"] = row["real"] and row["engine"] / row["real"]
+    return {"round": rules.tag, "shape": f"{width}x{depth}"} | row
+
+
+@command("repeats max_threads format json")
+def bench(options, screen: Screen) -> int:
+    """Measure the engine against NumPy, the chip's FMA peak and the real package; and what counting a call costs.
+
+    Everything is measured side by side in this run, as medians; quote the ratios. Takes about a minute.
+    """
+    limit_threads(options.max_threads)
+    with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
+        peak = fma_peak(threads)
+        shapes = [bench_shape(rules, options.repeats, threads, peak) for rules in ROUNDS.values()]
+    tools: dict[str, Any] = {}
+    exec(RIVAL_CODE, tools)
+    plain = tools["overhead"](np)
+    with BudgetContext(10**15, quiet=True, prices="0.12"):
+        ours = tools["overhead"](fnp)
+    real = ask_real_package("flopscope-0.12.4", REAL_OVERHEAD) or {}
+    calls = [{"call": name, "numpy_us": plain[name], "ours_us": ours[name], "real_us": real.get(name)} for name in plain]
+    if screen.format == "json":
+        screen.write(json.dumps({"engine": shapes, "overhead": calls}, indent=2))
+        return 0
+
+    def cell(value: float | None) -> str:
+        return f"{'-' if value is None else f'{value:,.2f}' if value < 1000 else f'{value:,.0f}':>10}"
+    columns = {"shape": "shape", "samples/s": "engine", "NumPy": "numpy", "x NumPy": "times_numpy", "real": "real",
+               "x real": "times_real", "GFLOP/s": "gflops", "FMA peak": "fma_peak_gflops", "of peak": "of_peak"}
+    screen.panel("Engine", ["".join(f"{title:>10}" for title in columns), *(
+        "".join(f"{row[key]:>10}" if key == "shape" else cell(row[key]) for key in columns.values()) for row in shapes)])
+    screen.panel("Overhead of a call on 256 float32, in microseconds", [f"{'call':<16}{'NumPy':>10}{'ours':>10}{'added':>10}{'real 0.12':>10}", *(
+        f"{c['call']:<16}" + "".join(map(cell, (c["numpy_us"], c["ours_us"], c["ours_us"] - c["numpy_us"], c["real_us"]))) for c in calls)])
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command; returns the exit status. This is the console script `whest`."""
     import plac
@@ -4963,7 +4956,7 @@ def main(arguments: list[str] | None = None) -> int:
             action.option_strings = list(dict.fromkeys(action.option_strings))
     try:
         if not arguments:
-            raise misuse(f"Name a command: {', '.join(COMMANDS)}. `whest COMMAND --help` explains each.")
+            raise Misuse(f"Name a command: {', '.join(COMMANDS)}. `whest COMMAND --help` explains each.")
         return parser.consume(arguments)[1]
     except WhestError as exc:
         if "--debug" in arguments:
@@ -4980,7 +4973,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def refuse(program: str, message: str):
     """What plac's parsers do with bad arguments: one sentence instead of a page of usage."""
-    raise misuse(f"{message[:1].upper()}{message[1:]}; `{program} --help` lists what it takes.")
+    raise Misuse(f"{message[:1].upper()}{message[1:]}; `{program} --help` lists what it takes.")
 
 
 class LocalEngineFinder:
