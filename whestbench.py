@@ -16,11 +16,9 @@ from __future__ import annotations
 import abc
 import concurrent.futures
 import contextlib
-import copy
 import difflib
 import functools
 import hashlib
-import heapq
 import importlib.util
 import inspect
 import itertools
@@ -161,7 +159,7 @@ nanargmax nanargmin               | R + seek  | R     |     | reduced
 count_nonzero ptp                 | {N; 2 * R + V} | R |    | reduced
 mean nanmean                      | adds + V + {0; seek} | {size and adds + V; R} | | averaged
 var std nanvar nanstd             | 2 * (N + adds + V) + {0; V; seek; V + seek} | R | 1/2 | averaged | 2.5
-average                           | R + V + (0 if weights is None else N + R) | R | | averaged | 4
+average                           | R + V + (0 if weights is None else N + R) | R | | averaged if weights is None else join(averaged, weights) | 4
 median nanmedian                  | {V * each; max1(V * each + N)} | {V * each; R} | | averaged
 percentile quantile               | quantiles | V * each |  | weak({inexact(main); main}, q) | -
 nanpercentile nanquantile         | quantiles + size | - |  | weak({inexact(main); main}, q) | -
@@ -200,10 +198,11 @@ astype                            | size if copy or main != asked else 0 | free 
 asarray                           | 0 if np.shares_memory(first, result) else O | 0 | | heavier(main, made) | | value
 asarray_chkfinite                 | size      |       |     | main   |      | after
 array_split split vsplit dsplit broadcast_arrays broadcast_to rollaxis from_dlpack frombuffer
-  linalg.matrix_transpose         | 0         |       |     | -
+                                  | 0         |       |     | -
 atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hsplit moveaxis swapaxes transpose
                                   | 0         | free  |     | -
-matrix_transpose permute_dims     | free      | 0     |     | main
+matrix_transpose permute_dims linalg.matrix_transpose
+                                  | free      |       |     | main
 diagonal                          | 0         | max1(diagonal(first, offset, axis1, axis2)) | | main
 unstack                           | 0         | size  |     | main
 getitem(a, keys)                  | masked(keys) + 4 * O | - | | main |     | value
@@ -259,8 +258,8 @@ cov corrcoef                      | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f 
                                   | join(first, y, f8)               | 4    | plain0.7
 convolve correlate                | {max1(sliding - (mode == "full")); sliding}
                                   | max1(2 * size * count(v) - size - count(v)) | | pair | 4 | plain0.7
-cross linalg.cross                | {max1(3 * O); 3 * spread(*two)} | {max1(5 * size); 5 * spread(*two)} | | pair
-                                  | 4.7                                     | plain0.7
+cross                             | max1(3 * O) | max1(5 * size) | | pair | 4.7  | plain0.7
+linalg.cross                      | 3 * spread(*two) | 5 * spread(*two) | | pair | 4.7
 kron                              | max1(size * count(b)) | | | pair | 6    | plain0.7
 [linalg.] a batch of m x n matrices, r the lesser of m and n | | | 1/4 | lapack(first) | 4
 cholesky eig eigvals eigh eigvalsh
@@ -541,7 +540,8 @@ def of_reduction(call, main, default):
         return np.dtype(call["dtype"])
     out = call.get("out")
     dtype = heavier(default if out is None else heavier(default, out.dtype), main)
-    return np.result_type(dtype, main) if main.kind == "c" else dtype
+    is_complex = main.kind == "c" or out is not None and out.dtype.kind == "c"
+    return np.result_type(dtype, main if main.kind == "c" else out) if is_complex else dtype
 
 
 @quantity
@@ -1006,15 +1006,13 @@ UFUNCS = {op: getattr(np, op) for op, row in PRICES["0.12"].rows.items() if row.
 
 
 # ---- symmetries and contractions -----------------------------------------------------------------
-
+#
+# A symmetry is a group of axis permutations: a frozenset of tuples, closed, each over *all* axes of the
+# array ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LARGEST_GROUP = 240     # 0.12 gives up looking for symmetries of larger ones, and prices without any
 
-
-# --- Symmetries ---------------------------------------------------------------------------------------------
-# A symmetry is a group of axis permutations: a frozenset of tuples, closed, each over *all* axes of the array
-# ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
 
 def proper(permutations):
     """The symmetry of these permutations, which form a group; None if it is the identity alone."""
@@ -1024,80 +1022,72 @@ def proper(permutations):
 
 def closure(*generators):
     """The smallest symmetry that holds all elements of these sets of permutations (None is an empty set)."""
-    generators = set().union(*(g or () for g in generators))
-    group = new = generators
+    group = new = generators = set().union(*(g or () for g in generators))
     while new:
         new = {tuple([p[i] for i in g]) for p in new for g in generators} - group
         group = group | new
     return proper(group)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(4096)
 def orbits(symmetry, shape):
     """How many elements are distinct: Burnside, the mean over the group of the index tuples left in place."""
-    if not symmetry:
-        return math.prod(shape)
-    return sum(math.prod(shape[c] for c in cycles(g)) for g in symmetry) // len(symmetry)
-
-
-def cycles(permutation):
-    """One axis of each cycle."""
-    left = set(range(len(permutation)))
-    while left:
-        yield (axis := left.pop())
-        while (axis := permutation[axis]) in left:
-            left.remove(axis)
+    total = 0
+    for g in symmetry or [range(len(shape))]:
+        left, fixed = set(range(len(shape))), 1
+        while left:                             # one free index for each cycle
+            fixed *= shape[axis := left.pop()]
+            while (axis := g[axis]) in left:
+                left.remove(axis)
+        total += fixed
+    return total // len(symmetry or "1")
 
 
 def moved(symmetry):
     return {a for g in symmetry or () for a, b in enumerate(g) if a != b}
 
 
+def carried(symmetry, place, ndim):
+    """The elements that keep the axes of `place` among themselves, these now at `place[axis]` of `ndim`."""
+    source = {new: old for old, new in place.items()}
+    return proper(tuple([place[g[source[a]]] if a in source else a for a in range(ndim)])
+                  for g in symmetry or () if all(g[a] in place for a in place))
+
+
 def stabiliser(symmetry, kept):
-    """The elements that keep these axes among themselves, acting on them alone, numbered as in `kept`."""
-    place = {axis: i for i, axis in enumerate(kept)}
-    return proper(tuple([place[g[a]] for a in kept]) for g in symmetry or ()
-                  if all(g[a] in place for a in kept))
+    """What is left on these axes, in this order: for reductions, and for transpositions that keep all."""
+    return carried(symmetry, {axis: i for i, axis in enumerate(kept)}, len(kept))
 
 
-transposed = stabiliser     # keeping all axes, in another order
+def distinct(symmetry, kept, shape):
+    """How many elements differ once only these axes are kept."""
+    return orbits(stabiliser(symmetry, kept), tuple([shape[a] for a in kept]))
 
 
-def embedded(symmetry, places, ndim):
-    """The symmetry with its axes at these places of an array whose other axes stay put."""
-    source = {place: axis for axis, place in enumerate(places)}
-    return proper(tuple([places[g[source[a]]] if a in source else a for a in range(ndim)])
-                  for g in symmetry or ())
-
-
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(4096)
 def full_symmetry(shape, axes=None):
     """All permutations of (these) axes of equal extents: that of zeros, ones and constants."""
     axes = range(len(shape)) if axes is None else axes
-    extents = [shape[a] for a in axes]
-    same = (p for p in itertools.permutations(range(len(extents)))
-            if all(extents[a] == n for a, n in zip(p, extents)))
-    return embedded(proper(same), axes, len(shape))
+    images = (dict(zip(axes, p)) for p in itertools.permutations(axes))
+    return proper(tuple([image.get(a, a) for a in range(len(shape))]) for image in images
+                  if all(shape[a] == shape[b] for a, b in image.items()))
 
 
 def common(symmetries):
-    """What several arrays share; nothing as soon as one has none."""
+    """What several arrays share: nothing as soon as one has none."""
     return proper(frozenset.intersection(*symmetries)) if symmetries and all(symmetries) else None
 
 
-# How operations pass a symmetry on. Reductions keep `stabiliser(symmetry, kept axes)`, transpositions
-# `transposed`; repeat, roll and squeeze lose it along axes that are `moved`, and keep it along others.
+# How operations pass a symmetry on. Repeat, roll and squeeze lose it along axes that are `moved`.
 
 def along(symmetry, ndim, axes):
-    """For operations that treat some axes apart but keep them: keepdims, split, concatenate (`common`)."""
-    kept = [a for a in range(ndim) if a not in axes]
-    return embedded(stabiliser(symmetry, kept), kept, ndim)
+    """For operations that treat some axes apart but keep them: keepdims, split, concatenate."""
+    return carried(symmetry, {a: a for a in range(ndim) if a not in axes}, ndim)
 
 
 def accumulated(symmetry, ndim, axis, book):
     """For cumsum and cumprod. 0.7 marks the result as if the axis had gone."""
-    kept = [a for a in range(ndim) if a != axis]
-    return embedded(stabiliser(symmetry, kept), range(ndim - 1) if book == "0.7" else kept, ndim)
+    return carried(symmetry, {a: a - (book == "0.7" and a > axis) for a in range(ndim) if a != axis}, ndim)
 
 
 def flipped(symmetry, axes):
@@ -1105,96 +1095,85 @@ def flipped(symmetry, axes):
 
 
 def tiled(symmetry, ndim, reps):
+    """Kept if axes that change places are repeated alike."""
     reps = (1,) * (ndim - len(reps)) + tuple(reps)
-    symmetry = embedded(symmetry, range(len(reps) - ndim, len(reps)), len(reps))
-    return symmetry if all(reps[a] == reps[b] for g in symmetry or () for a, b in enumerate(g)) else None
+    symmetry = carried(symmetry, {a: len(reps) - ndim + a for a in range(ndim)}, len(reps))
+    return symmetry if all(reps[g[a]] == n for g in symmetry or () for a, n in enumerate(reps)) else None
 
 
 def stacked(symmetries, ndim, axis):
-    return common([embedded(s, [a for a in range(ndim + 1) if a != axis], ndim + 1) for s in symmetries])
+    return common([carried(s, {a: a + (a >= axis) for a in range(ndim)}, ndim + 1) for s in symmetries])
 
 
 def side_by_side(symmetry, ndim, other, other_ndim):
     """The direct product, for outer ufuncs and tensordot."""
     total = ndim + other_ndim
-    return closure(embedded(symmetry, range(ndim), total), embedded(other, range(ndim, total), total))
-
-
-def aligned(symmetry, shape, to):
-    """The symmetry of an array that broadcasts to a shape: of the axes that it does not stretch."""
-    lead = len(to) - len(shape)
-    kept = [a for a, n in enumerate(shape) if n == to[lead + a]]
-    return embedded(stabiliser(symmetry, kept), [lead + a for a in kept], len(to))
+    shifted = {a: ndim + a for a in range(other_ndim)}
+    return closure(carried(symmetry, {a: a for a in range(ndim)}, total), carried(other, shifted, total))
 
 
 def broadcast_symmetry(symmetry, shape, to):
-    """For broadcast_to: its new axes may be permuted too."""
-    return closure(aligned(symmetry, shape, to), full_symmetry(to, range(len(to) - len(shape))))
+    """For broadcast_to: stretched axes drop out, new ones may be permuted among themselves."""
+    lead = len(to) - len(shape)
+    place = {a: lead + a for a, n in enumerate(shape) if n == to[lead + a]}
+    return closure(carried(symmetry, place, len(to)), full_symmetry(to, range(lead)))
 
 
 def expanded(symmetry, ndim, axes):
     """For expand_dims with these (final, non-negative) axes: those too may be permuted."""
-    total = ndim + len(axes)
-    return closure(embedded(symmetry, [a for a in range(total) if a not in axes], total),
-                   full_symmetry((1,) * total, tuple(axes)))
+    ndim += len(axes)
+    place = dict(enumerate(a for a in range(ndim) if a not in axes))
+    return closure(carried(symmetry, place, ndim), full_symmetry((1,) * ndim, tuple(axes)))
 
 
 def binary(symmetries, shapes, to):
     """For binary ufuncs: 0-d operands do not count, one without symmetry spoils all, stretched axes not."""
     operands = [(s, shape) for s, shape in zip(symmetries, shapes) if shape]
-    if not operands or not all(s for s, _ in operands):
+    if not all(s for s, _ in operands):
         return None
     return common([a for s, shape in operands if (a := broadcast_symmetry(s, shape, to))])
 
 
 def indexed(symmetry, shape, key):
-    """For basic indexing: the pointwise stabiliser of integer axes; None if a slice cuts a moved axis."""
-    key = key if isinstance(key, tuple) else (key,)
-    rest = (slice(None),) * (len(shape) - sum(k is not None and k is not Ellipsis for k in key))
-    at = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
-    fixed, kept, places, new, cut, free = [], [], [], [], False, moved(symmetry)
-    axis = 0
-    for k in key[:at] + rest + key[at + 1:]:
+    """For basic indexing: what leaves integer axes in place; none if a slice cuts a moved axis."""
+    key = list(key) if isinstance(key, tuple) else [key]
+    at = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
+    given = sum(k is not None and k is not Ellipsis for k in key)
+    key[at:at + 1] = [slice(None)] * (len(shape) - given)
+    left, axis, place, new = symmetry, 0, {}, []
+    for k in key:
         if k is None:
-            new.append(len(kept) + len(new))
+            new.append(len(place) + len(new))
             continue
-        if isinstance(k, slice):
-            cut |= axis in free and k.indices(shape[axis]) != (0, shape[axis], 1)
-            places.append(len(kept) + len(new))
-            kept.append(axis)
+        if not isinstance(k, slice):
+            left = proper(g for g in left or () if g[axis] == axis)
         else:
-            fixed.append(axis)
+            place[axis] = len(place) + len(new)
+            if axis in moved(symmetry) and k.indices(shape[axis]) != (0, shape[axis], 1):
+                left = None
         axis += 1
-    left = proper(g for g in symmetry or () if not cut and all(g[a] == a for a in fixed))
-    total = len(kept) + len(new)
-    return closure(embedded(stabiliser(left, kept), places, total),
-                   symmetry and full_symmetry((1,) * total, tuple(new)))
+    ndim = len(place) + len(new)
+    return closure(carried(left, place, ndim), symmetry and full_symmetry((1,) * ndim, tuple(new)))
 
 
 def reshaped(symmetry, old, new):
     """Kept if every axis that moves survives: with its extent, and as many elements before it."""
-    before = [(math.prod(new[:i]), n) for i, n in enumerate(new)]
-    axes, places = sorted(moved(symmetry)), []
-    for axis in axes:
-        here = math.prod(old[:axis]), old[axis]
-        i = next((i for i, b in enumerate(before) if b == here and i not in places), None)
-        if i is None:
+    before, place = [(n, math.prod(new[:i])) for i, n in enumerate(new)], {}
+    for axis in sorted(moved(symmetry)):
+        here = old[axis], math.prod(old[:axis])
+        if here not in before:
             return None
-        places.append(i)
-    return embedded(stabiliser(symmetry, axes), places, len(new))
+        place[axis] = before.index(here)
+        before[place[axis]] = None
+    return carried(symmetry, place, len(new))
 
 
 class SymmetryGroup:
-    """Permutations of some axes of an array, as `flops.as_symmetric` takes them and `.symmetry` returns them.
-
-    The generators permute positions in `axes`. Groups are equal if they have the same axes and elements.
-    """
+    """Permutations of some axes of an array; the generators permute positions in `axes`."""
 
     def __init__(self, *generators, axes=None):
-        if not generators:
-            raise ValueError("at least one generator is required")
         self.generators, self.degree = [tuple(g) for g in generators], len(generators[0])
-        self.axes = None if axes is None else tuple(axes)
+        self.axes = tuple(range(self.degree) if axes is None else axes)
 
     @classmethod
     def from_generators(cls, generators, *, axes):
@@ -1203,8 +1182,7 @@ class SymmetryGroup:
     @classmethod
     def symmetric(cls, *, axes):
         n = len(axes)
-        swaps = [[*range(i), i + 1, i, *range(i + 2, n)] for i in range(n - 1)]
-        return cls(*swaps or [[0]], axes=axes)
+        return cls(*[[*range(i), i + 1, i, *range(i + 2, n)] for i in range(n - 1)] or [[0]], axes=axes)
 
     @classmethod
     def cyclic(cls, *, axes):
@@ -1216,15 +1194,11 @@ class SymmetryGroup:
 
     @classmethod
     def direct_product(cls, *groups):
-        axes, start, generators = [a for g in groups for a in g.axes], 0, []
+        axes = [a for group in groups for a in group.axes]
         if len(set(axes)) < len(axes):
             raise ValueError("blocks of symmetric axes overlap")
-        for group in groups:
-            end = start + group.degree
-            generators += [[*range(start), *(start + i for i in g), *range(end, len(axes))]
-                           for g in group.generators]
-            start = end
-        return cls(*generators, axes=axes)
+        images = [{a: b.axes[i] for a, i in zip(b.axes, g)} for b in groups for g in b.generators]
+        return cls(*[[axes.index(image.get(a, a)) for a in axes] for image in images], axes=axes)
 
     @classmethod
     def young(cls, blocks):
@@ -1238,103 +1212,67 @@ class SymmetryGroup:
 
     def over(self, ndim):
         """The symmetry of an array of that many axes."""
-        axes = self.axes or range(self.degree)
-        if not 0 <= min(axes) <= max(axes) < ndim:
-            raise ValueError(f"symmetry axes are out of range for ndim={ndim}")
-        return embedded(closure(self.generators), axes, ndim)
+        if not 0 <= min(self.axes) <= max(self.axes) < ndim:
+            raise ValueError(f"symmetry axes {self.axes} are out of range for ndim={ndim}")
+        return carried(closure(self.generators), dict(enumerate(self.axes)), ndim)
 
     def elements(self):
-        return sorted(closure(self.generators) or {tuple(range(self.degree))})
+        return sorted(closure(self.generators) or [tuple(range(self.degree))])
 
     def order(self):
         return len(self.elements())
-
-    def __eq__(self, other):
-        return isinstance(other, SymmetryGroup) and self._key() == other._key()
-
-    def __hash__(self):
-        return hash(self._key())
-
-    def _key(self):
-        axes = self.axes or range(self.degree)
-        return frozenset(axes), self.over(max(axes) + 1)
-
-    def __repr__(self):
-        return f"SymmetryGroup({', '.join(str(list(g)) for g in self.generators)}, axes={self.axes})"
 
 
 def symmetry_group(symmetry):
     """What `symmetry=` means: a SymmetryGroup, axes that may all be permuted, or disjoint blocks of such."""
     if isinstance(symmetry, SymmetryGroup):
         return symmetry
-    if symmetry is None:
-        raise ValueError("symmetry must be provided")
-    if isinstance(symmetry, (tuple, list)) and symmetry:
-        blocks = symmetry if all(isinstance(b, (tuple, list)) for b in symmetry) else [symmetry]
-        if all(isinstance(a, int) for block in blocks for a in block):
-            return SymmetryGroup.young(blocks)
-    raise TypeError("symmetry must be a SymmetryGroup, axes or blocks of axes")
+    if not isinstance(symmetry, (tuple, list)) or not symmetry:
+        raise TypeError("symmetry must be a SymmetryGroup, axes or blocks of axes")
+    return SymmetryGroup.young(symmetry if isinstance(symmetry[0], (tuple, list)) else [symmetry])
 
 
-# --- Counting one product of operands -----------------------------------------------------------------------
+# --- Counting one product of operands -------------------------------------------------------------
 
-@functools.lru_cache(maxsize=4096)
 def label_group(parts, syms, same, needed=None):
     """(labels in order, the symmetry of their index tuples) for a product of operands.
 
-    Each operand's labels may go to those of an identical operand, permuted by its own symmetry; that is a
-    symmetry of the product if it maps labels one to one. With `needed`, the labels still to be used must also
-    stay among themselves, and identical operands with identical labels may permute summed axes in step.
+    Each operand's labels may go to those of an identical operand, permuted by its own symmetry, as long as
+    labels map one to one. With `needed`, the labels still to be used must also stay among themselves, and
+    identical operands with identical labels may permute summed axes in step.
     """
     labels = sorted(set("".join(parts)))
     if not any(syms) and len(set(same)) == len(same):
         return labels, None
-    twists, own = {}, list(syms)
-    for operand in set(same):
-        twins = [k for k, s in enumerate(same) if s == operand]
-        part = parts[twins[0]]
-        twists[operand] = [tuple(range(len(part)))]
-        if needed is not None and len(twins) > 1 and len({parts[k] for k in twins}) == 1:
-            axes = [i for i, c in enumerate(part) if c not in needed]
-            twists[operand] = [tuple(dict(zip(axes, p)).get(i, i) for i in range(len(part)))
-                               for p in itertools.permutations(axes)]
-        for k in twins if len(twins) > 1 else ():
-            own[k] = closure(*(transposed(syms[twins[0]], t) for t in twists[operand]))     # the first one's
-    found = set()
-    for choice in itertools.product(*twists.values()):
-        twist = dict(zip(twists, choice))
-        states = {((None,) * len(labels), tuple(range(len(parts))))}  # (image of each label, operands left)
-        for k, part in enumerate(parts):
-            arrangements = [[g[i] for i in twist[same[k]]] for g in own[k] or [range(len(part))]]
-            states = {(image, tuple(j for j in left if j != target))
-                      for partial, left in states for target in left if same[target] == same[k]
-                      for axes in arrangements
-                      if (image := extended(partial, labels, part, [parts[target][i] for i in axes], needed))}
-        found |= {tuple(map(labels.index, image)) for image, _ in states}
-    return labels, proper(found)
+    needed = labels if needed is None else needed
+    maps = {(frozenset(), frozenset(range(len(parts))))}        # (pairs of labels, operands not yet met)
+    for k, part in enumerate(parts):
+        twins = [j for j, s in enumerate(same) if s == same[k]]
+        in_step = len(twins) > 1 and {parts[j] for j in twins} == {part}
+        summed = tuple([i for i, c in enumerate(part) if in_step and c not in needed])
+        own = closure(syms[twins[0]], full_symmetry((1,) * len(part), summed)) or [range(len(part))]
+        maps = {(pairs, left - {j}) for known, left in maps for j in left.intersection(twins) for g in own
+                if one_to_one(pairs := known.union(zip(part, [parts[j][i] for i in g])), needed)}
+    return labels, proper(tuple([labels.index(d) for _, d in sorted(pairs)]) for pairs, _ in maps)
 
 
-def extended(image, labels, part, onto, needed):
-    """The map of labels, extended by part -> onto; None unless one to one and keeping `needed` labels so."""
-    image = list(image)
-    for c, d in zip(part, onto):
-        i = labels.index(c)
-        mixed = needed is not None and (c in needed) != (d in needed)
-        if image[i] != d and (image[i] or d in image or mixed):
-            return None
-        image[i] = d
-    return tuple(image)
+def one_to_one(pairs, needed):
+    onto = {d for _, d in pairs}
+    kept = all((c in needed) == (d in needed) for c, d in pairs)
+    return kept and len(dict(pairs)) == len(pairs) == len(onto)
 
 
-def patterns(sizes, blocks=()):
-    """All ways in which indices can be equal: a block number for each label; only equal sizes may agree."""
+def patterns(sizes, blocks=(), tuples=1):
+    """All ways in which indices can be equal, and how many index tuples are; only equal sizes may agree."""
     if len(blocks) == len(sizes):
-        yield blocks
+        yield blocks, tuples
         return
-    fresh = max(blocks, default=-1) + 1
-    for b in range(fresh + 1):
-        if b == fresh or sizes[blocks.index(b)] == sizes[len(blocks)]:
-            yield from patterns(sizes, blocks + (b,))
+    n = sizes[len(blocks)]
+    alike = {b for b, size in zip(blocks, sizes) if size == n}
+    for b in alike:
+        yield from patterns(sizes, (*blocks, b), tuples)
+    if n > len(alike):
+        yield from patterns(sizes, (*blocks, len(blocks)), tuples * (n - len(alike)))
 
 
 def meetings(symmetry, shown, sizes):
@@ -1342,158 +1280,114 @@ def meetings(symmetry, shown, sizes):
 
     One per orbit, unless the symmetry carries output labels into summed ones: then pattern by pattern.
     """
-    if not symmetry or all(g[i] in shown for g in symmetry for i in shown):
+    if all(g[i] in shown for g in symmetry or () for i in shown):
         return orbits(symmetry, sizes)
     free = sorted(moved(symmetry))
     still = math.prod(n for i, n in enumerate(sizes) if i not in free)
-    group, sizes = stabiliser(symmetry, free), [sizes[i] for i in free]
+    group, total = stabiliser(symmetry, free), 0
     shown = [n for n, i in enumerate(free) if i in shown]
-    views = stabiliser(group, shown) or {tuple(range(len(shown)))}
-    total = 0
-    for pattern in patterns(sizes):
-        tuples, used = 1, defaultdict(int)
-        for b in range(max(pattern) + 1):
-            n = sizes[pattern.index(b)]
-            tuples *= max(n - used[n], 0)
-            used[n] += 1
+    views = stabiliser(group, shown) or [range(len(shown))]
+    for pattern, tuples in patterns([sizes[i] for i in free]):
         orbit = {tuple([pattern[i] for i in g]) for g in group}
         visible = {min(tuple([p[shown[i]] for i in v]) for v in views) for p in orbit}
         total += tuples * len(visible) * (len(group) // len(orbit))
     return still * total // len(group)
 
 
-def tally(parts, out, size, syms, same):
-    """(orbits of all index tuples, meetings, orbits of the output) of a product summed to `out`."""
-    labels, symmetry = label_group(tuple(parts), tuple(syms), tuple(same))
-    sizes, shown = tuple(size[c] for c in labels), [i for i, c in enumerate(labels) if c in out]
-    return (orbits(symmetry, sizes), meetings(symmetry, shown, sizes),
-            orbits(stabiliser(symmetry, shown), tuple(sizes[i] for i in shown)))
-
-
-# --- Contractions -------------------------------------------------------------------------------------------
-
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(4096)
 def summing(shape, axes, symmetry, book):
     """Additions that reduce these axes of an array: its meetings less the orbits that they end in."""
-    if book != "0.7" and symmetry and len(symmetry) > LARGEST_GROUP:
+    if book != "0.7" and len(symmetry or ()) > LARGEST_GROUP:
         symmetry = None
-    labels = "".join(map(chr, range(len(shape))))
-    kept = [c for i, c in enumerate(labels) if i not in axes]
-    _, met, stored = tally([labels], kept, dict(zip(labels, shape)), [symmetry], (0,))
-    return met - stored if axes and (met or book == "0.7") else 0
+    kept = [a for a in range(len(shape)) if a not in axes]
+    met = meetings(symmetry, kept, shape)
+    return met - distinct(symmetry, kept, shape) if axes and (met or book == "0.7") else 0
 
+
+# --- Contractions ---------------------------------------------------------------------------------
 
 def presummed(parts, shapes, syms, needed, book):
     """(additions, parts, symmetries) once labels of one operand alone that nobody needs are added up."""
     additions, ready = 0, []
-    for k, (part, shape, sym) in enumerate(zip(parts, shapes, syms)):
-        others = "".join(p for j, p in enumerate(parts) if j != k)
-        kept = [i for i, c in enumerate(part) if c in needed or c in others]
-        if len(kept) < len(part):
-            additions += summing(shape, tuple(set(range(len(part))) - set(kept)), sym, book)
-            part, sym = "".join(part[i] for i in kept), stabiliser(sym, kept)
-        ready.append((part, sym))
+    for part, shape, sym, other in zip(parts, shapes, syms, reversed(parts)):
+        kept = [i for i, c in enumerate(part) if c in needed or c in other]
+        additions += summing(shape, tuple(set(range(len(part))) - set(kept)), sym, book)
+        ready.append(("".join(part[i] for i in kept), stabiliser(sym, kept)))
     return additions, *zip(*ready)
 
 
 def product_cost(parts, out, size, syms, same, book):
     """(operations, multiplications) of one or two operands: one product per orbit, then additions."""
-    if len(parts) == 2 and same[0] == same[1] and len(parts[0]) != len(parts[1]):
+    if same[0] == same[-1] and len(parts[0]) != len(parts[-1]):
         raise IndexError("flopscope cannot price one operand used twice but summed to different ranks")
-    products, met, stored = tally(parts, out, size, syms, same)
-    products *= len(parts) - 1
-    return products + met - stored if met or book == "0.7" else 0, products
+    labels, symmetry = label_group(parts, syms, same)
+    sizes, shown = tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in out]
+    products, met = orbits(symmetry, sizes) * (len(parts) - 1), meetings(symmetry, shown, sizes)
+    return products + met - distinct(symmetry, shown, sizes) if met or book == "0.7" else 0, products
 
 
-@functools.lru_cache(maxsize=4096)
 def contraction(parts, out, shapes, syms, same, book):
     """(operations, multiplications, symmetry of the result) of an einsum of any number of operands.
 
-    parts, out: strings of labels; syms: each operand's symmetry or None; same: equal entries for
-    operands that are the same object; book: "0.7" or "0.12". Three or more go pairwise along opt_einsum's
-    path, whatever the caller asks for: each step costs the least of what its two terms, all operands merged
-    so far, or the distinct elements of its result would take.
+    parts, out: strings of labels; same: equal entries for operands that are the same object. Three or more go
+    pairwise along opt_einsum's path, whatever the caller asks for: each step costs the least of what its two
+    terms, all operands merged so far, or the distinct elements of its result would take.
     """
     size = {}
-    for c, n in zip("".join(parts), (n for shape in shapes for n in shape)):
-        size[c] = max(n, size.get(c, n)) if len(parts) < 3 else n if size.get(c, 1) == 1 else size[c]
-    mark = result_symmetry(parts, out, syms, same, book)
+    for c, n in zip("".join(parts), sum(shapes, ())):
+        size[c] = max(n, size.get(c, n))
+    labels, group = label_group(parts, syms, same, frozenset(out))
+    # 0.7 takes the labels of the output for sorted, and so marks the wrong axes where they are not.
+    mark = stabiliser(group, [labels.index(c) for c in (sorted(out) if book == "0.7" and parts[1:] else out)])
     if book != "0.7" and len(label_group(parts, syms, same)[1] or ()) > LARGEST_GROUP:
         return len(parts) * math.prod(size.values()), 0, mark
-    if len(parts) < 3:
-        before = 0
-        if len(parts) == 2:
-            before, parts, syms = presummed(parts, shapes, syms, out, book)
-        total, products = product_cost(parts, out, size, syms, same, book)
-        return before + total, products, mark
+    if len(parts) > 2:
+        shapes = [tuple([size[c] for c in part]) for part in parts]
+    elif len(parts) == 1:
+        return *product_cost(parts, out, size, syms, same, book), mark
     total = products = 0
-    terms, members, term_syms = list(parts), [(k,) for k in range(len(parts))], list(syms)
-    for pair in find_path(parts, out, size):
-        inside = sorted(members[pair[0]] + members[pair[1]])
+    terms = [((k,), *term) for k, term in enumerate(zip(parts, shapes, syms))]
+    for pair in find_path(parts, out, size) if len(parts) > 2 else [(0, 1)]:
+        members, two, extents, two_syms = zip(*[terms[k] for k in pair])
+        inside = sorted(sum(members, ()))
         needed = frozenset(out).union(*(p for k, p in enumerate(parts) if k not in inside))
-        labels, group = label_group(tuple(parts[k] for k in inside), tuple(syms[k] for k in inside),
-                                    tuple(same[k] for k in inside), needed)
-        extents = lambda axes: tuple(size[labels[i]] for i in axes)
-        shown = [i for i, c in enumerate(labels) if c in needed]
-        result, stored_sym = "".join(labels[i] for i in shown), stabiliser(group, shown)
-        shapes = [tuple(size[c] for c in terms[k]) for k in pair]
-        before, two, two_syms = presummed([terms[k] for k in pair], shapes, [term_syms[k] for k in pair],
-                                          needed, book)
-        ids = [same[members[k][0]] if len(members[k]) == 1 else (k,) for k in pair]
-        best = product_cost(two, result, size, two_syms, ids, book)
-        alive = [i for i, c in enumerate(labels) if c in "".join(two)]
-        if group and all(c in terms[pair[0]] + terms[pair[1]] for c in labels):     # none was summed before
-            if not alive:
-                raise ValueError("flopscope cannot price symmetric operands that are all summed one by one")
-            merged = stabiliser(group, alive)
-            m = orbits(merged, extents(alive))
-            v = orbits(stabiliser(merged, [n for n, i in enumerate(alive) if i in shown]), extents(shown))
-            if merged:
-                best = min(best, (2 * m - v if m else 0, best[1]), key=lambda cost: cost[0])
-        stored = orbits(stored_sym, extents(shown))
-        inner = math.prod(extents(i for i in alive if i not in shown))
-        if stored_sym and 0 < stored < math.prod(extents(shown)) and inner:
-            best = min(best, (stored * (2 * inner - 1), stored * (inner - 1)), key=lambda cost: cost[0])
+        before, summed, two_syms = presummed(two, extents, two_syms, needed, book)
+        ids = [same[m[0]] if len(m) == 1 else m for m in members]
+        costs = [product_cost(summed, needed, size, two_syms, ids, book)]
+        labels, group = label_group(*([x[k] for k in inside] for x in (parts, syms, same)), needed)
+        sizes, shown = [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
+        if len(parts) > 2:
+            alive = [i for i, c in enumerate(labels) if c in "".join(summed)]
+            merged = carried(group, {i: i for i in alive}, len(labels))
+            if merged and set(labels) <= set("".join(two)):         # none was summed before
+                met = 2 * distinct(merged, alive, sizes) - distinct(merged, shown, sizes)
+                costs.append((max(met, 0), costs[0][1]))
+            stored = distinct(group, shown, sizes)
+            inner = math.prod(sizes[i] for i in alive if i not in shown)
+            if stored < math.prod(sizes[i] for i in shown):
+                costs.append((stored * (2 * inner - 1), stored * (inner - 1)))
+        best = min(costs, key=lambda cost: cost[0])
         total, products = total + before + best[0], products + best[1]
-        terms.append(result)
-        members.append(tuple(inside))
-        term_syms.append(stored_sym)
+        result = "".join(labels[i] for i in shown)
+        terms.append((tuple(inside), result, tuple([size[c] for c in result]), stabiliser(group, shown)))
     return total, products, mark
 
-
-def result_symmetry(parts, out, syms, same, book):
-    """The symmetry that a contraction's result is known to have, if its operands have any or repeat.
-
-    0.7 takes the labels of the output for sorted, and so marks the wrong axes where they are not.
-    """
-    if len(parts) == 1:
-        axes = [i for i, c in enumerate(parts[0]) if c in out]
-        labels, sym = [parts[0][i] for i in axes], stabiliser(syms[0], axes)
-        free = moved(syms[0])
-        if len({parts[0][i] for i in free}) < len(free):     # one of them is on a diagonal
-            return None
-        free = moved(sym)
-        return transposed(sym, [max((i in free, i) for i, d in enumerate(labels) if d == c)[1] for c in out])
-    labels, group = label_group(parts, syms, same, frozenset(out))
-    shown = [i for i, c in enumerate(labels) if c in out]
-    return stabiliser(group, shown if book == "0.7" else [labels.index(c) for c in out])
-
-
-# --- The path -----------------------------------------------------------------------------------------------
 
 def find_path(terms, out, size):
     """The pairs that opt_einsum's optimize="auto" contracts in turn; each result gets the next free number.
 
     A depth-first search for the fewest operations: of everything for up to 4 operands, then only of the pairs
     that share labels, those that shrink most first, giving up on partial paths 4 times worse than others of
-    their length; all pairs for up to 6 operands, the best two up to 8, the best one up to 14, then greedy.
+    their length; all pairs for up to 6 operands, the best two up to 8, then the best one (opt_einsum: only up
+    to 14).
     """
     terms, out, n = tuple(map(frozenset, terms)), frozenset(out), len(terms)
-    volume = functools.lru_cache(maxsize=None)(lambda labels: math.prod(size[c] for c in labels))
-    if n > 14:
-        return greedy_path(terms, out, volume)
     exhaustive, branches = n < 5, None if n < 7 else 2 if n < 9 else 1
     best, least, known = (math.inf, math.inf, ()), defaultdict(lambda: math.inf), {}
+
+    @functools.lru_cache(None)
+    def volume(labels):
+        return math.prod(size[c] for c in labels)
 
     def candidates(terms, left, total, largest, outer):
         for i, j in map(sorted, itertools.combinations(left, 2)):
@@ -1501,13 +1395,12 @@ def find_path(terms, out, size):
             if not outer and a.isdisjoint(b):
                 continue
             if (a, b) not in known:       # remembered by labels alone, although the other terms matter too
-                needed = out.union(*(terms[k] for k in left if k != i and k != j))
+                needed = out.union(*(terms[k] for k in left - {i, j}))
                 known[a, b] = (a | b) & needed, volume(a | b) * (1 + bool(a & b - needed))
             ab, cost = known[a, b]
             after, top = total + cost, 0 if exhaustive else max(largest, volume(ab))
             if (after, top) < best[:2]:
-                if not exhaustive:
-                    least[len(terms)] = min(least[len(terms)], after)
+                least[len(terms)] = min(least[len(terms)], after)
                 if exhaustive or after <= 4 * least[len(terms)]:
                     yield volume(ab) - volume(a) - volume(b), cost, after, top, (i, j), ab
 
@@ -1522,73 +1415,23 @@ def find_path(terms, out, size):
         for _, _, after, top, pair, ab in pairs:
             descend((*path, pair), (*terms, ab), left - {*pair} | {len(terms)}, after, top)
 
-    descend((), terms, set(range(n)), 0, 0)
+    descend((), terms, frozenset(range(n)), 0, 0)
     return best[2]
 
 
-def greedy_path(terms, out, volume):
-    """Multiply equal label sets, then whatever shrinks most, then what shares no labels, smallest first."""
-    out, numbers, path, following = out | frozenset.intersection(*terms), {}, [], itertools.count(len(terms))
+# --- Subscripts -----------------------------------------------------------------------------------
 
-    def add(labels, number):
-        if labels in numbers:
-            path.append((numbers[labels], number))
-            number = next(following)
-        numbers[labels] = number
-
-    def offer(a, others):
-        if others:
-            heapq.heappush(queue, min((candidate(a, b) for b in others), key=lambda cost: cost[0]))
-
-    def candidate(a, b):
-        ab = frozenset(c for c in a | b if c in out or sum(c in k for k in numbers) > (c in a) + (c in b))
-        (i, a), (j, b) = sorted([(numbers[a], a), (numbers[b], b)], key=lambda cost: cost[0])
-        return (volume(ab) - volume(a) - volume(b), j, i), a, b, ab
-
-    for number, labels in enumerate(terms):
-        add(labels, number)
-    queue = []
-    for c in frozenset().union(*numbers) - out:
-        users = sorted((k for k in numbers if c in k), key=numbers.get)
-        for n, a in enumerate(users):
-            offer(a, users[n + 1:])
-    while queue:
-        _, a, b, ab = heapq.heappop(queue)
-        if a in numbers and b in numbers:
-            path.append((numbers.pop(a), numbers.pop(b)))
-            add(ab, next(following))
-            offer(ab, [k for k in numbers if k != ab and k & ab - out])
-    queue = sorted((volume(k & out), i, k) for k, i in numbers.items())
-    while len(queue) > 1:
-        (_, i, a), (_, j, b), *queue = queue
-        path.append((min(i, j), max(i, j)))
-        ab = (a | b) & out
-        queue = sorted([*queue, (volume(ab), next(following), ab)])
-    return path
-
-
-# --- Subscripts ---------------------------------------------------------------------------------------------
-
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(4096)
 def subscripts(text, ranks):
     """(parts, out) of einsum's subscripts for operands of these ranks, each axis with a letter of its own."""
     inputs, arrow, out = text.replace(" ", "").partition("->")
     if not arrow:
         letters = inputs.replace(",", "").replace("...", "")
         out = "..." * ("..." in inputs) + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
-    spare = [c for c in _LETTERS if c not in text]
-    wide = [rank - len(part.replace("...", "")) for part, rank in zip(inputs.split(","), ranks)]
-    stretch = max((n for n, part in zip(wide, inputs.split(",")) if "..." in part), default=0)
-    fill = lambda part, n: part.replace("...", "".join(spare[stretch - n:stretch]))
-    return tuple(map(fill, inputs.split(","), wide)), fill(out, stretch)
-
-
-def matmul_subscripts(name, m, n):
-    """Subscripts of matmul and its kin for operands of ranks m and n."""
-    if name == "matmul":
-        a, b = "j" if m == 1 else "...ij", "j" if n == 1 else "...jk"
-        return f"{a},{b}->...{'i' * (m > 1)}{'k' * (n > 1)}"
-    return {"vecdot": "...i,...i->...", "matvec": "...ij,...j->...i", "vecmat": "...i,...ij->...j"}[name]
+    inputs, spare = inputs.split(","), [c for c in _LETTERS if c not in text]
+    wide = [(rank - len(part) + 3) * ("..." in part) for part, rank in zip(inputs, ranks)]
+    fill = lambda part, n: part.replace("...", "".join(spare[max(wide) - n:max(wide)]))
+    return tuple(map(fill, inputs, wide)), fill(out, max(wide))
 
 
 def axes_labels(m, n, a_axes, b_axes):
@@ -1599,69 +1442,55 @@ def axes_labels(m, n, a_axes, b_axes):
     return (a, "".join(b)), "".join(c for c in (*a, *b) if (c in a) != (c in b))
 
 
-def tensordot(shapes, axes, syms, same, book):
-    """(operations, multiplications, symmetry of the result) of tensordot over two lists of axes.
-
-    0.7 counts products alone, shared out to the distinct elements of the result, and takes negative axes
-    for kept.
-    """
-    kept = [[i for i in range(len(shape)) if i not in {a if book == "0.7" else a % len(shape) for a in ax}]
-            for shape, ax in zip(shapes, axes)]
-    parts, out = axes_labels(len(shapes[0]), len(shapes[1]), *axes)
-    symmetry = stabiliser(side_by_side(*(v for s, k in zip(syms, kept) for v in (stabiliser(s, k), len(k)))),
-                          range(len(out)))
-    if book == "0.7" and not list(axes[0]) == list(axes[1]) == [*range(max(map(len, shapes)))]:
-        size = dict(zip("".join(parts), sum(shapes, ())))
-        result = tuple(size[c] for c in out)
-        products = math.prod(shapes[1]) * math.prod(shapes[0][i] for i in kept[0])
-        return products * orbits(symmetry, result) // (math.prod(result) or 1), 0, symmetry
-    return *contraction(parts, out, shapes, syms, same, book)[:2], symmetry
-
-
 # ---- the operations that are contractions --------------------------------------------------------
 
 CONTRACTIONS = "einsum matmul dot inner outer vdot vecdot matvec vecmat tensordot".split()
+_BATCHED = {"vecdot": "...i,...i->...", "matvec": "...ij,...j->...i", "vecmat": "...i,...ij->...j"}
 
 
 @functools.lru_cache(4096)
-def priced_product(name, argument, shapes, syms, same, book):
-    """(operations, multiplications, symmetry of the result, subscripts) of a contraction."""
+def priced_product(name, meeting, shapes, syms, same, book):
+    """(operations, multiplications, symmetry of the result, subscripts) of a contraction.
+
+    meeting: subscripts, or for each of two operands the axes where they meet.
+    """
     ranks = tuple(map(len, shapes))
-    if name == "tensordot":
-        parts, out = axes_labels(*ranks, *argument)
-        priced = tensordot(shapes, argument, syms, same, book)
-    else:
-        if name == "einsum":
-            parts, out = subscripts(argument, ranks)
-        elif name in ("dot", "inner", "outer", "vdot"):
-            parts, out = axes_labels(*ranks, *argument)
-        else:
-            parts, out = subscripts(matmul_subscripts(name, *ranks), ranks)
-        priced = contraction(parts, out, shapes, syms, same, book)
-    return (*priced, f"{','.join(parts)}->{out}")
+    parts, out = subscripts(meeting, ranks) if isinstance(meeting, str) else axes_labels(*ranks, *meeting)
+    cost, products, symmetry = contraction(parts, out, shapes, syms, same, book)
+    if name == "tensordot":                 # marks what its operands' symmetries leave, not what they make
+        kept = [[i for i, c in enumerate(part) if c in out] for part in parts]
+        symmetry = side_by_side(*[x for s, axes in zip(syms, kept) for x in (stabiliser(s, axes), len(axes))])
+        if book == "0.7" and not meeting[0] == meeting[1] == (*range(max(ranks)),):
+            # Products alone, shared out to the distinct elements; negative axes are taken for kept.
+            result = tuple([shape[i] for shape, axes in zip(shapes, kept) for i in axes])
+            dense = math.prod([*shapes[1], *(n for i, n in enumerate(shapes[0]) if i not in meeting[0])])
+            cost, products = dense * orbits(symmetry, result) // (math.prod(result) or 1), 0
+    return cost, products, symmetry, f"{','.join(parts)}->{out}"
 
 
 def product_of(name, args, kwargs, book):
     """priced_product of a call."""
-    operands, argument = args[:2], None
+    operands, meeting = args[:2], _BATCHED.get(name)
     if name == "einsum":
-        argument, *operands = args
+        meeting, *operands = args
     shapes = tuple([shape_of(a) for a in operands])
-    syms = tuple([getattr(a, "_group", None) for a in operands])
+    m, n = [*map(len, shapes), 0][:2]
     if name in ("outer", "vdot"):
-        syms = tuple([sym if len(shape) == 1 else None for sym, shape in zip(syms, shapes)])
         shapes = tuple([(math.prod(shape),) for shape in shapes])
-        argument = ((), ()) if name == "outer" else ((0,), (0,))
+        meeting = ((), ()) if name == "outer" else ((0,), (0,))
     elif name in ("dot", "inner"):
-        a, b = map(len, shapes)
-        argument = ((a - 1,), (max(b - 2, 0) if name == "dot" else b - 1,)) if a and b else ((), ())
+        meeting = ((m - 1,), (max(n - 2, 0) if name == "dot" else n - 1,)) if m and n else ((), ())
+    elif name == "matmul":
+        i, k = "i" * (m > 1), "k" * (n > 1)
+        meeting = f"{i and '...'}{i}j,{k and '...'}j{k}->...{i}{k}"
     elif name == "tensordot":
         axes = args[2] if len(args) > 2 else kwargs.get("axes", 2)
         if isinstance(axes, (int, np.integer)):
-            axes = range(len(shapes[0]) - axes, len(shapes[0])), range(axes)
-        argument = tuple([tuple(np.atleast_1d(side).tolist()) for side in axes])
+            axes = range(m - axes, m), range(axes)
+        meeting = tuple([tuple(np.atleast_1d(side).tolist()) for side in axes])
+    syms = tuple([None if name in ("outer", "vdot") else getattr(a, "_group", None) for a in operands])
     ids = [id(a) for a in operands]
-    return priced_product(name, argument, shapes, syms, tuple([ids.index(i) for i in ids]), book)
+    return priced_product(name, meeting, shapes, syms, tuple([ids.index(i) for i in ids]), book)
 
 
 # ======================================================================================
@@ -1699,7 +1528,7 @@ _default_book = os.environ.get("WHESTBENCH_PRICES", "0.7")
 
 
 class _Thread(threading.local):
-    active = None
+    active, drawing = None, False       # its context; whether a random draw is under way
 
 
 _thread = _Thread()
@@ -1729,7 +1558,7 @@ class BudgetContext:
         self.namespace = self._label = namespace
         self.flops_used = 0
         self.exhausted = None               # the last BudgetExhaustedError or TimeExhaustedError, if any
-        self._log, self._times, self._records = [], [], []
+        self._log, self._records = [], []
         self.flopscope_backend_time_s = 0.0         # seconds inside NumPy
         self.flopscope_overhead_time_s = 0.0        # seconds inside this counter
         self._paused, self._deadline, self._start, self._wall = 0.0, math.inf, None, None
@@ -1742,8 +1571,7 @@ class BudgetContext:
             self.exhausted = BudgetExhaustedError(op_name, flop_cost=cost, flops_remaining=remaining)
             raise self.exhausted
         self.flops_used = used = self.flops_used + cost
-        self._log.append((op_name, subscripts, shapes, cost, used, self.namespace, start, dtype))
-        self._times.append((0.0, 0.0))
+        self._log.append([op_name, subscripts, shapes, cost, used, self.namespace, start, 0.0, 0.0, dtype])
         if self.on_charge is not None:
             self.on_charge(self, op_name, cost)
         if start is not None and start > self._deadline:
@@ -1753,7 +1581,7 @@ class BudgetContext:
         """Book the seconds that the operation charged last took in NumPy and in the counter."""
         self.flopscope_backend_time_s += backend
         self.flopscope_overhead_time_s += overhead
-        self._times[-1] = backend, overhead
+        self._log[-1][7:9] = backend, overhead
         if now > self._deadline:
             self._out_of_time(self._log[-1][0])
 
@@ -1811,10 +1639,9 @@ class BudgetContext:
     @property
     def op_log(self):
         """One OpRecord for each charge, in order."""
-        done = len(self._records)
-        for (*head, start, dtype), times in zip(self._log[done:], self._times[done:]):
+        for *head, start, backend, overhead, dtype in self._log[len(self._records):]:
             offset = 0.0 if start is None or self._start is None else start - self._start
-            self._records.append(OpRecord(*head, offset, *times, dtype and str(dtype)))
+            self._records.append(OpRecord(*head, offset, backend, overhead, dtype and str(dtype)))
         return self._records
 
     @property
@@ -1835,7 +1662,7 @@ class BudgetContext:
 
     def summary_dict(self, by_namespace=False):
         """Totals, by operation and, if asked, by namespace."""
-        return _summary(self.flop_budget, _totals({}, self._log, self._times), by_namespace, self.wall_time_s,
+        return _summary(self.flop_budget, _totals({}, self._log), by_namespace, self.wall_time_s,
                         self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
 
     def summary(self, by_namespace=False):
@@ -1846,33 +1673,32 @@ class BudgetContext:
 _TOTALS = "flop_cost", "calls", "flopscope_backend_time_s", "flopscope_overhead_time_s"
 
 
-def _totals(rows, log, times):
+def _added(row, *amounts):
+    return [a + b for a, b in zip(row or (0, 0, 0.0, 0.0), amounts)]
+
+
+def _totals(rows, log):
     """{(namespace, operation): [flops, calls, backend s, overhead s]}, with this log added."""
-    for (op_name, _, _, cost, _, space, *_), (backend, overhead) in zip(log, times):
-        row = rows.get((space, op_name), (0, 0, 0.0, 0.0))
-        rows[space, op_name] = [row[0] + cost, row[1] + 1, row[2] + backend, row[3] + overhead]
+    for op_name, _, _, cost, _, space, _, backend, overhead, _ in log:
+        rows[space, op_name] = _added(rows.get((space, op_name)), cost, 1, backend, overhead)
     return rows
 
 
 def _summary(flop_budget, rows, by_namespace, wall, backend, overhead):
-    def add(table, name, row):
-        total = table.setdefault(name, dict.fromkeys(_TOTALS, 0))
-        for key, value in zip(_TOTALS, row):
-            total[key] += value
-
-    operations, spaces = {}, {}
+    operations, spaces, inside = {}, {}, {}
     for (space, op_name), row in rows.items():
-        total, inside = spaces.setdefault(space, ({}, {}))
-        add(operations, op_name, row), add(total, space, row), add(inside, op_name, row)
+        operations[op_name] = _added(operations.get(op_name), *row)
+        spaces[space] = _added(spaces.get(space), *row)
+        inside.setdefault(space, {})[op_name] = dict(zip(_TOTALS, row))
     used = sum(row[0] for row in rows.values())
     summary = {"flop_budget": flop_budget, "flops_used": used, "flops_remaining": flop_budget - used,
-               "operations": operations, "wall_time_s": wall, "flopscope_backend_time_s": backend,
-               "flopscope_overhead_time_s": overhead,
+               "operations": {name: dict(zip(_TOTALS, row)) for name, row in operations.items()},
+               "wall_time_s": wall, "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead,
                "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead)}
     if by_namespace:
         summary["by_namespace"] = {
-            space: {"flops_used" if key == "flop_cost" else key: value for key, value in total[space].items()}
-            | {"operations": inside} for space, (total, inside) in spaces.items()}
+            space: dict(zip(("flops_used", *_TOTALS[1:]), row)) | {"operations": inside[space]}
+            for space, row in spaces.items()}
     return summary
 
 
@@ -1880,20 +1706,16 @@ def _summary_text(total, by_namespace, label=None):
     if not total["operations"]:
         return "No budget data recorded yet."
     used, given, wall = total["flops_used"], total["flop_budget"], total["wall_time_s"]
-
-    def table(title, rows, key):
-        yield f"\n  {title}:"
-        for name, row in sorted(rows.items(), key=lambda item: -item[1][key]):
-            calls = f"[{row['calls']} call{'s' * (row['calls'] != 1)}]"
-            share = row[key] / max(used, 1)
-            yield f"    {name or '(unlabeled)':<20} {row[key]:>15,}  ({share:6.1%})  {calls}"
     title = "flopscope FLOP Budget Summary"
     lines = [title + (f" [{label}]" if label else ""), "=" * len(title),
              f"  Total budget:     {given:>19,}", f"  Used:             {used:>19,}  ({used / given:.1%})",
              f"  Remaining:        {given - used:>19,}  ({1 - used / given:.1%})"]
-    if by_namespace:
-        lines += table("By namespace", total["by_namespace"], "flops_used")
-    lines += table("By operation", total["operations"], "flop_cost")
+    for name, key in (("namespace", "flops_used"),) * by_namespace + (("operation", "flop_cost"),):
+        lines.append(f"\n  By {name}:")
+        rows = total["operations" if name == "operation" else "by_namespace"]
+        for name, row in sorted(rows.items(), key=lambda item: -item[1][key]):
+            calls = f"[{row['calls']} call{'s' * (row['calls'] != 1)}]"
+            lines.append(f"    {name or '(unlabeled)':<20} {row[key]:>15,}  ({row[key] / max(used, 1):6.1%})  {calls}")
     if wall is not None:
         lines.append(f"\n  Total Wall Time:     {wall:.3f}s")
         for name in ("Flopscope Backend", "Flopscope Overhead", "Residual Wall Time"):
@@ -1913,7 +1735,7 @@ class _Session:
         """Add what this context did since it was recorded last."""
         key, done, backend, overhead = context._recorded
         self.flop_budget += 0 if key is self.key else context.flop_budget
-        _totals(self.rows, context._log[done:], context._times[done:])
+        _totals(self.rows, context._log[done:])
         if context.wall_time_s is not None:
             self.wall = (self.wall or 0.0) + context.wall_time_s
         self.backend += context.flopscope_backend_time_s - backend
@@ -2118,9 +1940,9 @@ STATS = {f"stats.{name}.{method}": _distribution_method(name, method, standard)
 # ======================================================================================
 # fnp
 #
-# NumPy's names, counted. `counted` makes every function from the price registry and the NumPy function
-# of the same name: ask the book, pay, run it on plain views, dress the result. The tables hold what
-# behaves otherwise, and what results are known to be symmetric.
+# NumPy's names, counted. `counted` makes every function from the price table and the NumPy function of the
+# same name: ask the book, pay, run it on plain views, dress the result. The tables hold what behaves
+# otherwise, and which results are known to be symmetric.
 # ======================================================================================
 
 _getitem, _setitem = np.ndarray.__getitem__, np.ndarray.__setitem__
@@ -2133,6 +1955,7 @@ class FlopscopeArray(np.ndarray):
     _group = None           # a SymmetricTensor's group of axis permutations
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        _warn(f"np.{ufunc.__name__} met a counted array: call fnp.{ufunc.__name__} instead")
         if out is not None:
             kwargs["out"] = out if len(out) > 1 else out[0]
         if method != "__call__":
@@ -2145,7 +1968,10 @@ class FlopscopeArray(np.ndarray):
         name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if name in _PASSED_THROUGH:
             return function(*bare(args), **_bare_values(kwargs))
-        return _FUNCTIONS[name](*args, **kwargs) if name in _ROUTED else NotImplemented
+        if name not in _ROUTED:
+            return NotImplemented
+        _warn(f"np.{name} met a counted array: call fnp.{name} instead")
+        return _FUNCTIONS[name](*args, **kwargs)
 
     def __getitem__(self, key):
         kind = type(key)
@@ -2164,15 +1990,6 @@ class FlopscopeArray(np.ndarray):
     def __hash__(self):
         raise TypeError(f"unhashable type: {type(self).__name__!r}")
 
-    def __reduce__(self):
-        rebuild, parts, state = super().__reduce__()
-        return rebuild, parts, (*state, self._group)
-
-    def __setstate__(self, state):
-        super().__setstate__(state[:-1])
-        if state[-1]:
-            self._group = state[-1]
-
 
 class SymmetricTensor(FlopscopeArray):
     """A counted array known to be symmetric under permutations of its axes: prices count its orbits."""
@@ -2189,6 +2006,15 @@ class SymmetricTensor(FlopscopeArray):
     def copy(self, order="C"):
         return tagged(super().copy(order).view(FlopscopeArray), self._group)
 
+    def __copy__(self):
+        return tagged(np.array(self).view(FlopscopeArray), self._group)
+
+    def __deepcopy__(self, memo):
+        return self.__copy__()
+
+    def __reduce__(self):
+        return tagged, (self.view(FlopscopeArray), self._group)
+
     def flatten(self, order="C"):
         return _FUNCTIONS["ravel"](self, order).view(np.ndarray)
 
@@ -2200,20 +2026,16 @@ class SymmetricTensor(FlopscopeArray):
         return self.transpose()
 
     def transpose(self, *axes):
-        axes = axes[0] if len(axes) == 1 else axes or None
-        return _passed_on("transpose", (self, axes), {}, self.view(FlopscopeArray).transpose(axes))
+        return self._moved("transpose", axes[0] if len(axes) == 1 else axes or None)
 
     def swapaxes(self, *axes):
-        return _passed_on("swapaxes", (self, *axes), {}, self.view(FlopscopeArray).swapaxes(*axes))
+        return self._moved("swapaxes", *axes)
 
     def squeeze(self, axis=None):
-        return _passed_on("squeeze", (self, axis), {}, self.view(FlopscopeArray).squeeze(axis))
+        return self._moved("squeeze", axis)
 
-    def __copy__(self):
-        return tagged(np.array(self, subok=False).view(FlopscopeArray), self._group)
-
-    def __deepcopy__(self, memo):
-        return self.__copy__()
+    def _moved(self, name, *axes):
+        return _passed_on(name, (self, *axes), {}, getattr(self.view(FlopscopeArray), name)(*axes))
 
 
 def tagged(array, group):
@@ -2227,8 +2049,6 @@ def tagged(array, group):
 def bare(a):
     """`a` with every counted array in it, also in lists and tuples, as a plain view of the same memory."""
     kind = type(a)
-    if kind is FlopscopeArray:
-        return a.view(np.ndarray)
     if kind is list or kind is tuple:
         return kind([bare(item) for item in a])
     return a.view(np.ndarray) if isinstance(a, FlopscopeArray) else a
@@ -2238,127 +2058,141 @@ def _bare_values(kwargs):
     return {key: bare(value) for key, value in kwargs.items()}
 
 
-def dress(result, args=()):
-    """A result as callers see it: counted arrays, NumPy scalars as 0-d arrays."""
+def dress(result, args=(), scalars=True):
+    """A result as callers see it: counted arrays; NumPy scalars as 0-d arrays, unless they are to stay."""
     kind = type(result)
-    if kind is np.ndarray:
-        return result.view(FlopscopeArray)
-    if kind is tuple or kind is list:
-        return kind([dress(item) for item in result])
-    if isinstance(result, np.generic):
+    if kind is np.ndarray or scalars and isinstance(result, np.generic):
         return np.asarray(result).view(FlopscopeArray)
-    return kind(*[dress(item) for item in result]) if isinstance(result, tuple) else result
+    if kind is tuple or kind is list:
+        return kind([dress(item, args, scalars) for item in result])
+    return kind(*[dress(item, args, scalars) for item in result]) if isinstance(result, tuple) else result
 
 
 def _dress_arrays(result, args=()):
-    """The same where NumPy scalars stay what they are."""
-    if isinstance(result, tuple):
-        items = [_dress_arrays(item) for item in result]
-        return type(result)(*items) if hasattr(result, "_fields") else tuple(items)
-    return result.view(FlopscopeArray) if type(result) is np.ndarray else result
+    return dress(result, args, scalars=False)
 
 
 def _any_counted(args):
     return any(isinstance(a, FlopscopeArray) or type(a) in (list, tuple) and _any_counted(a) for a in args)
 
 
+def _warn(message, category=UserWarning):
+    """Warn at the line that called into this file."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals is globals():
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
 # ---- the wrapper ------------------------------------------------------------------------------------------
 
-_PLAIN_KINDS = {int, float, bool, type(None), str, tuple, type}
-
-
-def _key_of(args, kwargs):
-    """All that the price of a plain call depends on: shapes, dtypes, scalars. None if there is more to it."""
-    key = []
-    for a in args:
-        kind = type(a)
-        if kind is FlopscopeArray or kind is np.ndarray:
-            key += a.shape, a.dtype
-        elif kind in _PLAIN_KINDS:
-            key += kind, a
-        else:
-            return None
-    if len(args) == 2 and args[0] is args[1]:
-        key.append("same")
-    for name, value in kwargs.items():
-        if type(value) not in _PLAIN_KINDS:
-            return None
-        key += name, type(value), value
-    return tuple(key)
+_PLAIN_KINDS = {int, float, bool, type(None), str, type}
+_ARRAYS = {np.ndarray, FlopscopeArray}
 
 
 def counted(name, function):
     """The counted version of a NumPy function: charge, run it on plain views, dress what it returns."""
-    finish, logged, multiplies = _FINISH.get(name, dress), _LOGGED_AS.get(name, name), name in CONTRACTIONS
-    remembers, passes_on, makes = name in _BY_SHAPE, name in SYMMETRIES or multiplies, name in _MAKERS
-    known = {book: {} for book in PRICES}
-
-    def call(*args, **kwargs):
-        start = _clock()
-        context = _thread.active or active_budget()
-        book = context.book
-        key = _key_of(args, kwargs) if remembers else None
-        bill = known[book.name].get(key)
-        if bill is None:
-            if not args and kwargs:
-                first = next(iter(inspect.signature(function).parameters))
-                args = (kwargs.pop(first),) if first in kwargs else ()
-            if name in book.after:
-                return _charge_after(name, function, context, args, kwargs, start)
-            bill = *book.charge(name, args, kwargs), *_logged_shapes(name, args, kwargs, book)
-            if key is not None and len(known[book.name]) < 4096:
-                known[book.name][key] = bill
-        free = name in book.unlogged
-        if not free:
-            context.charge(logged, *bill, start)
-        plain, plain_kwargs = [bare(a) for a in args], _bare_values(kwargs) if kwargs else kwargs
-        begun = _clock()
-        result = function(*plain, **plain_kwargs)
-        ended = _clock()
-        if kwargs and kwargs.get("out") is not None:
-            result = kwargs["out"]
-            _written(result, book)
-        else:
-            if name not in book.plain and (name not in book.as_given or _any_counted(args)):
-                result = finish(result, args)
-            if passes_on and (key is None or makes and (not multiplies or key[-1] == "same")):
-                result = _passed_on(name, args, kwargs, result)
-        if name in _WRITERS:
-            _written(args[0], book)
-        if not free:
-            now = _clock()
-            context.settle(ended - begun, begun - start + now - ended, now)
-        return result
+    if name not in _BY_SHAPE:
+        def call(*args, **kwargs):
+            return _run(name, function, args, kwargs)
+    else:
+        call = _counted_by_shape(name, function)
     call.__name__ = call.__qualname__ = name.rpartition(".")[2]
     call.__doc__ = function.__doc__
     return call
 
 
-def _logged_shapes(name, args, kwargs, book):
-    """(shapes, subscripts) for the log: all operands of pointwise operations and products, else the first."""
-    if name in CONTRACTIONS:
-        operands = args[1:] if name == "einsum" else args[:2]
-        return tuple([shape_of(a) for a in operands]), product_of(name, args, kwargs, book.name)[3]
-    if name in UFUNCS:
-        return tuple([shape_of(a) for a in args]), None
-    return ((args[0].shape,) if args and isinstance(args[0], np.ndarray) else ()), None
+def _counted_by_shape(name, function):
+    """The same where the bill follows from shapes, dtypes and scalars: it is looked up, so that a call is quick."""
+    pointwise, multiplies, finish, known = name in UFUNCS, name in CONTRACTIONS, _FINISH.get(name, dress), {}
+    method = getattr(np.ndarray, name) if name in _QUICK_METHODS else None
 
-
-def _charge_after(name, function, context, args, kwargs, start):
-    """The price depends on the result, or the real package works first: run, then charge."""
-    book, plain, plain_kwargs = context.book, [bare(a) for a in args], _bare_values(kwargs)
-    begun = _clock()
-    result = function(*plain, **plain_kwargs)
-    ended = _clock()
-    cost, dtype = book.charge(name, args, kwargs, result)
-    if name not in book.unlogged:
-        context.charge(name, cost, dtype, start=start)
+    def call(*args, **kwargs):
+        start = _clock()
+        context = _thread.active or active_budget()
+        key, plain = [context.book], []
+        for a in args:
+            kind = type(a)
+            if kind in _ARRAYS:
+                key += kind, a.shape, a.dtype
+                plain.append(a.view(np.ndarray) if kind is FlopscopeArray else a)
+            elif kind in _PLAIN_KINDS:
+                key += (kind,) if pointwise else (kind, a)
+                plain.append(a)
+            else:
+                return _run(name, function, args, kwargs)
+        for parameter, value in kwargs.items():
+            if type(value) not in _PLAIN_KINDS:
+                return _run(name, function, args, kwargs)
+            key += parameter, type(value), value
+        if not args or multiplies and args[0] is args[-1]:
+            return _run(name, function, args, kwargs)
+        key = tuple(key)
+        if key not in known:
+            if len(known) > 4096:
+                known.clear()
+            known[key] = _bill(name, args, kwargs, context.book), _stays_plain(name, args, context.book)
+        bill, stays_plain = known[key]
+        context.charge(name, *bill, start)
+        work = method if method and type(plain[0]) is np.ndarray else function
+        begun = _clock()
+        result = work(*plain, **kwargs)
+        ended = _clock()
+        if not stays_plain:
+            result = result.view(FlopscopeArray) if type(result) is np.ndarray else finish(result, args)
         now = _clock()
         context.settle(ended - begun, begun - start + now - ended, now)
-    if kwargs.get("out") is not None or name in book.plain:
-        return result if name in book.plain else kwargs["out"]
-    result = _FINISH.get(name, dress)(result, args)
-    return _passed_on(name, args, kwargs, result) if name in SYMMETRIES else result
+        return result
+    return call
+
+
+def _run(name, function, args, kwargs, logged=None):
+    """Any counted call. What the price knows only from the result is charged after the work."""
+    start, context = _clock(), active_budget()
+    book, logged = context.book, logged or _LOGGED_AS.get(name, name)
+    if not args and kwargs and name in _FUNCTIONS:
+        first = next(iter(inspect.signature(function).parameters))
+        args = (kwargs.pop(first),) if first in kwargs else ()
+    late, free = name in book.after, name in book.unlogged
+    bill = None if late else _bill(name, args, kwargs, book)
+    if not (late or free):
+        context.charge(logged, *bill, start)
+    begun = _clock()
+    result = function(*bare(args), **_bare_values(kwargs))
+    ended = _clock()
+    if late:
+        bill = book.charge(name, args, kwargs, result)
+        if not free:
+            context.charge(logged, *bill, start=start)
+    if kwargs.get("out") is not None and name in _FUNCTIONS:        # but samplers dress it
+        result = dress(kwargs["out"]) if name in ("take", "concatenate") else kwargs["out"]
+        _written(result, book)
+    else:
+        if not _stays_plain(name, args, book):
+            result = _FINISH.get(name, dress)(result, args)
+        if name in SYMMETRIES or name in CONTRACTIONS:
+            result = _passed_on(name, args, kwargs, result)
+    if name in _WRITERS:
+        _written(args[0], book)
+    if not free:
+        now = _clock()
+        context.settle(ended - begun, begun - start + now - ended, now)
+    return result
+
+
+def _bill(name, args, kwargs, book):
+    """(FLOPs, dtype, shapes, subscripts): the log shows all operands of products and pointwise operations."""
+    subscripts, shown = None, args if name in UFUNCS else args[:1]
+    if name in CONTRACTIONS:
+        subscripts = product_of(name, args, kwargs, book.name)[3]
+        shown = args[1:] if name == "einsum" else args[:2]
+    elif shown and name not in UFUNCS and not isinstance(shown[0], np.ndarray):
+        shown = ()
+    return *book.charge(name, args, kwargs), tuple([shape_of(a) for a in shown]), subscripts
+
+
+def _stays_plain(name, args, book):
+    return name in book.plain or name in _PLAIN_FROM_PLAIN[book.name] and not _any_counted(args)
 
 
 def _fancy_index(array, key):
@@ -2367,8 +2201,8 @@ def _fancy_index(array, key):
     keys = key if type(key) is tuple else (key,)
     keys = [k for k in keys if isinstance(k, (list, np.ndarray, bool, np.bool_))]
     if keys and context.book.immutable:
-        cost, dtype = context.book.charge("getitem", (array, bare(keys)), {}, result)
-        context.charge("getitem", cost, dtype, (array.shape,), start=start)
+        bill = context.book.charge("getitem", (array, bare(keys)), {}, result)
+        context.charge("getitem", *bill, (array.shape,), start=start)
     return result
 
 
@@ -2387,11 +2221,11 @@ def _without(a, axis, keepdims=False):
     if axis is None:
         return None
     axes = axes_of(a.shape, axis)
-    return along(a._group, a.ndim, axes) if keepdims else stabiliser(a._group, _others(a, axes))
+    return along(a._group, a.ndim, axes) if keepdims else _kept(a, axes)
 
 
-def _others(a, axes):
-    return [i for i in range(a.ndim) if i not in axes]
+def _kept(a, gone):
+    return stabiliser(a._group, [i for i in range(a.ndim) if i not in gone])
 
 
 def _permuted(function, a, *places):
@@ -2405,60 +2239,59 @@ def _picked(a, key):
     return indexed(a._group, a.shape, key) if basic else None
 
 
-def _untouched(a, axis):
-    return None if axis is None or moved(a._group) & set(axes_of(a.shape, axis)) else a._group
+def _untouched(a, axes):
+    return None if moved(a._group) & set(axes) else a._group
 
 
 def _squeezed(a, axis):
     axes = [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis)
-    return None if moved(a._group) & set(axes) else stabiliser(a._group, _others(a, axes))
+    return _untouched(a, axes) and _kept(a, axes)
 
 
 def _joined(arrays, axis):
-    groups = [_group_of(a) for a in arrays]
+    groups, ndim = [_group_of(a) for a in arrays], np.ndim(arrays[0])
     if axis is None or not all(groups):
         return None
-    return common([along(group, arrays[0].ndim, [axis % arrays[0].ndim]) for group in groups])
+    return common([along(group, ndim, [axis % ndim]) for group in groups])
 
 
-def _within(namespace, names):
-    return " ".join(f"{namespace}.{name}" for name in names.split())
+def _filled(result, fill=0, like=None, k=0):
+    """All elements alike, or all off the diagonal: symmetric in all axes of equal extent."""
+    if k or shape_of(fill):
+        return None
+    same = like is not None and shape_of(like) == result.shape
+    return same and _group_of(like) or full_symmetry(result.shape)
 
 
-UNARY, BINARY = (" ".join(op for op, ufunc in UFUNCS.items() if (ufunc.nin, ufunc.nout) == arity and op not in PRICES["0.12"].plain)
-                 for arity in ((1, 1), (2, 1)))
-# What a result is symmetric under, where an operand is symmetric; or whatever the operands, for the makers.
-_SYMMETRIES = """
-UNARY fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
+UNARY, BINARY = [[op for op, ufunc in UFUNCS.items()
+                  if (ufunc.nin, ufunc.nout) == arity and op not in PRICES["0.12"].plain] for arity in ((1, 1), (2, 1))]
+# What a result is symmetric under: where an operand is symmetric, or whatever the operands, for the makers.
+_SYMMETRIES = f"""
+{" ".join(UNARY)} fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
     copy linalg.inv (x): x._group
-BINARY clip (*operands, result): _shared(operands, result)
+{" ".join(BINARY)} clip (*operands, result): _shared(operands, result)
 sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
     nanmean nanstd nanvar nanargmax nanargmin median nanmedian ptp
     average (a, axis=None, *_, keepdims=False): _without(a, axis, keepdims)
 cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None and accumulated(
     a._group, a.ndim, axis % a.ndim, book)
-zeros ones identity (*_, result): full_symmetry(result.shape)
-zeros_like ones_like (a, *_, result): _like(a, result)
-full (shape, fill_value, *_, result, book): full_symmetry(result.shape) if book == "0.7" or not shape_of(fill_value) else None
-full_like (a, fill_value, *_, result): _like(a, result) if not shape_of(fill_value) else None
-eye (N, M=None, k=0, *_, result): full_symmetry(result.shape) if k == 0 else None
-diag (v, k=0, *_, result): full_symmetry(result.shape) if k == 0 and len(shape_of(v)) == 1 else None
-diagflat (v, k=0, *_, result): full_symmetry(result.shape) if k == 0 else None
-transpose permute_dims (a, *axes): _permuted(np.transpose, a, *axes)
-swapaxes (a, *axes): _permuted(np.swapaxes, a, *axes)
-moveaxis (a, *axes): _permuted(np.moveaxis, a, *axes)
-rollaxis (a, *axes): _permuted(np.rollaxis, a, *axes)
-matrix_transpose (a): _permuted(np.matrix_transpose, a)
+zeros ones identity (*_, result): _filled(result)
+zeros_like ones_like (a, *_, result): _filled(result, like=a)
+full (shape, fill, *_, result, book): _filled(result, fill if book != "0.7" else 0)
+full_like (a, fill, *_, result): _filled(result, fill, a)
+eye (N, M=None, k=0, *_, result): _filled(result, k=k)
+diag (v, k=0, *_, result): _filled(result, k=k or len(shape_of(v)) != 1)
+diagflat (v, k=0, *_, result): _filled(result, k=k)
+transpose permute_dims swapaxes moveaxis rollaxis
+    matrix_transpose (a, *axes, name): _permuted(getattr(np, name), a, *axes)
 getitem (a, key): _picked(a, key)
 reshape (a, *_, result): reshaped(a._group, a.shape, result.shape)
 squeeze (a, axis=None): _squeezed(a, axis)
-repeat roll (a, n, axis=None): _untouched(a, axis)
-tile (a, reps): tiled(a._group, a.ndim, tuple(np.atleast_1d(reps).tolist()))
-flip (m, axis=None): flipped(m._group, axes_of(m.shape, axis))
-fliplr (m): flipped(m._group, (1,))
-flipud (m): flipped(m._group, (0,))
-concatenate concat (arrays, axis=0): _joined(arrays, axis)
-vstack row_stack (arrays): _joined(arrays, 0)
+repeat roll (a, n, axis=None): None if axis is None else _untouched(a, axes_of(a.shape, axis))
+tile (a, reps): tiled(a._group, a.ndim, tuple(np.atleast_1d(bare(reps)).tolist()))
+flip fliplr flipud (m, axis=None, *_, name): flipped(
+    m._group, dict(fliplr=(1,), flipud=(0,)).get(name) or axes_of(m.shape, axis))
+concatenate concat vstack row_stack (arrays, axis=0): _joined(arrays, axis)
 hstack column_stack (arrays): _joined(arrays, 1)
 stack (arrays, axis=0, *_, result): stacked(
     [_group_of(a) for a in arrays], result.ndim - 1, axis % result.ndim)
@@ -2468,18 +2301,11 @@ expand_dims (a, axis, *_, result): expanded(
     _group_of(a), len(shape_of(a)), sorted(axes_of(result.shape, axis)))
 """
 SYMMETRIES = {}
-for _row in _SYMMETRIES.replace("UNARY", UNARY).replace("BINARY", BINARY).replace("\n    ", " ").strip().splitlines():
-    _head, _, _rule = _row.partition("): ")
-    _names, _, _arguments = _head.partition("(")
+for _names, _arguments, _rule in re.findall(r"(.+) \((.*?)\): (.+)", _SYMMETRIES.replace("\n    ", " ")):
     _rest = "**__" if "*" in _arguments else "*_, **__"
-    SYMMETRIES.update(dict.fromkeys(_names.split(), eval(f"lambda {_arguments}, {_rest}: {_rule}", globals())))
+    SYMMETRIES |= dict.fromkeys(_names.split(), eval(f"lambda {_arguments}, {_rest}: {_rule}", globals()))
 _MAKERS = {*CONTRACTIONS, *"""zeros ones full zeros_like ones_like full_like eye identity diag diagflat
     broadcast_to expand_dims""".split()}
-
-
-def _like(a, result):
-    group = _group_of(a)
-    return group if group and a.shape == result.shape else full_symmetry(result.shape)
 
 
 def _of_product(name, args, kwargs, result, book):
@@ -2491,20 +2317,19 @@ def _of_product(name, args, kwargs, result, book):
 
 def _passed_on(name, args, kwargs, result):
     """`result` as a SymmetricTensor, if the operation keeps or makes a symmetry."""
-    book = active_budget().book.name
     operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
-    tagged_in = any([_group_of(a) for a in operands])
-    if not (tagged_in or name in _MAKERS) or not isinstance(result, (np.ndarray, list)):
+    symmetric = any([_group_of(a) for a in operands])
+    if not (symmetric or name in _MAKERS) or not isinstance(result, (np.ndarray, list)):
         return result
-    if name in CONTRACTIONS:
+    book, multiplies = active_budget().book.name, name in CONTRACTIONS
+    if multiplies:
         group = _of_product(name, args, kwargs, result, book)
     else:
-        group = SYMMETRIES[name](*args, **{**kwargs, "result": result, "book": book})
+        group = SYMMETRIES[name](*args, **{**kwargs, "name": name, "result": result, "book": book})
     if isinstance(result, list):
         return [tagged(a, g) for a, g in zip(result, group)]
-    lost = tagged_in and not group and result.ndim and name not in CONTRACTIONS
-    if lost and _SETTINGS["symmetry_warnings"]:
-        warnings.warn(f"{name} loses the symmetry of its operand", SymmetryLossWarning, stacklevel=4)
+    if symmetric and not (group or multiplies) and result.ndim and _SETTINGS["symmetry_warnings"]:
+        _warn(f"{name} loses the symmetry of its operand", SymmetryLossWarning)
     return tagged(result, group)
 
 
@@ -2531,7 +2356,8 @@ def _claimed(name, data, symmetry, units):
     context, plain, group = active_budget(), np.asarray(bare(data)), symmetry_group(symmetry)
     if context.book.immutable:
         dtype = inexact(plain.dtype)
-        context.charge(name, units(group, plain.size) * rate_of(dtype), dtype, (plain.shape,))
+        factor = 2 if dtype.kind == "c" else 1
+        context.charge(name, units(group, plain.size) * rate_of(dtype) * factor, dtype, (plain.shape,))
     return plain, group.over(plain.ndim)
 
 
@@ -2575,24 +2401,24 @@ def configure(**settings):
     _SETTINGS.update(settings)
 
 
-LEFT_OUT = """poly polyadd polyder polydiv polyfit polyint polymul polysub polyval roots histogram histogram2d histogramdd
-    histogram_bin_edges bartlett blackman hamming hanning kaiser packbits unpackbits apply_along_axis apply_over_axes
-    fromfunction piecewise save savez savez_compressed"""      # no price, so they raise
-
-
 # ---- exceptions, as tables --------------------------------------------------------------------------------
 
+def _within(namespace, names):
+    return [f"{namespace}.{name}" for name in names.split()]
+
+
 _SCALARS_STAY = """trace vdot interp searchsorted take digitize corrcoef unravel_index ravel_multi_index
-    trapezoid
-    linspace """ + _within("linalg", """multi_dot trace norm det matrix_norm vector_norm cond matrix_rank
-        slogdet lstsq""")
-_FINISH = dict.fromkeys(_SCALARS_STAY.split(), _dress_arrays) | {   # how results become what callers see
+    trapezoid linspace""".split() + _within("linalg", """multi_dot trace norm det matrix_norm vector_norm cond
+    matrix_rank slogdet lstsq""") + [name for name in PRICES["0.12"].rows if name.startswith("random.")]
+_FINISH = dict.fromkeys(_SCALARS_STAY, _dress_arrays) | {           # how results become what callers see
     "bmat": lambda result, args: dress(np.asarray(result)) if active_budget().book.immutable else result,
     "count_nonzero": lambda result, args: dress(result) if np.ndim(result) or len(args) > 1 else int(result),
     "isclose": lambda result, args: dress(result) if any(hasattr(a, "shape") for a in args) else bool(result),
     "average": lambda result, args: dress(np.stack(result) if isinstance(result, tuple) else result),
     **dict.fromkeys(("round", "around"), lambda result, args:
                     result.item() if type(args[0]) in _SCALARS else dress(result)),
+    **dict.fromkeys("matmul dot inner vecdot".split(), lambda result, args:
+                    result if isinstance(result, np.floating) and not _any_counted(args) else dress(result)),
     **dict.fromkeys("isreal iscomplex real imag".split(), lambda result, args: dress(np.asarray(result))),
     **dict.fromkeys(("iscomplexobj", "isrealobj"), lambda result, args:
                     result if active_budget().book.immutable else dress(np.asarray(result))),
@@ -2600,27 +2426,24 @@ _FINISH = dict.fromkeys(_SCALARS_STAY.split(), _dress_arrays) | {   # how result
 _LOGGED_AS = {"linalg.diagonal": "diagonal"}
 _WRITERS = set("copyto fill_diagonal put place putmask put_along_axis".split())
 _PLAIN_FROM_PLAIN = {
-    "0.7": set("matmul dot inner vecdot matvec vecmat".split()) | {name for name in PRICES["0.7"].rows
-            if name.startswith("linalg.")} - {"linalg.diagonal", "linalg.matrix_transpose"},
+    "0.7": {"matmul", "dot", "inner", "vecdot", "matvec", "vecmat", *[name for name in PRICES["0.7"].rows
+            if name.startswith("linalg.")]} - {"linalg.diagonal", "linalg.matrix_transpose"},
     "0.12": {"linalg.multi_dot"},
 }
-for _name, _book in PRICES.items():
-    _book.as_given = _PLAIN_FROM_PLAIN[_name]
 PRICES["0.7"].plain.add("outer")        # unless it is symmetric
 
-_BY_SHAPE = set(f"""{UNARY} {BINARY} isnan isfinite isinf sum prod max min amax amin mean std var argmax
-    argmin any all cumsum cumprod median matmul dot clip where transpose
-    reshape""".split())   # priced once for each shape
-_ROUTED = set("""sum prod mean min max amin amax std var all any cumsum cumprod argmin argmax ptp median
-    average percentile quantile sort argsort lexsort partition argpartition searchsorted digitize unique
-    unique_all unique_counts unique_inverse unique_values isin intersect1d union1d setdiff1d setxor1d where
-    tile repeat flip roll pad triu tril diagonal broadcast_to meshgrid copy astype trace diff gradient clip
-    round transpose swapaxes moveaxis reshape ravel expand_dims squeeze concatenate stack vstack hstack
-    column_stack split hsplit vsplit dsplit atleast_1d atleast_2d atleast_3d matrix_transpose dot einsum
-    tensordot inner outer cross allclose isclose array_equiv bincount vander nonzero copyto putmask place
-    select cov corrcoef""".split() + _within(
-    "linalg", """norm solve det inv pinv eig eigh eigvals eigvalsh svd qr cholesky matrix_rank lstsq multi_dot
-    matrix_power slogdet tensorsolve""").split())                   # counted also under NumPy's own name
+_QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())  # quicker than np.sum ...
+_BY_SHAPE = {*UNARY, *BINARY, *_QUICK_METHODS, *"""isnan isfinite isinf std var median clip where matmul
+    dot""".split()}
+_ROUTED = {*"""sum prod mean min max amin amax std var all any cumsum cumprod argmin argmax ptp median average
+    percentile quantile sort argsort lexsort partition argpartition searchsorted digitize unique unique_all
+    unique_counts unique_inverse unique_values isin intersect1d union1d setdiff1d setxor1d where tile repeat flip
+    roll pad triu tril diagonal broadcast_to meshgrid copy astype trace diff gradient clip round transpose swapaxes
+    moveaxis reshape ravel expand_dims squeeze concatenate stack vstack hstack column_stack split hsplit vsplit
+    dsplit atleast_1d atleast_2d atleast_3d matrix_transpose dot einsum tensordot inner outer cross allclose isclose
+    array_equiv bincount vander nonzero copyto putmask place select cov corrcoef""".split(), *_within("linalg",
+    """norm solve det inv pinv eig eigh eigvals eigvalsh svd qr cholesky matrix_rank lstsq multi_dot matrix_power
+    slogdet tensorsolve""")}                                        # counted also under NumPy's own name
 _QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
     may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
 _PASSED_THROUGH = {*_QUERIES.split(), *"""array_equal iscomplexobj isrealobj array_repr array_str
@@ -2631,15 +2454,18 @@ _COPYING_METHODS = "copy ravel reshape nonzero astype flatten choose"   # book 0
 _WRITING_METHODS = "sort partition fill put resize setfield"            # refused in book 0.12
 _OPERATORS = dict(add="add", sub="subtract", mul="multiply", truediv="true_divide", floordiv="floor_divide",
                   mod="mod", pow="power", matmul="matmul", xor="bitwise_xor", lshift="left_shift",
-                  rshift="right_shift", divmod="divmod", **{"and": "bitwise_and", "or": "bitwise_or"})
-_COMPARISONS = dict(lt="less", le="less_equal", gt="greater", ge="greater_equal", eq="equal", ne="not_equal")
-_SIGNS = dict(neg="negative", pos="positive", abs="abs", invert="invert")
+                  rshift="right_shift", **{"and": "bitwise_and", "or": "bitwise_or"})
+_UNREFLECTED = dict(lt="less", le="less_equal", gt="greater", ge="greater_equal", eq="equal", ne="not_equal",
+                    neg="negative", pos="positive", abs="abs", invert="invert")
 
 
 # ---- functions that are not simply NumPy's ----------------------------------------------------------------
 
-def _einsum(text, *operands, optimize=None, **kwargs):
+def _einsum(text, *operands, optimize=None, out=None, **kwargs):
     """einsum pair by pair along the charged path, as the real package does: the bits depend on it."""
+    if out is not None:
+        copyto = _FUNCTIONS["copyto"] if active_budget().book.immutable else np.copyto      # book 0.12 bills it
+        return copyto(out, _einsum(text, *operands, **kwargs), casting="unsafe")
     if len(operands) == 1:
         return np.einsum(text, *operands, **kwargs)
     parts, out = subscripts(text, tuple(map(np.ndim, operands)))
@@ -2677,7 +2503,7 @@ def _numpy_function(name):
 
 
 _FUNCTIONS = {name: counted(name, _IMPLEMENTED.get(name) or _numpy_function(name))
-              for name in sorted({*PRICES["0.7"].rows, *PRICES["0.12"].rows}) if not name.startswith(".")
+              for name in sorted({*PRICES["0.7"].rows, *PRICES["0.12"].rows}) if not name.startswith((".", "random."))
               if name in _IMPLEMENTED or _numpy_function(name) is not None}
 
 
@@ -2690,8 +2516,14 @@ def _row_stack(arrays, *, before=_FUNCTIONS["row_stack"], **kwargs):
     return (_FUNCTIONS["vstack"] if active_budget().book.immutable else before)(arrays, **kwargs)
 
 
-_FUNCTIONS |= {"where": _where, "row_stack": _row_stack,
-               "in1d": _FUNCTIONS["isin"], "trapz": _FUNCTIONS["trapezoid"]}
+def _one_by_one(function):
+    """Book 0.12 logs each of several arrays."""
+    return lambda *arrays: (tuple(map(function, arrays)) if len(arrays) > 1 and active_budget().book.immutable
+                            else function(*arrays))
+
+
+_FUNCTIONS |= {"where": _where, "row_stack": _row_stack}
+_FUNCTIONS |= {name: _one_by_one(_FUNCTIONS[name]) for name in ("atleast_1d", "atleast_2d", "atleast_3d")}
 _FUNCTIONS |= {f"linalg.{name}": _FUNCTIONS[name] for name in "matmul outer tensordot vecdot".split()}
 _BY_UFUNC = {getattr(np, name): function for name, function in _FUNCTIONS.items()
              if isinstance(getattr(np, name, None), np.ufunc) and getattr(np, name).__name__ == name}
@@ -2719,14 +2551,6 @@ def _ufunc_method(ufunc, method, inputs, kwargs):
     return result
 
 
-def _operator(function):
-    return lambda self, other: function(self, other)
-
-
-def _reflected(function):
-    return lambda self, other: function(other, self)
-
-
 def _in_place(function, name):
     def operate(self, other):
         if active_budget().book.immutable:
@@ -2739,10 +2563,6 @@ def _in_place(function, name):
     return operate
 
 
-def _method(function):
-    return lambda self, *args, **kwargs: function(self, *args, **kwargs)
-
-
 def _copying_method(name):
     native, function = getattr(np.ndarray, name), _FUNCTIONS.get("copy" if name == "flatten" else name)
 
@@ -2752,6 +2572,8 @@ def _copying_method(name):
             return result if name == "nonzero" else dress(result)
         if name == "reshape" and len(args) != 1:
             args = (args,)
+        if name == "copy" and not args:
+            kwargs.setdefault("order", "C")         # the method's default; the function's is "K"
         result = function(self, *args, **kwargs)
         return result.view(np.ndarray).reshape(-1).view(FlopscopeArray) if name == "flatten" else result
     return method
@@ -2771,13 +2593,13 @@ def _writing_method(name):
 
 
 for _short, _name in _OPERATORS.items():
-    setattr(FlopscopeArray, f"__{_short}__", _operator(_FUNCTIONS[_name]))
-    setattr(FlopscopeArray, f"__r{_short}__", _reflected(_FUNCTIONS[_name]))
-    if _short != "divmod":
-        setattr(FlopscopeArray, f"__i{_short}__", _in_place(_FUNCTIONS[_name], _name))
-for _short, _name in (_COMPARISONS | _SIGNS).items():
-    setattr(FlopscopeArray, f"__{_short}__", _method(_FUNCTIONS[_name]))
-for _names, _make in ((_METHODS, lambda name: _method(_FUNCTIONS[name])), (_COPYING_METHODS, _copying_method),
+    _function = _FUNCTIONS[_name]
+    setattr(FlopscopeArray, f"__{_short}__", _function)
+    setattr(FlopscopeArray, f"__r{_short}__", lambda self, other, _function=_function: _function(other, self))
+    setattr(FlopscopeArray, f"__i{_short}__", _in_place(_function, _name))
+for _short, _name in _UNREFLECTED.items():
+    setattr(FlopscopeArray, f"__{_short}__", _FUNCTIONS[_name])
+for _names, _make in ((_METHODS, _FUNCTIONS.get), (_COPYING_METHODS, _copying_method),
                       (_WRITING_METHODS, _writing_method)):
     for _name in _names.split():
         setattr(FlopscopeArray, _name, _make(_name))
@@ -2787,118 +2609,97 @@ FlopscopeArray.compress = lambda self, condition, *args, **kwargs: _FUNCTIONS["c
 
 # ---- random -----------------------------------------------------------------------------------------------
 
-class _Drawing(threading.local):
-    inside = False
+def _sampler(owner, name):
+    """A counted sampler: a function of numpy.random, or a method of one of its classes."""
+    draw, is_method = getattr(owner, name), isinstance(owner, type)
+    logged = f"random.{owner.__name__}.{name}" if is_method else f"random.{name}"
+
+    @functools.wraps(draw)
+    def sample(*args, **kwargs):
+        work = draw
+        if is_method:
+            work, args = functools.partial(draw, args[0]), args[1:]
+        if _thread.drawing:                 # what NumPy's samplers call inside is free
+            return work(*args, **kwargs)
+        _thread.drawing = True
+        try:
+            return _run(f"random.{name}", work, args, kwargs, logged)
+        finally:
+            _thread.drawing = False
+    return sample
 
 
-_drawing = _Drawing()
-
-
-def _draw(prefix, name, draw, args, kwargs):
-    """Draw, then charge, as the real package does. What NumPy's samplers call inside is free."""
-    if _drawing.inside:
-        return draw(*args, **kwargs)
-    start, context = _clock(), active_budget()
-    _drawing.inside = True
-    try:
-        result = draw(*bare(args), **_bare_values(kwargs))
-    finally:
-        _drawing.inside = False
-    cost, dtype = context.book.charge(f"random.{name}", args, kwargs, result)
-    context.charge(f"{prefix}.{name}", cost, dtype, start=start)
-    now = _clock()
-    context.settle(0.0, now - start, now)
-    return result.view(FlopscopeArray) if type(result) is np.ndarray else result
+_SAMPLERS = [name[7:] for name in PRICES["0.12"].rows if name.startswith("random.")]
 
 
 def _counted_class(base):
-    """numpy.random.Generator or RandomState with counted samplers."""
-    def sampler(name):
-        draw = getattr(base, name)
-        return lambda self, *args, **kwargs: _draw(
-            f"random.{base.__name__}", name, functools.partial(draw, self), args, kwargs)
-    members = {name: functools.wraps(getattr(base, name))(sampler(name))
-               for name in dir(base) if f"random.{name}" in PRICES["0.12"].rows}
-    members["__reduce__"] = lambda self: (_revived, (base.__name__, base.__reduce__(self)))
+    """numpy.random.Generator or RandomState with counted samplers; pickled and copied, it stays one."""
+    members = {name: _sampler(base, name) for name in _SAMPLERS if hasattr(base, name)}
     return type(f"_Counted{base.__name__}", (base,), members)
 
 
-def _revived(kind, reduced):
-    """A pickled or copied generator is a counted one again."""
-    rebuild, args, *state = reduced
-    plain = rebuild(*args)
-    if kind == "Generator":
-        return _Generator(plain.bit_generator)
-    plain.__setstate__(state[0])
-    revived = _RandomState()
-    revived.set_state(plain.get_state(legacy=False))
-    return revived
-
-
-_Generator, _RandomState = map(_counted_class, (np.random.Generator, np.random.RandomState))
+_CountedGenerator, _CountedRandomState = map(_counted_class, (np.random.Generator, np.random.RandomState))
+_CountedGenerator.__reduce__ = lambda self: (_CountedGenerator, (self.bit_generator,))
+_CountedRandomState.__reduce__ = lambda self: (_CountedRandomState, (), self.get_state(legacy=False))
 
 
 def default_rng(seed=None):
     """A counted numpy.random.Generator: the same stream as NumPy's for the same seed."""
-    if isinstance(seed, _Generator):
+    if isinstance(seed, _CountedGenerator):
         raise UnsupportedFunctionError("default_rng takes a seed or a bit generator, not a counted Generator")
-    return _Generator(np.random.default_rng(seed).bit_generator)
+    return _CountedGenerator(np.random.default_rng(seed).bit_generator)
 
 
 # ---- modules ----------------------------------------------------------------------------------------------
 
 class _Module(types.ModuleType):
     def __getattr__(self, name):
-        raise AttributeError(f"{self.__name__} does not provide {name!r}")
-
-
-def _refuse(name):
-    def refused(*args, **kwargs):
-        raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
-    return refused
+        known = f"{self.__name__}.{name}".startswith("flopscope.numpy.") and hasattr(np, name)
+        why = "has no price here: the README lists what was left out" if known else "does not exist"
+        raise UnsupportedFunctionError(f"{self.__name__}.{name} {why}")
 
 
 def _uncounted(function):
     return functools.wraps(function)(lambda *args, **kwargs: function(*bare(args), **_bare_values(kwargs)))
 
 
+def load(file):
+    """The array in an .npy file, or a dict of those in an .npz file."""
+    loaded = np.load(file)
+    return dress(loaded) if isinstance(loaded, np.ndarray) else {name: dress(loaded[name]) for name in loaded}
+
+
+def _fill(module, source, names, made=lambda member: member):
+    for name in names.split():
+        setattr(module, name, made(getattr(source, name)))
+
+
 flops, fnp, stats = _Module("flopscope"), _Module("flopscope.numpy"), _Module("flopscope.stats")
 _spaces = {name: _Module(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
+vars(fnp).update(_spaces, ndarray=FlopscopeArray, load=load)
 _spaces[""] = fnp
 for _name, _function in _FUNCTIONS.items():
     _space, _, _short = _name.rpartition(".")
-    if _space in _spaces and _space != "random":
+    if _space in _spaces:
         setattr(_spaces[_space], _short, _function)
-for _name in LEFT_OUT.split():
-    setattr(fnp, _name, _refuse(_name))
-for _name in _QUERIES.split():
-    setattr(fnp, _name, _uncounted(getattr(np, _name)))
-for _name in """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
+_fill(fnp, np, _QUERIES, _uncounted)
+_fill(fnp, np, """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
     complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf
-    nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr""".split():
-    setattr(fnp, _name, getattr(np, _name))
-fnp.ndarray, fnp.load = FlopscopeArray, lambda *args, **kwargs: dress(np.load(*args, **kwargs))
-for _name, _module in [item for item in _spaces.items() if item[0]]:
-    setattr(fnp, _name, _module)
-for _name in "assert_allclose assert_array_equal".split():
-    setattr(fnp.testing, _name, _uncounted(getattr(np.testing, _name)))
-for _name in [name[7:] for name in PRICES["0.12"].rows if name.startswith("random.")]:
-    if hasattr(np.random, _name):
-        _function = getattr(np.random, _name)
-        setattr(fnp.random, _name, functools.wraps(_function)(
-            lambda *args, _named=(_name, _function), **kwargs: _draw("random", *_named, args, kwargs)))
-for _name in "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state".split():
-    setattr(fnp.random, _name, getattr(np.random, _name))
-fnp.random.default_rng, fnp.random.Generator, fnp.random.RandomState = default_rng, _Generator, _RandomState
+    nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr""")
+_fill(fnp.testing, np.testing, "assert_allclose assert_array_equal", _uncounted)
+_fill(fnp.random, np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state")
+vars(fnp.random).update({name: _sampler(np.random, name) for name in _SAMPLERS if hasattr(np.random, name)},
+                        default_rng=default_rng, Generator=_CountedGenerator, RandomState=_CountedRandomState)
 for _name in STANDARD:
     setattr(stats, _name, types.SimpleNamespace(**{method: _FUNCTIONS[f"stats.{_name}.{method}"]
                                                    for method in ("pdf", "cdf", "ppf")}))
-flops.numpy, flops.stats, flops.errors, flops.__version__ = fnp, stats, _Module("flopscope.errors"), "0.12.4"
-flops.budget, flops.current_budget = budget, active_budget
+_errors = _Module("flopscope.errors")
 for _value in (FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError,
                UnsupportedFunctionError, UnsupportedDtypeError, SymmetryError, SymmetryLossWarning):
-    setattr(flops.errors, _value.__name__, _value)
-    setattr(flops, _value.__name__, _value)
+    setattr(_errors, _value.__name__, _value)
+vars(flops).update({name: value for name, value in vars(_errors).items() if isinstance(value, type)},
+                   numpy=fnp, stats=stats, errors=_errors, __version__="0.12.4", current_budget=active_budget,
+                   budget=budget)
 for _value in (BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor, SymmetryGroup, namespace,
                budget_summary, budget_summary_dict, budget_reset, use_prices, as_symmetric, is_symmetric,
                symmetrize, configure):
@@ -3696,37 +3497,422 @@ class Moments:
                      float(scales @ folds / n))
 
 
-class GrowingTruth:
-    """The truth of one network, as far as it was sampled; its stream is keyed by its weights."""
-
-    def __init__(self, mlp: MLP, plain: bool = False):
-        weights = [np.asarray(w) for w in mlp.weights]
-        self.network, self.plain = pack_weights(weights), plain
-        self.key = int.from_bytes(hashlib.sha256(b"".join(map(bytes, weights))).digest()[:8], "little")
-        self.moments, self.n_samples = Moments(weights), 0
-
-    def at(self, n_samples: int) -> Truth:
-        """The truth at exactly `n_samples`, at least as many whole chunks as before."""
-        block = samples_per_block(self.network.width)
-        whole = n_samples // CHUNK
-        blocks = simulate_blocks(self.network, self.key, range(self.n_samples // block, whole * CHUNK // block))
-        while self.n_samples < whole * CHUNK:
-            self.moments.add(list(itertools.islice(blocks, CHUNK // block)))
-            self.n_samples += CHUNK
-        moments, rest = self.moments, n_samples - whole * CHUNK
-        if rest:
-            moments = copy.deepcopy(moments)
-            moments.add([simulate_block(self.network, self.key, (self.n_samples + done) // block, min(block, rest - done))
-                         for done in range(0, rest, block)])
-        return moments.truth(self.plain)
-
-
 def checkpoints(width: int, depth: int, max_work: float) -> Iterator[int]:
     """Numbers of samples at which `auto` may stop: CHUNK * 2^k, up to max_work dense FLOPs of sampling."""
     n = CHUNK
     while n == CHUNK or 2 * width**2 * depth * n <= max_work:
         yield n
         n *= 2
+
+
+# ======================================================================================
+# Truth, second half: growing, remembered, shared
+#
+# The sums of a truth are a binary tree over chunks of samples. Any node can be computed
+# anywhere, and nodes are added in one order only: neither workers nor interruptions move
+# a bit. The store forgets rather than errs. Suites and published datasets are read here.
+# ======================================================================================
+
+STREAM = "1"        # of random numbers and their sums; the store never mixes two versions
+
+
+class InvalidDatasetError(WhestError, ValueError):
+    """A suite or dataset that cannot be used; the message says what is wrong with it."""
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Whatever is found wrong with a file, say it in one sentence."""
+    try:
+        yield
+    except WhestError:
+        raise
+    except Exception as exc:
+        what = f"it has no {exc}" if isinstance(exc, KeyError) else exc
+        raise InvalidDatasetError(f"{path} is not a usable suite or dataset: {what}") from exc
+
+
+def need(module: str, extra: str):
+    """Import an optional package, or name the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        raise WhestError(f"{module} is not installed: pip install 'whestbench-kit[{extra}]'") from exc
+
+
+def fingerprint(*arrays) -> str:
+    """SHA-256 of arrays, their shapes and types."""
+    digest = hashlib.sha256()
+    for array in map(np.ascontiguousarray, arrays):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+class TruthSource:
+    """The truth of one network as it grows; the same to the bit however it got there.
+
+    `stack`: what has been summed, (n_chunks, sums) of falling powers of two, the binary digits of their number.
+    """
+
+    def __init__(self, weights, store: TruthStore | None = None, plain: bool = False):
+        self.weights, self.store, self.plain = [np.asarray(w, np.float32) for w in weights], store, plain
+        self.width, self.depth, sha256 = len(weights[0]), len(weights), fingerprint(*self.weights)
+        self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
+        self.stack, self.saved, self.saved_at, self.truth = [], None, time.monotonic(), None
+        self.network = self.moments = None
+
+    n_chunks = property(lambda self: sum(size for size, _ in self.stack))
+
+    def prepare(self) -> None:
+        """Work out what sampling takes."""
+        self.network = self.network or pack_weights(self.weights)
+        self.moments = self.moments or Moments(self.weights)
+
+    def __getstate__(self) -> dict:
+        """What another process must know."""
+        return vars(self) | {"network": None, "store": None, "stack": [], "truth": None}
+
+    def at(self, n_samples: int, executor: concurrent.futures.Executor | None = None) -> Truth:
+        """The truth of exactly `n_samples`; samples only what is neither here nor in the store."""
+        return grow_together([self], n_samples, executor=executor)[0][0]
+
+    def sums(self, first: int, n_chunks: int, n_samples: int) -> dict:
+        """Sums over a node, `n_chunks` from chunk `first` on; or over the first `n_samples` of one chunk."""
+        if n_chunks > 1:
+            return add_sums(*(self.sums(i, n_chunks // 2, n_samples) for i in (first, first + n_chunks // 2)))
+        self.prepare()      # in another process the network is yet to be packed
+        size, moments = samples_per_block(self.width), self.with_sums({k: 0 * a for k, a in self.moments.state.items()})
+        moments.add([simulate_block(self.network, self.key, i, min(size, n_samples - start))
+                     for i, start in enumerate(range(0, n_samples, size), first * -(-CHUNK // size))])
+        return moments.state
+
+    def with_sums(self, sums: dict) -> Moments:
+        moments = object.__new__(Moments)       # whose constructor works out the control variates
+        vars(moments).update(vars(self.moments), state=sums)
+        return moments
+
+    def recall(self, n_samples: int, stack: list | None = None) -> Truth | None:
+        """The truth that is remembered for `n_samples`, or that of a stack, to be remembered."""
+        file = f"{self.name}/{n_samples}{'-plain' * self.plain}"
+        if stack:
+            total = self.with_sums(add_sums(*(sums for _, sums in stack[::-1])))
+            arrays = pack_truth(total.truth(self.plain))
+            if self.store:
+                self.store.put(file, arrays)
+        elif self.truth and self.truth.n_samples == n_samples:
+            return self.truth
+        else:
+            arrays = self.store and self.store.get(file)
+        self.truth = arrays and unpack_truth(arrays)        # rounded, whether it comes from the store or not
+        return self.truth
+
+    def nodes(self, n_samples: int, n_workers: int) -> Iterator[tuple]:
+        """What is yet to be summed, as arguments of `sums`."""
+        end, rest = divmod(n_samples, CHUNK)
+        if self.store and self.saved is None:
+            kept = self.store.get(f"{self.name}/sums") or {"sizes": []}
+            sizes = [int(size) for size in kept.pop("sizes")]
+            self.saved = sum(sizes)
+            if self.n_chunks < self.saved <= end:
+                self.stack = [(size, {k: a[i] for k, a in kept.items()}) for i, size in enumerate(sizes)]
+        if self.n_chunks > end:
+            self.stack = []
+        done = self.n_chunks
+        # Up to 2^40 FLOPs are worth the way to another process, unless that leaves workers idle.
+        most = min(2**39 // (CHUNK * self.width**2 * self.depth), (end - done) // (4 * n_workers))
+        while done < end:
+            size = min(done & -done or 1, *(1 << max(n, 1).bit_length() - 1 for n in (most, end - done)))
+            yield done, size, CHUNK
+            done += size
+        if rest:
+            yield end, 1, rest
+
+    def receive(self, sums: dict, size: int, n_samples: int) -> None:
+        """Add the next node."""
+        if n_samples < CHUNK:
+            self.recall(self.n_chunks * CHUNK + n_samples, [*self.stack, (size, sums)])
+            return
+        stack = self.stack
+        while stack and stack[-1][0] == size:
+            sums, size, stack = add_sums(stack[-1][1], sums), 2 * size, stack[:-1]
+        self.stack = [*stack, (size, sums)]     # in one go, whenever Ctrl-C strikes
+        if self.store and not stack:            # a checkpoint
+            self.recall(size * CHUNK, self.stack)
+        if time.monotonic() > self.saved_at + 60:
+            self.save()
+
+    def save(self) -> None:
+        """Keep the sums: another run goes on from here."""
+        self.saved_at = time.monotonic()
+        if self.store and self.n_chunks > (self.saved or 0):
+            sizes, sums = zip(*self.stack)
+            self.store.put(f"{self.name}/sums", {k: [s[k] for s in sums] for k in sums[0]} | {"sizes": sizes})
+            self.saved = self.n_chunks
+
+
+def add_sums(first: dict, *others: dict) -> dict:
+    return {k: functools.reduce(np.add, (other[k] for other in others), a) for k, a in first.items()}
+
+
+def grow_together(sources: list[TruthSource], n_samples: int | None = None, error_of: Callable | None = None,
+                  precision: float = 0.02, max_work: float = 2**40, executor: concurrent.futures.Executor | None = None,
+                  progress: Callable[[int, int, Any], None] = lambda *_: None) -> tuple[list[Truth], Any]:
+    """The truths at `n_samples`; or, None, at the first checkpoint where `error_of(truths).precise(precision)`.
+
+    Gives up at `max_work` dense FLOPs a network. Returns the truths and the last `error_of(truths)`; `progress` gets
+    samples done, samples to do, and that error so far. What an interruption leaves is in the store.
+    """
+    error = None
+    try:
+        for goal in [n_samples] if n_samples else checkpoints(sources[0].width, sources[0].depth, max_work):
+            def report(done: int) -> None:
+                progress(done, len(sources) * goal, error)
+            try:
+                grow(sources, goal, executor, report)
+            except concurrent.futures.BrokenExecutor:
+                print("whest: the workers are lost; going on without them.", file=sys.stderr)
+                executor = None
+                grow(sources, goal, executor, report)
+            truths = [source.recall(goal) or source.recall(goal, source.stack) for source in sources]
+            error = error_of(truths) if error_of else None
+            if error and error.precise(precision):
+                break
+    finally:
+        for source in sources:
+            source.save()
+    return truths, error
+
+
+def grow(sources: list[TruthSource], goal: int, executor, report: Callable[[int], None]) -> None:
+    with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
+        pool, pending = executor or threads, deque()
+        n_workers = getattr(pool, "_max_workers", 16)
+        wanted = [(i, source) for i, source in enumerate(sources) if not source.recall(goal)]
+        list(threads.map(TruthSource.prepare, [source for _, source in wanted]))
+        todo = ((i, node) for i, source in wanted for node in source.nodes(goal, n_workers))
+        try:
+            while True:
+                for i, node in itertools.islice(todo, 2 * n_workers - len(pending)):
+                    pending.append((i, node, pool.submit(sources[i].sums, *node)))
+                if not pending:
+                    return
+                i, (first, size, n), future = pending.popleft()
+                sources[i].receive(future.result(), size, n)
+                report(i * goal + first * CHUNK + size * n)
+        finally:
+            for *_, future in pending:
+                future.cancel()
+
+
+class DaskExecutor:
+    """The workers of a Dask cluster. A network is sent to them once, and again where one is lost."""
+
+    def __init__(self, address: str):
+        self.client, self.source = need("distributed", "cluster").Client(address), None
+        self.client.upload_file(__file__, load=False)
+        self._max_workers = sum(self.client.nthreads().values())
+
+    def submit(self, method, *node):
+        if method.__self__ is not self.source:
+            self.source = method.__self__
+            self.sent = self.client.submit(lambda source: source, self.source, pure=False)
+        return self.client.get_executor(pure=False).submit(TruthSource.sums, self.sent, *node)
+
+
+def pack_truth(truth: Truth) -> dict:
+    """A truth as arrays; the covariance, most of it, in single precision."""
+    return {name: np.asarray(a, np.float32 if name == "covariance" else None) for name, a in vars(truth).items()}
+
+
+def unpack_truth(arrays: dict) -> Truth:
+    return Truth(**{name: a.astype(np.float64) if a.ndim else a.item() for name, a in arrays.items()})
+
+
+def write_npz(path: Path, arrays: dict) -> None:
+    """Write beside the place and move there: all of it or nothing. Each member of a .npz carries a CRC-32."""
+    part = path.with_name(f".{os.urandom(6).hex()}.npz")
+    try:
+        np.savez(part, **arrays)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class TruthStore:
+    """What is known of truths: a folder of .npz files for each network. What it cannot keep or read is sampled again.
+
+    `folder` defaults to $WHESTBENCH_CACHE, or whestbench in the user's cache directory.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None):
+        base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+        folder = folder or os.environ.get("WHESTBENCH_CACHE") or os.path.join(base, "whestbench")
+        self.folder, self.trouble = Path(os.path.expanduser(folder)) / f"truth-{STREAM}", None
+
+    @contextlib.contextmanager
+    def trying(self, name: str):
+        """Trouble with a file is worth one line, and no more."""
+        try:
+            yield self.folder / f"{name}.npz"
+        except Exception as exc:        # a damaged file can raise anything
+            if not self.trouble:
+                self.trouble = f"cannot use {self.folder}/{name}.npz ({type(exc).__name__}: {exc}); sampling instead."
+                print(f"whest: {self.trouble}", file=sys.stderr)
+
+    def get(self, name: str) -> dict | None:
+        """The arrays that were put under this name, or None."""
+        with self.trying(name) as path:
+            if path.exists():
+                with np.load(path, allow_pickle=False) as file:
+                    arrays = dict(file)
+                if str(arrays.pop("name")) != name:
+                    raise ValueError("it belongs elsewhere")
+                return arrays
+
+    def put(self, name: str, arrays: dict) -> None:
+        with self.trying(name) as path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_npz(path, arrays | {"name": name})
+
+
+class Suite(typing.NamedTuple):
+    """Networks with their truths; `about` says where they come from."""
+    mlps: list[MLP]
+    truths: list[Truth]
+    about: dict
+
+
+def write_suite(path: str | os.PathLike, suite: Suite) -> None:
+    """Write a suite as one portable .npz without pickles."""
+    arrays, networks = {}, []
+    for i, (mlp, truth) in enumerate(zip(suite.mlps, suite.truths)):
+        members = {"weights": np.array([np.asarray(w) for w in mlp.weights]), **pack_truth(truth)}
+        networks.append({"name": mlp.name, "seed": mlp.seed, "sha256": fingerprint(*members.values())})
+        arrays |= {f"{i}/{name}": a for name, a in members.items()}
+    about = {"stream": STREAM, "whestbench_version": __version__, "networks": networks,
+             "created_at_utc": datetime.now(timezone.utc).isoformat()}
+    write_npz(Path(path), arrays | {"suite": json.dumps(suite.about | about)})
+
+
+def read_suite(path: str | os.PathLike, n_mlps: int | None = None) -> Suite:
+    """The suite in a file, or its first networks. Raises InvalidDatasetError if anything about it is wrong."""
+    mlps, truths = [], []
+    with reading(path), np.load(path, allow_pickle=False) as file:
+        about = json.loads(str(file["suite"]))
+        for i, entry in enumerate(about["networks"][:n_mlps]):
+            members = {key.split("/")[1]: file[key] for key in file.files if key.startswith(f"{i}/")}
+            if fingerprint(*members.values()) != entry["sha256"]:
+                raise ValueError(f"network {i} does not have the hash that it was written with")
+            weights = members.pop("weights")
+            mlp, truth = mlp_of(weights, entry["seed"], entry["name"]), unpack_truth(members)
+            if weights.shape != (mlp.depth, mlp.width, mlp.width) or truth.mean.shape != weights.shape[:2]:
+                raise ValueError(f"network {i} has weights {weights.shape} and a truth {truth.mean.shape}")
+            if not np.isfinite(weights).all() or not np.isfinite(truth.mean).all():
+                raise ValueError(f"network {i} is not finite")
+            mlps.append(mlp)
+            truths.append(truth)
+        return Suite(mlps, truths, about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])})
+
+
+def mlp_of(weights: np.ndarray, seed: int, name: str) -> MLP:
+    return MLP(weights.shape[-1], len(weights), [fnp.asarray(w) for w in weights], seed, name)
+
+
+class Dataset(list):
+    """The rows, dictionaries, of one split of a published dataset; `metadata` is that of the whole."""
+
+    column_names = property(lambda self: list(self[0]) if self else [])
+
+    def __init__(self, folder: Path, metadata: dict, split: str, n_rows: int | None = None):
+        parquet, width, depth = need("pyarrow.parquet", "parquet"), metadata["width"], metadata["depth"]
+        shapes = {"weights": (depth, width, width), "all_layer_means": (depth, width), "final_means": (width,)}
+        splits = metadata.get("splits") or {metadata["split"]: metadata}
+        if split not in splits:
+            raise InvalidDatasetError(f'Unknown split "{split}". Should be one of {sorted(splits)}.')
+        self.metadata, self.n_mlps = metadata, splits[split]["n_mlps"]
+        files = map(parquet.ParquetFile, sorted((folder / "data").glob(f"{split}-*.parquet")))
+        for batch in itertools.islice((batch for file in files for batch in file.iter_batches(1)), n_rows):
+            row = dict(zip(batch.schema.names, batch.columns))
+            for name, column in row.items():
+                while name in shapes and column.type.num_fields:
+                    column = column.flatten()
+                row[name] = np.array(column, np.float32).reshape(shapes[name]) if name in shapes else column[0].as_py()
+            self.append(row)
+
+
+def open_dataset(path_or_repo, revision: str | None = None, token: str | None = None) -> tuple[Path, dict]:
+    """The folder of a dataset, fetched if it is hf://owner/name[@revision], and its metadata."""
+    name, folder = str(path_or_repo), Path(path_or_repo).expanduser()
+    if name.startswith("hf://"):
+        repo, _, pinned = name[5:].partition("@")
+        download = need("huggingface_hub", "hub").snapshot_download
+        folder = Path(download(repo, repo_type="dataset", revision=pinned or revision, token=token))
+    about = json.loads((folder / "metadata.json").read_text())
+    known = about["schema_version"] == "3.0" and about["seed_protocol"]["version"] in ("2.0", "3.0", "4.0")
+    if not known or about.get("is_partial"):
+        raise ValueError("its schema or seed protocol is not known, or it is a part, to be merged with the others")
+    return folder, about
+
+
+def load_dataset(path_or_repo, *, revision=None, split=None, token=None, streaming=False):
+    """The rows of a contest dataset, a folder or hf://owner/name; of all its splits, by name, where it has several."""
+    with reading(path_or_repo):
+        folder, about = open_dataset(path_or_repo, revision, token)
+        if split or "splits" not in about:
+            return Dataset(folder, about, split or about["split"])
+        return {name: Dataset(folder, about, name) for name in about["splits"]}
+
+
+def mlp_at(ds: Dataset, index: int) -> MLP:
+    """Network `index` of a dataset, with the seed that the contest derives for it."""
+    if not isinstance(ds, Dataset):
+        raise TypeError("Choose a split first: load_dataset(path, split=NAME).")
+    row, protocol = ds[index], ds.metadata["seed_protocol"]
+    seed = row["mlp_seed"]
+    if protocol["version"] == "3.0":
+        seed = int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1)[0])
+    elif protocol["version"] == "4.0":
+        withheld = protocol.get("salt_source") == "env"
+        salt = bytes.fromhex((os.environ.get("WHEST_SEED_SALT") if withheld else protocol.get("salt")) or "")
+        if not salt or protocol.get("salt_digest") not in (None, hashlib.sha256(salt).hexdigest()):
+            raise InvalidDatasetError("The salt of the dataset's seeds is missing or wrong (WHEST_SEED_SALT, if withheld).")
+        digest = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est").digest()
+        seed = int.from_bytes(digest[-4:], "big")
+    return mlp_of(row["weights"], seed, row["mlp_name"])
+
+
+def iter_mlps(ds: Dataset) -> Iterator[MLP]:
+    """The networks of a dataset, in order."""
+    return (mlp_at(ds, i) for i in range(len(ds)))
+
+
+def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None) -> Suite:
+    """What `run --dataset` scores on: a suite file, or a published dataset with its own targets."""
+    if Path(path).is_file():
+        return read_suite(path, n_mlps)
+    with reading(path):
+        folder, about = open_dataset(path)
+        split = split or about.get("split") or about.get("default_split")
+        if not split:
+            raise Misuse(f"{path} has the splits {sorted(about['splits'])}: choose one with --split.")
+        ds = Dataset(folder, about, split, n_mlps)
+        about = {"path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
+                 "sha256": hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest(), "n_mlps": ds.n_mlps}
+        return Suite(list(iter_mlps(ds)), [published_truth(row, ds.metadata["n_samples"]) for row in ds], about)
+
+
+def published_truth(row: dict, n_samples: int) -> Truth:
+    """Published targets with error bars of plain sampling: the published variance, spread as in 512 samples of ours."""
+    width = len(row["final_means"])
+    x = [np.random.default_rng(0).standard_normal((512, width), np.float32)]
+    for weight in row["weights"]:
+        x.append(np.maximum(x[-1] @ weight, 0))
+    covariance = np.atleast_2d(np.cov(x[-1], rowvar=False))
+    covariance *= row["avg_variance"] * width / max(np.trace(covariance), 1e-30)
+    mean = np.array([*row["all_layer_means"][:-1], row["final_means"]], np.float64)
+    error = np.std(x[1:], 1) / n_samples**0.5
+    return Truth(n_samples, mean, error, np.diag(covariance), covariance / n_samples, 0.0)
 
 
 # ======================================================================================
@@ -4053,7 +4239,7 @@ def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budge
         with BudgetContext(10**16, quiet=True) as sampling_cost:
             means = monte_carlo_layer_means(mlp, n_samples, seed)
         references.append((n_samples, sampling_cost.flops_used, np.asarray(means), 0.0))
-    truth = GrowingTruth(mlp).at(2**17)
+    truth = TruthSource(mlp.weights).at(2**17)
     references.append(("truth", 0, truth.mean, float((truth.standard_error**2).mean())))
     return [[{"n_samples": n, "sampling_flops": flops, "estimator_flops": used,
               "mse": float(((prediction - means) ** 2).mean()) - noise} for n, flops, means, noise in references]
@@ -4079,23 +4265,17 @@ def table_lines(rows: list[dict]) -> list[str]:
     return lines
 
 
-def grow_truths(suite: list[MLP], outcomes: list[Outcome], rules: Round, n_samples: int | None, precision: float,
-                max_work: float, progress: Callable[[str], None]) -> list[Truth]:
-    """Truths for these outcomes: of exactly `n_samples`, or grown together until the suite's score is precise.
+def grow_truths(suite: list[MLP], outcomes: list[Outcome], rules: Round, options, progress: Callable) -> list[Truth]:
+    """Truths for these outcomes: `--n-samples` exactly, or as many as make the suite's score precise.
 
-    Stops at the first checkpoint where the score's standard error and noise floor are both under `precision` of it, or
-    before `max_work` dense FLOPs of sampling a network. Whether to stop is judged by FLOPs alone, never by the clock.
+    Whether to stop is judged by FLOPs alone: neither the clock nor the store moves a reported number.
     """
-    growing = [GrowingTruth(mlp) for mlp in suite]
     multipliers = [1.0 if o.failed else max(MULTIPLIER_FLOOR, o.flops_used / rules.flop_budget) for o in outcomes]
-    for n in [n_samples] if n_samples else checkpoints(rules.width, rules.depth, max_work):
-        truths = []
-        for i, each in enumerate(growing):
-            progress(f"truth  MLP {i + 1}/{len(growing)}  {n:,} samples")
-            truths.append(each.at(n))
-        if suite_score(outcomes, truths, multipliers).precise(precision):
-            break
-    return truths
+    store = None if options.no_store else TruthStore()
+    with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:      # hashing is half of a second run
+        sources = list(threads.map(lambda mlp: TruthSource(mlp.weights, store, options.plain_truth), suite))
+    return grow_together(sources, options.n_samples, lambda truths: suite_score(outcomes, truths, multipliers),
+                         options.precision, options.max_work, progress=progress)[0]
 
 
 # ======================================================================================
@@ -4302,6 +4482,162 @@ def open_debugger(screen) -> None:
                 super().interaction(*args)
 
     Debugger().set_trace(sys._getframe(2))
+
+
+def send(stream, message: dict, payload: bytes = b"") -> None:
+    """One frame of the worker protocol: a line of JSON that ends with the payload's length, then the payload."""
+    stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
+    stream.flush()
+
+
+def receive(stream) -> tuple[dict, bytes]:
+    """The next frame. EOFError if the other side is gone, ValueError if what it says is no frame."""
+    line = stream.readline(2**28)
+    if not line:
+        raise EOFError
+    message = json.loads(line)
+    payload = stream.read(int(message.pop("bytes")))
+    return message, payload
+
+
+ENVIRONMENT = re.compile("PATH|HOME|USER|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|XDG_CACHE_HOME|NUMBA_.*|LC_.*"
+                         "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE)|(OMP|OPENBLAS|MKL)_NUM_THREADS")
+
+
+class SubprocessRunner(LocalRunner):
+    """Runs the estimator in a worker process with a memory limit; whatever kills it costs one network only.
+
+    What the worker says is JSON and raw bytes, never a pickle.
+    """
+
+    class_found = ""        # told by the worker
+
+    GRACE = 2.0         # seconds beyond the wall limit, in which the worker's own alarm may still answer
+    START_UP = 30.0     # seconds for a worker to start Python and import this module, beyond the set-up time
+
+    def __init__(self, *args, memory_limit: int = 8 * 2**30, max_threads: int | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.memory_limit, self.max_threads = memory_limit, max_threads
+        self.process = None
+
+    def __enter__(self):
+        environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
+        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import whestbench; whestbench.serve()"
+        self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.frames: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self.listen, args=(self.process.stdout, self.frames), daemon=True).start()
+        answer, _ = self.ask({"path": str(Path(self.path).resolve()), "class_name": self.class_name, "seed": self.seed,
+                              "rules": asdict(self.rules), "memory_limit": self.memory_limit,
+                              "max_threads": self.max_threads},
+                             b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
+        if not answer.get("ok"):
+            self.stop()
+            raise WhestError(str(answer.get("message")), stage=str(answer.get("stage", "setup")),
+                             code=str(answer.get("code", "SETUP_ERROR")))
+        self.class_found = str(answer["class"])
+        return self
+
+    @staticmethod
+    def listen(stream, frames: queue.SimpleQueue) -> None:
+        """Read frames until the worker stops making sense; the last entry says why."""
+        while True:
+            try:
+                frames.put(receive(stream))
+            except Exception as exc:
+                return frames.put((exc, b""))
+
+    def ask(self, message: dict, payload: bytes, timeout: float) -> tuple[dict, bytes]:
+        """Send a frame and wait for its answer; a worker that fails to give one is described in its place."""
+        try:
+            send(self.process.stdin, message, payload)
+            answer, data = self.frames.get(timeout=None if timeout == math.inf else timeout)
+        except queue.Empty:
+            return {"code": "TIMEOUT", "message": f"The worker gave no answer within {timeout:.0f} s."}, b""
+        except OSError:
+            answer, data = EOFError(), b""
+        if isinstance(answer, (EOFError, ValueError)) and self.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+        if isinstance(answer, EOFError):
+            status = self.process.poll()
+            how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
+            return {"code": "WORKER_EOF", "message": f"The worker process died ({how})."}, b""
+        if isinstance(answer, Exception):
+            return {"code": "WORKER_PROTOCOL_ERROR", "message": "The worker's answer was not understood."}, b""
+        return answer, data
+
+    def predict(self, mlp: MLP) -> Outcome:
+        """The outcome in the worker, or what became of it; a dead one is replaced."""
+        if self.process is None:
+            try:
+                self.__enter__()
+            except WhestError as exc:
+                return Outcome(error={"message": str(exc), "details": {}}, error_code="WORKER_RESTART_FAILED")
+        weights = np.stack([np.asarray(w) for w in mlp.weights]).tobytes()
+        limit = (self.rules.wall_time_limit or math.inf) + self.GRACE
+        answer, data = self.ask({"width": mlp.width, "depth": mlp.depth, "seed": mlp.seed, "name": mlp.name}, weights, limit)
+        expected = 4 * mlp.depth * mlp.width
+        if "outcome" not in answer:
+            self.stop()
+            if answer.get("code") == "TIMEOUT":
+                return Outcome(flag="time_exhausted", wall_time_s=limit, traceback=answer["message"])
+            return Outcome(error={"message": answer["message"], "details": {}}, error_code=answer["code"])
+        fields = {k: v for k, v in answer["outcome"].items() if k in Outcome.__dataclass_fields__}
+        outcome = Outcome(**fields | {"prediction": None})
+        if len(data) == expected:
+            outcome.prediction = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width)
+        if self.fail_fast and (outcome.error_code or outcome.flag):
+            raise WhestError(outcome.traceback or str(outcome.error), stage="predict", code=outcome.error_code or "PREDICT_ERROR")
+        return outcome
+
+    def stop(self) -> None:
+        """Kill the worker and everything that it started."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def __exit__(self, *_):
+        if self.process is not None:
+            self.process.stdin.close()      # lets teardown() run
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+            self.stop()
+
+
+def serve() -> None:
+    """The worker's side: answer frames on standard input until it closes."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)       # what the estimator prints is not protocol
+    sys.breakpointhook = _no_debugger_here
+    message, _ = receive(requests)
+    limit_threads(message["max_threads"])
+    if importlib.util.find_spec("resource"):
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (message["memory_limit"],) * 2)
+    rules = Round(**message["rules"])
+    try:
+        with LocalRunner(message["path"], message["class_name"], rules, message["seed"]) as runner:
+            send(answers, {"ok": True, "class": runner.class_found})
+            with contextlib.suppress(EOFError):
+                while True:
+                    message, weights = receive(requests)
+                    shape = message["depth"], message["width"], message["width"]
+                    mlp = MLP(message["width"], message["depth"], list(np.frombuffer(weights, np.float32).reshape(shape)),
+                              message["seed"], message["name"])
+                    outcome = runner.predict(mlp)
+                    payload = b"" if outcome.failed else outcome.prediction.tobytes()
+                    outcome.prediction = None
+                    send(answers, {"outcome": asdict(outcome)}, payload)
+    except WhestError as exc:
+        send(answers, {"ok": False, "message": str(exc), "stage": exc.stage, "code": exc.code})
+
+
+def _no_debugger_here(*args, **kwargs):
+    raise RuntimeError("breakpoint() needs --runner local: an isolated worker has no terminal.")
 
 
 # ======================================================================================
@@ -4603,18 +4939,28 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", number, "SECONDS"),
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
     "setup_timeout": (None, "seconds for loading and setup() [5]", number, "SECONDS"),
-    "n_mlps": (10, "networks in the suite [10]", integer, "N"),
+    "n_mlps": (None, "networks in the suite [10, or all of the dataset]", integer, "N"),
     "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]", sample_count, "N"),
     "precision": (0.02, "of the score that auto aims at [0.02]", number, "SHARE"),
     "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", number, "FLOPS"),
     "seed": (0, "of the suite's networks [0]", integer, "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", integer, "N"),
     "repeats": (5, "measurements, of which the median counts [5]", integer, "N"),
-    "runner": ("local", "in this process, for direct traces and debuggers [local]", str, ["local", "inprocess"]),
+    "runner": ("local", "local (or inprocess): here, for debuggers; subprocess (or server): isolated [local]", str,
+               ["local", "inprocess", "subprocess", "server"]),
+    "memory_limit": (8.0, "of the isolated worker, in GB [8]", number, "GB"),
     "format": (None, "rich for terminals, plain for pipes, json [rich or plain]", str, ["rich", "plain", "json"]),
     "json": (False, "the same as --format json", FLAG, None),
     "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
     "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
+    "no_store": (False, "neither read nor write the store of truths", FLAG, None),
+    "plain_truth": (False, "no control variates", FLAG, None),
+    "dataset": (None, "score on a suite.npz, a folder of `whest dataset bake`, or hf://owner/name[@revision]", str, "PATH"),
+    "split": (None, "of a dataset that has several", str, "NAME"),
+    "output": ("suite.npz", "the suite to write [suite.npz]", str, "FILE"),
+    "resume": (False, "grow the truths of an existing suite", FLAG, None),
+    "dask": (None, "sample on the Dask cluster at this address", str, "ADDRESS"),
+    "clear": (False, "remove everything from the store", FLAG, None),
 }
 RULES = """round width depth flop_budget prices lambda_flops_per_second wall_time_limit residual_wall_time_limit
     no_residual_wall_time_limit setup_timeout"""
@@ -4671,10 +5017,13 @@ def estimator_path(options) -> str:
 
 def runner_for(options, rules: Round) -> LocalRunner:
     """The runner that the options ask for; not started yet."""
-    return LocalRunner(estimator_path(options), options.class_, rules, options.seed, getattr(options, "fail_fast", False))
+    arguments = estimator_path(options), options.class_, rules, options.seed, getattr(options, "fail_fast", False)
+    if options.runner in ("local", "inprocess"):
+        return LocalRunner(*arguments)
+    return SubprocessRunner(*arguments, memory_limit=int(options.memory_limit * 2**30), max_threads=options.max_threads)
 
 
-@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work seed max_threads runner format json debug fail_fast")
+@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split seed max_threads runner memory_limit format json debug fail_fast")
 def run(options, screen: Screen) -> int:
     """Score an estimator on a suite of random networks, and say what to do next.
 
@@ -4686,26 +5035,43 @@ def run(options, screen: Screen) -> int:
         if getattr(options, name) is not None and getattr(options, name) <= 0:
             raise Misuse(f"--{name.replace('_', '-')} must be positive.")
     limit_threads(options.max_threads)
-    suite = list(sample_suite(options.n_mlps, rules.width, rules.depth, options.seed))
+    dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
+    suite = dataset.mlps if dataset else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
     with runner_for(options, rules) as runner:
         outcomes = []
         for i, mlp in enumerate(suite):
             screen.live(f"predict  MLP {i + 1}/{len(suite)}")
             outcomes.append(runner.predict(mlp))
-    truths = grow_truths(suite, outcomes, rules, options.n_samples, options.precision, options.max_work, screen.live)
+    truths = dataset.truths if dataset else grow_truths(suite, outcomes, rules, options, truth_progress(screen))
     results = score_suite(suite, outcomes, truths, rules, options.precision)
-    config = {"n_mlps": options.n_mlps, "width": rules.width, "depth": rules.depth, "seed": options.seed,
+    config = {"n_mlps": len(suite), "width": rules.width, "depth": rules.depth, "seed": options.seed,
               "flop_budget": rules.flop_budget, "setup_timeout_s": rules.setup_timeout,
               "wall_time_limit_s": rules.wall_time_limit, "residual_wall_time_limit_s": rules.residual_wall_time_limit,
               "lambda_flops_per_second": rules.lambda_flops_per_second, "round": rules.tag, "prices": rules.prices,
               "estimator": estimator_path(options), "class": runner.class_found, "runner": options.runner,
-              "n_samples": options.n_samples or "auto"}
+              "n_samples": "the dataset's" if dataset else options.n_samples or "auto"}
+    if dataset:
+        config["dataset"] = dataset.about
     report_run({"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
                 "run_config": config, "whestbench_version": __version__}, screen, options.debug)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
         print(f"whest: predict() failed on {n_errors} of {len(suite)} MLPs; the report says where and why.", file=sys.stderr)
     return 1 if n_errors else 0
+
+
+def truth_progress(screen: Screen) -> Callable:
+    """What sampling shows: how far, how fast, how long still, and the score so far."""
+    started, first = time.monotonic(), []
+
+    def progress(done: int, todo: int, error=None) -> None:
+        first.append(done) if not first else None
+        rate = (done - first[0]) / max(time.monotonic() - started, 1e-9)
+        left = f", {(todo - done) / rate:.0f} s left" if rate else ""
+        score = "" if error is None else f"  score {error.truth_interval[0]:.4g} to {error.truth_interval[1]:.4g}"
+        screen.live(f"truth  {done:,} of {todo:,} samples, {rate:,.0f}/s{left}{score}")
+    return progress
 
 
 def run_meta(started: datetime) -> dict:
@@ -4720,7 +5086,7 @@ def run_meta(started: datetime) -> dict:
                      "ram_available_bytes": None, "numpy_version": np.__version__, "flopscope_version": flops.__version__}}
 
 
-@command(f"file estimator class_ {RULES} seed runner format json debug")
+@command(f"file estimator class_ {RULES} seed max_threads runner memory_limit format json debug")
 def validate(options, screen: Screen) -> int:
     """Check the contract in seconds: class, setup, shape, finite values, budget, determinism, and the other price book.
 
@@ -4782,6 +5148,60 @@ def loop_command(options, screen: Screen) -> int:
         screen.write(f"MLP: width={mlp.width} depth={mlp.depth} seed={options.seed}")
         for label, rows in tables.items():
             screen.write("\n".join(["", f"--- {label} ---", *table_lines(rows)]))
+    return 0
+
+
+@command(f"file output {RULES} n_mlps n_samples seed plain_truth resume no_store dask max_threads format json debug")
+def bake_command(options, screen: Screen) -> int:
+    """Write a suite: networks with their truths, one portable file that `run --dataset` scores on.
+
+    --resume grows the truths of an existing file to --n-samples (default: twice what they have).
+    """
+    rules = rules_of(options)
+    output = Path(options.file or options.output)
+    if output.exists() != options.resume:
+        raise Misuse(f"{output} exists: add --resume to grow it, or choose another name." if output.exists() else
+                     f"There is no {output} to resume.")
+    old = read_suite(output) if options.resume else None
+    n_mlps = options.n_mlps or 10
+    if n_mlps <= 0:
+        raise Misuse(f"--n-mlps must be positive, not {n_mlps}.")
+    mlps = old.mlps if old else list(sample_suite(n_mlps, rules.width, rules.depth, options.seed))
+    n_samples = options.n_samples or (2 * old.truths[0].n_samples if old else 2**20)
+    if old and n_samples < old.truths[0].n_samples:
+        raise Misuse(f"{output} has {old.truths[0].n_samples:,} samples a network already.")
+    store = None if options.no_store else TruthStore()
+    executor = DaskExecutor(options.dask) if options.dask else None
+    limit_threads(options.max_threads)
+    truths = []
+    for mlp in mlps:        # one by one: what sampling a large network takes is let go before the next
+        source = TruthSource(mlp.weights, store, options.plain_truth)
+        truths += grow_together([source], n_samples, executor=executor, progress=truth_progress(screen))[0]
+    about = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
+    write_suite(output, Suite(mlps, truths, (old.about if old else {}) | about))
+    noise = math.sqrt(sum(float((t.standard_error[-1]**2).mean()) for t in truths) / len(truths))
+    document = about | {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}
+    screen.write(json.dumps(document, indent=2) if screen.format == "json" else
+                 f"{output}: {len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each, "
+                 f"final-layer standard error {noise:.3g}\nNext: whest run estimator.py --dataset {output}")
+    return 0
+
+
+@command("clear format json")
+def store_command(options, screen: Screen) -> int:
+    """Show what the store of truths holds; --clear empties it."""
+    kept = TruthStore()
+    rows = [{"network": folder.name, "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+             "n_samples": max([int(path.stem.split("-")[0]) for path in folder.glob("[0-9]*.npz")], default=0)}
+            for folder in sorted(kept.folder.glob("*/"))]
+    if options.clear:
+        shutil.rmtree(kept.folder, ignore_errors=True)
+    if screen.format == "json":
+        screen.write(json.dumps({"folder": str(kept.folder), "cleared": options.clear, "networks": rows}, indent=2))
+        return 0
+    total = sum(row["bytes"] for row in rows)
+    screen.panel("Store", [f"{row['network'][:24]:<26} {row['n_samples']:>16,} samples {row['bytes'] / 2**20:>9.1f} MB" for row in rows]
+                 + [f"{kept.folder}: {len(rows)} networks, {total / 2**20:.1f} MB" + (", cleared" if options.clear else "")])
     return 0
 
 
@@ -4967,7 +5387,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"whest: {exc}", file=sys.stderr)
         return exc.exit_status
     except KeyboardInterrupt:
-        print("whest: interrupted; nothing was scored.", file=sys.stderr)
+        print("whest: interrupted. Truth sampled so far is kept: the same command goes on from there.", file=sys.stderr)
         return 130
 
 
