@@ -398,6 +398,7 @@ def elements(*arrays):
 
 
 def max1(n):
+    """n, but at least 1."""
     return n if n > 1 else 1
 
 
@@ -521,6 +522,7 @@ QUANTITIES = {
 
 
 def quantity(formula):
+    """Add the function below to QUANTITIES, under its own name."""
     QUANTITIES[formula.__name__] = formula
 
 
@@ -530,6 +532,7 @@ def added(dtype):
 
 
 def with_out(call, dtype):
+    """The dtype joined with that of out=, if given."""
     out = call["kwargs"].get("out")
     return dtype if out is None else np.result_type(dtype, (out[0] if isinstance(out, tuple) else out).dtype)
 
@@ -652,6 +655,7 @@ def placed(arr, indices, axis):
 
 
 def copied(size, where, shape=None):
+    """Elements that copyto writes: all, or those where `where` is true."""
     return size if where is True else int(np.broadcast_to(np.asarray(where), shape or np.shape(where)).sum())
 
 
@@ -708,6 +712,7 @@ def slopes(shape, size, axes, args, edge_order, book):
 
 @quantity
 def interpolation(size, xp, period):
+    """interp: a binary search and a line for each point; a period adds wrapping and sorting."""
     m = count(xp)
     if period is None:
         return max1(size) * (3 + lg(m))
@@ -761,6 +766,7 @@ def fitted(m, n, r, b):
 
 @quantity
 def solved(shape, n, b):
+    """LU and substitution for each matrix of the batch."""
     *batch, _, columns = shape_of(b) if len(shape_of(b)) > 1 else (n, 1)
     return math.prod(np.broadcast_shapes(shape[:-2], batch)) * (2 * n**3 // 3 + 2 * n * n * columns)
 
@@ -822,6 +828,7 @@ def staged(a, s, axes, real=None):
 
 
 def spectrum(shape, s, axes, real):
+    """Lengths of the transformed axes; of a half spectrum, the length of the real signal behind it."""
     points = list(s or [shape[i] for i in axes])
     return [*points[:-1], 2 * points[-1] - 2] if real == "back" and s is None else points
 
@@ -841,6 +848,7 @@ def pool(a, axis=0):
 
 @quantity
 def chosen(a, axis, replace, p, O):
+    """choice, with or without replacement and weights."""
     n = pool(a, axis)
     if p is None:
         return max1(O if replace else n)
@@ -1044,6 +1052,7 @@ def orbits(symmetry, shape):
 
 
 def moved(symmetry):
+    """The axes that some permutation moves."""
     return {a for g in symmetry or () for a, b in enumerate(g) if a != b}
 
 
@@ -1091,6 +1100,7 @@ def accumulated(symmetry, ndim, axis, book):
 
 
 def flipped(symmetry, axes):
+    """What is left after flipping these axes: the permutations that keep their set."""
     return proper(g for g in symmetry or () if {g[a] for a in axes} == set(axes))
 
 
@@ -1102,6 +1112,7 @@ def tiled(symmetry, ndim, reps):
 
 
 def stacked(symmetries, ndim, axis):
+    """The symmetry shared by all the stacked arrays, the new axis fixed."""
     return common([carried(s, {a: a + (a >= axis) for a in range(ndim)}, ndim + 1) for s in symmetries])
 
 
@@ -1257,6 +1268,7 @@ def label_group(parts, syms, same, needed=None):
 
 
 def one_to_one(pairs, needed):
+    """Whether the pairs map labels one to one and keep the needed ones among themselves."""
     onto = {d for _, d in pairs}
     kept = all((c in needed) == (d in needed) for c, d in pairs)
     return kept and len(dict(pairs)) == len(pairs) == len(onto)
@@ -3657,6 +3669,7 @@ class TruthSource:
 
 
 def add_sums(first: dict, *others: dict) -> dict:
+    """The sums of several nodes, added in the order given."""
     return {k: functools.reduce(np.add, (other[k] for other in others), a) for k, a in first.items()}
 
 
@@ -3690,6 +3703,7 @@ def grow_together(sources: list[TruthSource], n_samples: int | None = None, erro
 
 
 def grow(sources: list[TruthSource], goal: int, executor, report: Callable[[int], None]) -> None:
+    """Sample what these sources lack up to `goal`, a bounded number of nodes in flight, and add it in order."""
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
         pool, pending = executor or threads, deque()
         n_workers = getattr(pool, "_max_workers", 16)
@@ -3731,6 +3745,7 @@ def pack_truth(truth: Truth) -> dict:
 
 
 def unpack_truth(arrays: dict) -> Truth:
+    """The truth that `pack_truth` made arrays of."""
     return Truth(**{name: a.astype(np.float64) if a.ndim else a.item() for name, a in arrays.items()})
 
 
@@ -3821,6 +3836,7 @@ def read_suite(path: str | os.PathLike, n_mlps: int | None = None) -> Suite:
 
 
 def mlp_of(weights: np.ndarray, seed: int, name: str) -> MLP:
+    """The network of these weights `(depth, width, width)`."""
     return MLP(weights.shape[-1], len(weights), [fnp.asarray(w) for w in weights], seed, name)
 
 
@@ -4740,6 +4756,7 @@ class Screen:
 
 
 def uncoloured(text: str) -> str:
+    """The text without its colour codes."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
@@ -4778,6 +4795,7 @@ def report_run(document: dict, screen: Screen, debug: bool = False) -> None:
 
 
 def context_lines(config: dict) -> Iterator[str]:
+    """What was scored, on which networks, under which rules."""
     gate = config["residual_wall_time_limit_s"]
     yield f"estimator   {config['estimator']} (class {config['class']}), runner {config['runner']}"
     yield (f"networks    {config['n_mlps']} of {config['width']}x{config['depth']}, seed {config['seed']}, "
@@ -4810,6 +4828,7 @@ def error_lines(errors: list[dict], n_mlps: int, screen: Screen, debug: bool) ->
 
 
 def exhausted_lines(exhausted: list[dict], config: dict, debug: bool) -> Iterator[str]:
+    """Which limits were exceeded, on which networks."""
     limits = (f"the FLOP budget of {readable(config['flop_budget'])}", f"the wall-clock limit of {config['wall_time_limit_s']} s",
               f"the gate of {config['residual_wall_time_limit_s']} s on time outside fnp",
               "the budget, by FLOPs and residual time together")
@@ -4823,6 +4842,7 @@ def exhausted_lines(exhausted: list[dict], config: dict, debug: bool) -> Iterato
 
 
 def truth_lines(results: dict, config: dict) -> Iterator[str]:
+    """How far the truth was sampled, and what its noise does to the score."""
     corrected = results["corrected"]
     yield f"{results['per_mlp'][0]['truth_n_samples']:,} samples a network ({config['n_samples']})"
     yield (f"its noise adds {corrected['noise_floor']:.2g} to the raw score, which is taken out, "
@@ -4834,6 +4854,7 @@ def truth_lines(results: dict, config: dict) -> Iterator[str]:
 
 
 def flops_lines(breakdown: dict, screen: Screen) -> Iterator[str]:
+    """The operations that cost most, and where the time went."""
     totals: dict[str, Counter] = defaultdict(Counter)
     for row in breakdown["by_namespace"].values():
         for name, operation in row["operations"].items():
@@ -4881,6 +4902,7 @@ def sampling_score(results: dict, config: dict) -> tuple[float, int]:
 
 
 def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
+    """The score, how sure it is, what it beats, and what to do next."""
     corrected = results["corrected"]
     score, (low, high) = corrected["score"], corrected["truth_interval"]
     yield (screen.paint(f"{score:.4g}", "strong")
