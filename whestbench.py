@@ -2958,8 +2958,8 @@ def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -
 # ======================================================================================
 
 GROUP = 16      # samples in a group: 8 draws of x, then their mirror images -x
-COLUMNS = 64    # activations lie as [slab of 64 columns][sample][column]: zeros are a 64-bit mask
-PANEL = 32      # weights lie as [panel of 32 outputs][input][output]: 128 inputs fill half an L1 cache
+COLUMNS = 64    # activations lie as [slab of 64 columns][sample][column]: zeros are a 64-bit mask; weights as
+                # [slab of 64 outputs][input][output]: the 64 inputs of a slab fill half an L1 cache
 _LOAD = threading.Lock()
 _n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -2978,7 +2978,7 @@ def limit_threads(n_threads: int | None) -> None:
 
 class PackedNetwork(typing.NamedTuple):
     """The weights of a network as the kernels want them; made by `pack_weights`."""
-    weights: np.ndarray         # float32 (depth, panels, padded width, PANEL)
+    weights: np.ndarray         # float32 (depth, slabs, padded width, COLUMNS)
     width: int
     depth: int
 
@@ -3003,11 +3003,11 @@ def pack_weights(weights) -> PackedNetwork:
         raise ValueError("weights contain inf or NaN")
     depth, width, _ = weights.shape
     padded = _padded(width)
-    packed = _aligned((depth, padded // PANEL, padded, PANEL))
+    packed = _aligned((depth, padded // COLUMNS, padded, COLUMNS))
     packed[:] = 0
-    for start in range(0, width, PANEL):
-        panel = weights[:, :, start:start + PANEL]
-        packed[:, start // PANEL, :width, :panel.shape[2]] = panel
+    for start in range(0, width, COLUMNS):
+        slab = weights[:, :, start:start + COLUMNS]
+        packed[:, start // COLUMNS, :width, :slab.shape[2]] = slab
     return PackedNetwork(packed, width, depth)
 
 
@@ -3168,16 +3168,12 @@ def network_sums(weights, key, index, n_samples, activations, groups, sums):
         masks = active[layer & 1]
         rows = GROUP if layer else GROUP // 2           # -x @ w is known from x @ w
         for slab in range(n_slabs):
-            for half in range(2):
-                for k in range(0, n_slabs, 2):
-                    panel = weights[layer, 2 * slab + half, k * COLUMNS:].ctypes.data
-                    x_k, masks_k = x[k].ctypes.data, masks[k].ctypes.data
-                    y_half = y[slab, 0, half * PANEL:].ctypes.data
-                    for group in range(0, n_rows, GROUP):
-                        for row in range(group, group + rows, tile):
-                            multiply_tile(x_k + row * COLUMNS * 4, n_rows * COLUMNS * 4,
-                                          masks_k + row // tile * 8, n_rows // tile * 8, min(2, n_slabs - k),
-                                          panel, y_half + row * COLUMNS * 4, k > 0)
+            for k in range(n_slabs):
+                w, x_k, y_slab = weights[layer, slab, k * COLUMNS:].ctypes.data, x[k].ctypes.data, y[slab].ctypes.data
+                for group in range(0, n_rows, GROUP):
+                    for row in range(group, group + rows, tile):
+                        at = row * COLUMNS * 4
+                        multiply_tile(x_k + at, masks[k, row // tile], w, y_slab + at, k > 0)
             finish_slab(y[slab], active[1 - layer & 1, slab], n_samples, layer, depth, slab * COLUMNS,
                         groups, sums)
 
@@ -3246,10 +3242,10 @@ def matrix_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # In vector IR, because the compiler's own vectors reach half the chip's rate. All arrays go by address.
 
 def vector_type():
-    """The host's float32 vector, and the rows in a tile: enough sums to hide the latency of an FMA."""
+    """The host's float32 vector, its lanes, and the rows in a tile: as few as hide the latency of an FMA."""
     from llvmlite import binding, ir
     features = binding.get_host_cpu_features()
-    lanes, rows = (16, 4) if features.get("avx512f") else (8, 2) if features.get("avx2") else (4, 2)
+    lanes, rows = (16, 2) if features.get("avx512f") else (8, 1) if features.get("avx2") else (4, 1)
     return ir.VectorType(ir.FloatType(), lanes), lanes, rows
 
 
@@ -3264,57 +3260,53 @@ def tile_rows(typingctx):
     return types.intp(), lambda context, b, signature, args: context.get_constant(types.intp, rows)
 
 
-def multiply_tile(typingctx, x, x_step, masks, masks_step, n_slabs, w, y, resume):
-    """y (+)= x @ w for the rows of a tile and the columns of a panel, over `n_slabs` slabs of x.
+def multiply_tile(typingctx, x, mask, w, y, resume):
+    """y (+)= x @ w for the rows of a tile, over a slab of 64 inputs and 64 outputs.
 
-    Bit k of a slab's mask tells whether any of the rows has a nonzero k-th input; the others are not visited.
+    Bit k of the mask tells whether any of the rows has a nonzero k-th input; the others are not visited.
     The sums live in registers: LLVM promotes `alloca`s whose address goes nowhere.
     """
     from llvmlite import ir
     from numba.core import cgutils, types
     vector, lanes, rows = vector_type()
-    tile = [(r, v) for r in range(rows) for v in range(PANEL // lanes)]
+    tile = [(r, v) for r in range(rows) for v in range(COLUMNS // lanes)]
 
     def codegen(context, b, signature, args):
-        x, x_step, masks, masks_step, n_slabs, w, y, resume = args
+        x, mask, w, y, resume = args
         i64, f32, zeros = x.type, vector.element, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
         fma = cgutils.get_or_insert_function(
             b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32")
         out = {(r, v): _pointer(b, y, (r * COLUMNS + v * lanes) * 4, vector) for r, v in tile}
         sums = {at: cgutils.alloca_once(b, vector) for at in tile}
-        left = cgutils.alloca_once(b, i64)
+        left = cgutils.alloca_once_value(b, mask)
         for at in tile:
             b.store(ir.Constant(vector, None), sums[at])
         with b.if_then(resume):
             for at in tile:
                 b.store(b.load(out[at], align=4), sums[at])
-        with cgutils.for_range(b, n_slabs) as slab:
-            x_slab = b.add(x, b.mul(slab.index, x_step))
-            w_slab = b.add(w, b.mul(slab.index, i64(COLUMNS * PANEL * 4)))
-            b.store(b.load(_pointer(b, b.add(masks, b.mul(slab.index, masks_step)), 0, i64)), left)
-            test, step, done = map(b.append_basic_block, ("test", "step", "done"))
-            b.branch(test)
-            b.position_at_end(test)
-            bits = b.load(left)
-            b.cbranch(b.icmp_unsigned("!=", bits, i64(0)), step, done)
-            b.position_at_end(step)
-            k = b.cttz(bits, ir.IntType(1)(1))                      # the lowest bit that is set ...
-            b.store(b.and_(bits, b.sub(bits, i64(1))), left)        # ... which is now done
-            x_k, w_k = b.add(x_slab, b.mul(k, i64(4))), b.add(w_slab, b.mul(k, i64(PANEL * 4)))
-            columns = [b.load(_pointer(b, w_k, 4 * v, vector), align=4) for v in range(0, PANEL, lanes)]
-            for r, v in tile:
-                if v == 0:
-                    value = b.load(_pointer(b, x_k, r * COLUMNS * 4, f32), align=4)
-                    one = b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
-                    broadcast = b.shuffle_vector(one, one, zeros)
-                b.store(b.call(fma, [broadcast, columns[v], b.load(sums[r, v])]), sums[r, v])
-            b.branch(test)
-            b.position_at_end(done)
+        test, step, done = map(b.append_basic_block, ("test", "step", "done"))
+        b.branch(test)
+        b.position_at_end(test)
+        bits = b.load(left)
+        b.cbranch(b.icmp_unsigned("!=", bits, i64(0)), step, done)
+        b.position_at_end(step)
+        k = b.cttz(bits, ir.IntType(1)(1))                      # the lowest bit that is set ...
+        b.store(b.and_(bits, b.sub(bits, i64(1))), left)        # ... which is now done
+        x_k, w_k = b.add(x, b.mul(k, i64(4))), b.add(w, b.mul(k, i64(COLUMNS * 4)))
+        columns = [b.load(_pointer(b, w_k, 4 * v, vector), align=4) for v in range(0, COLUMNS, lanes)]
+        for r, v in tile:
+            if v == 0:
+                value = b.load(_pointer(b, x_k, r * COLUMNS * 4, f32), align=4)
+                one = b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+                broadcast = b.shuffle_vector(one, one, zeros)
+            b.store(b.call(fma, [broadcast, columns[v], b.load(sums[r, v])]), sums[r, v])
+        b.branch(test)
+        b.position_at_end(done)
         for at in tile:
             b.store(b.load(sums[at]), out[at], align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 7, types.boolean), codegen
+    return types.void(types.int64, types.uint64, types.int64, types.int64, types.boolean), codegen
 
 
 def relu_group(typingctx, z, masks, total):
