@@ -1536,6 +1536,7 @@ class TimeExhaustedError(FlopscopeError):
 OpRecord = namedtuple("OpRecord", """op_name subscripts shapes flop_cost cumulative namespace
     flopscope_context_start_offset_s flopscope_backend_duration_s flopscope_overhead_duration_s
     resolved_dtype""")
+Bill = namedtuple("Bill", "op_name cost dtype shapes subscripts", defaults=(None, (), None))
 DEFAULT_BUDGET = 10**15             # of the context that is in force outside any other
 _clock = time.perf_counter
 _default_book = os.environ.get("WHESTBENCH_PRICES", "0.7")
@@ -1562,7 +1563,7 @@ class BudgetContext:
     entered again goes on counting. `prices` names the book, the session's (`use_prices`) unless given.
     """
 
-    on_charge = None        # a profiler's hook: on_charge(context, op_name, flop_cost) after each charge
+    on_charge = None        # a profiler's hook: on_charge(context, bill) after each charge
 
     def __init__(self, flop_budget, quiet=False, namespace=None, wall_time_limit_s=None, *, prices=None):
         if not flop_budget > 0:
@@ -1578,26 +1579,27 @@ class BudgetContext:
         self._paused, self._deadline, self._start, self._wall = 0.0, math.inf, None, None
         self.mark_recorded(None)
 
-    def charge(self, op_name, cost, dtype=None, shapes=(), subscripts=None, start=None):
-        """Pay `cost` FLOPs for one operation and log it."""
-        remaining = self.flop_budget - self.flops_used
-        if cost > remaining:
-            self.exhausted = BudgetExhaustedError(op_name, flop_cost=cost, flops_remaining=remaining)
+    def charge(self, bill, start=None):
+        """Pay for one operation and log it: a Bill, and when its call began."""
+        used = self.flops_used + bill.cost
+        if used > self.flop_budget:
+            self.exhausted = BudgetExhaustedError(bill.op_name, flop_cost=bill.cost, flops_remaining=self.flops_remaining)
             raise self.exhausted
-        self.flops_used = used = self.flops_used + cost
-        self._log.append([op_name, subscripts, shapes, cost, used, self.namespace, start, 0.0, 0.0, dtype])
+        self.flops_used = used
+        self._log.append([bill, used, self.namespace, start, 0.0, 0.0])
         if self.on_charge is not None:
-            self.on_charge(self, op_name, cost)
+            self.on_charge(self, bill)
         if start is not None and start > self._deadline:
-            self._out_of_time(op_name)
+            self._out_of_time(bill.op_name)
 
     def settle(self, backend, overhead, now):
         """Book the seconds that the operation charged last took in NumPy and in the counter."""
         self.flopscope_backend_time_s += backend
         self.flopscope_overhead_time_s += overhead
-        self._log[-1][7:9] = backend, overhead
+        entry = self._log[-1]
+        entry[4], entry[5] = backend, overhead
         if now > self._deadline:
-            self._out_of_time(self._log[-1][0])
+            self._out_of_time(entry[0].op_name)
 
     def mark_recorded(self, session):
         """Remember how far the session's totals (those of this session) include this context."""
@@ -1653,9 +1655,11 @@ class BudgetContext:
     @property
     def op_log(self):
         """One OpRecord for each charge, in order."""
-        for *head, start, backend, overhead, dtype in self._log[len(self._records):]:
+        for bill, used, space, start, backend, overhead in self._log[len(self._records):]:
+            op_name, cost, dtype, shapes, subscripts = bill
             offset = 0.0 if start is None or self._start is None else start - self._start
-            self._records.append(OpRecord(*head, offset, backend, overhead, dtype and str(dtype)))
+            self._records.append(OpRecord(op_name, subscripts, shapes, cost, used, space, offset, backend, overhead,
+                                          dtype and str(dtype)))
         return self._records
 
     @property
@@ -1693,7 +1697,7 @@ def _added(row, *amounts):
 
 def _totals(rows, log):
     """{(namespace, operation): [flops, calls, backend s, overhead s]}, with this log added."""
-    for op_name, _, _, cost, _, space, _, backend, overhead, _ in log:
+    for (op_name, cost, *_), _, space, _, backend, overhead in log:
         rows[space, op_name] = _added(rows.get((space, op_name)), cost, 1, backend, overhead)
     return rows
 
@@ -2101,7 +2105,6 @@ def _warn(message, category=UserWarning):
 # ---- the wrapper ------------------------------------------------------------------------------------------
 
 _PLAIN_KINDS = {int, float, bool, type(None), str, type}
-_ARRAYS = {np.ndarray, FlopscopeArray}
 
 
 def counted(name, function):
@@ -2124,14 +2127,17 @@ def _counted_by_shape(name, function):
     def call(*args, **kwargs):
         start = _clock()
         context = _thread.active or active_budget()
-        key, plain = [context.book], []
+        key, plain = (context.book,), []
         for a in args:
             kind = type(a)
-            if kind in _ARRAYS:
-                key += kind, a.shape, a.dtype
-                plain.append(a.view(np.ndarray) if kind is FlopscopeArray else a)
+            if kind is FlopscopeArray:
+                key += a.shape, a.dtype
+                plain.append(a.view(np.ndarray))
             elif kind in _PLAIN_KINDS:
                 key += (kind,) if pointwise else (kind, a)
+                plain.append(a)
+            elif kind is np.ndarray:
+                key += kind, a.shape, a.dtype
                 plain.append(a)
             else:
                 return _run(name, function, args, kwargs)
@@ -2141,13 +2147,13 @@ def _counted_by_shape(name, function):
             key += parameter, type(value), value
         if not args or multiplies and args[0] is args[-1]:
             return _run(name, function, args, kwargs)
-        key = tuple(key)
-        if key not in known:
+        try:
+            bill, stays_plain = known[key]
+        except KeyError:
             if len(known) > 4096:
                 known.clear()
-            known[key] = _bill(name, args, kwargs, context.book), _stays_plain(name, args, context.book)
-        bill, stays_plain = known[key]
-        context.charge(name, *bill, start)
+            bill, stays_plain = known[key] = _bill(name, args, kwargs, context.book), _stays_plain(name, args, context.book)
+        context.charge(bill, start)
         work = method if method and type(plain[0]) is np.ndarray else function
         begun = _clock()
         result = work(*plain, **kwargs)
@@ -2168,16 +2174,17 @@ def _run(name, function, args, kwargs, logged=None):
         first = next(iter(inspect.signature(function).parameters))
         args = (kwargs.pop(first),) if first in kwargs else ()
     late, free = name in book.after, name in book.unlogged
-    bill = None if late else _bill(name, args, kwargs, book)
-    if not (late or free):
-        context.charge(logged, *bill, start)
+    if not late:
+        bill = _bill(name, args, kwargs, book, logged)
+        if not free:
+            context.charge(bill, start)
     begun = _clock()
     result = function(*bare(args), **_bare_values(kwargs))
     ended = _clock()
     if late:
-        bill = book.charge(name, args, kwargs, result)
+        bill = Bill(logged, *book.charge(name, args, kwargs, result))
         if not free:
-            context.charge(logged, *bill, start=start)
+            context.charge(bill, start)
     if kwargs.get("out") is not None and name in _FUNCTIONS:        # but samplers dress it
         result = dress(kwargs["out"]) if name in ("take", "concatenate") else kwargs["out"]
         _written(result, book)
@@ -2194,15 +2201,15 @@ def _run(name, function, args, kwargs, logged=None):
     return result
 
 
-def _bill(name, args, kwargs, book):
-    """(FLOPs, dtype, shapes, subscripts): the log shows all operands of products and pointwise operations."""
+def _bill(name, args, kwargs, book, logged=None):
+    """The Bill of a call: the log shows all operands of products and of pointwise operations."""
     subscripts, shown = None, args if name in UFUNCS else args[:1]
     if name in CONTRACTIONS:
         subscripts = product_of(name, args, kwargs, book.name)[3]
         shown = args[1:] if name == "einsum" else args[:2]
     elif shown and name not in UFUNCS and not isinstance(shown[0], np.ndarray):
         shown = ()
-    return *book.charge(name, args, kwargs), tuple([shape_of(a) for a in shown]), subscripts
+    return Bill(logged or name, *book.charge(name, args, kwargs), tuple([shape_of(a) for a in shown]), subscripts)
 
 
 def _stays_plain(name, args, book):
@@ -2215,8 +2222,8 @@ def _fancy_index(array, key):
     keys = key if type(key) is tuple else (key,)
     keys = [k for k in keys if isinstance(k, (list, np.ndarray, bool, np.bool_))]
     if keys and context.book.immutable:
-        bill = context.book.charge("getitem", (array, bare(keys)), {}, result)
-        context.charge("getitem", *bill, (array.shape,), start=start)
+        charge = context.book.charge("getitem", (array, bare(keys)), {}, result)
+        context.charge(Bill("getitem", *charge, (array.shape,)), start)
     return result
 
 
@@ -2371,7 +2378,7 @@ def _claimed(name, data, symmetry, units):
     if context.book.immutable:
         dtype = inexact(plain.dtype)
         factor = 2 if dtype.kind == "c" else 1
-        context.charge(name, units(group, plain.size) * rate_of(dtype) * factor, dtype, (plain.shape,))
+        context.charge(Bill(name, units(group, plain.size) * rate_of(dtype) * factor, dtype, (plain.shape,)))
     return plain, group.over(plain.ndim)
 
 
@@ -2601,7 +2608,7 @@ def _writing_method(name):
         if context.book.immutable:
             raise ValueError(f"book 0.12 has no in-place {name}: arrays are immutable there")
         if name in ("sort", "partition"):
-            context.charge(name, *context.book.charge(name, (self, *args), kwargs), (self.shape,))
+            context.charge(Bill(name, *context.book.charge(name, (self, *args), kwargs), (self.shape,)))
         return native(self.view(np.ndarray), *args, **kwargs)
     return method
 
