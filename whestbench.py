@@ -3045,39 +3045,6 @@ def simulate_block(network: PackedNetwork, key: int, index: int, n_samples: int 
                      sums[:depth], sums[depth:-1], sums[-1])
 
 
-def simulate_blocks(network: PackedNetwork, key: int, indices: Iterable[int], executor: concurrent.futures.Executor | None = None,
-                    blocks_per_task: int | None = None) -> Iterator[BlockSums]:
-    """Yield the sums of these blocks, in their order, computed under any executor (default: all cores).
-
-    A task carries the weights to another process, so there it holds 16 blocks, which makes that cheap; a
-    thread's holds one. Two tasks per core are in flight: memory does not grow with the number of blocks.
-    """
-    if executor is None:
-        with concurrent.futures.ThreadPoolExecutor(_n_threads) as executor:
-            yield from simulate_blocks(network, key, indices, executor, blocks_per_task)
-        return
-    size = blocks_per_task or (1 if isinstance(executor, concurrent.futures.ThreadPoolExecutor) else 16)
-    indices, tasks = iter(indices), deque()
-    try:
-        while True:
-            while len(tasks) < 2 * _n_threads and (chunk := list(itertools.islice(indices, size))):
-                tasks.append(executor.submit(_simulate_chunk, network, key, chunk))
-            if not tasks:
-                return
-            yield from tasks.popleft().result()
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def _simulate_chunk(network, key, indices):
-    if network.weights.ctypes.data % 64 or not network.weights.flags.writeable:     # as pickle left them
-        weights = _aligned(network.weights.shape)
-        weights[:] = network.weights
-        network = network._replace(weights=weights)
-    return [simulate_block(network, key, index) for index in indices]
-
-
 def block_inputs(width: int, key: int, index: int) -> np.ndarray:
     """The inputs of a block, float32 (n_samples, width), in the order of its groups."""
     load_kernels()
@@ -5344,7 +5311,7 @@ def bench_shape(rules: Round, repeats: int, threads: concurrent.futures.Executor
         work()
         return n_samples / (time.perf_counter() - start)
     for repeat in range(repeats + 1):
-        rates["engine"].append(clock(lambda: deque(simulate_blocks(network, 1, range(n_samples // block), threads), 0)))
+        rates["engine"].append(clock(lambda: deque(threads.map(functools.partial(simulate_block, network, 1), range(n_samples // block)), 0)))
         rates["numpy"].append(clock(lambda: numpy_engine(weights, n_samples, threads)))
         rates["fma_peak_gflops"].append(peak())
         if repeat == 0:                         # a warm-up
