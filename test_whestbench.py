@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import inspect
-import io
 import itertools
 import json
 import math
@@ -966,23 +965,22 @@ def test_standard_errors_from_groups_are_right():
 # Truth
 # ======================================================================================
 
-def moments_at(weights, key, n_samples, state=None, start=0):
-    """Moments of the first `n_samples` of a stream, from `start` on where a state is given."""
-    network, moments, block = wb.pack_weights(weights), wb.Moments(list(weights),
-                            state), wb.samples_per_block(weights.shape[1])
-    for first in range(start, n_samples, wb.CHUNK):
+def sampled_truths(weights, key, n_samples):
+    """The truth of the first `n_samples` of a stream, with control variates and without."""
+    network, white_box, block, sums = wb.pack_weights(weights), wb.WhiteBox(weights), wb.samples_per_block(weights.shape[1]), []
+    for first in range(0, n_samples, wb.CHUNK):
         end = min(first + wb.CHUNK, n_samples)
-        moments.add([wb.simulate_block(network, key, i // block, min(block, end - i)) for i in range(first,
-                                end, block)])
-    return moments
+        sums.append(white_box.sums([wb.simulate_block(network, key, i // block, min(block, end - i))
+                                    for i in range(first, end, block)]))
+    total = wb.add_sums(*sums)
+    return white_box.truth(total), white_box.truth(total, plain=True)
 
 @pytest.fixture(scope="module")
 def truths():
     """A long plain truth of a network of 48 x 5, and 200 short ones: with control variates, and plain."""
     weights = he_weights(48, 5, 11)
-    moments = [moments_at(weights, key, 2048) for key in range(200)]
-    return (moments_at(weights, 10**6, 2**20).truth(plain=True), [m.truth() for m in moments],
-            [m.truth(plain=True) for m in moments])
+    family, plain = zip(*[sampled_truths(weights, key, 2048) for key in range(200)])
+    return sampled_truths(weights, 10**6, 2**20)[1], family, plain
 
 def test_the_first_layer_is_exact_and_the_others_lie_within_their_error_bars(truths):
     long, family, plain = truths
@@ -1009,14 +1007,7 @@ def test_control_variates_leave_less_than_half_of_the_variance(truths):
     assert ours < pairs and long.variance.sum() / 2048 / ours > 2
 
 def test_a_truth_that_grows_is_bit_for_bit_the_one_sampled_at_once():
-    weights, n = he_weights(64, 4, 3), wb.CHUNK
-    file = io.BytesIO()
-    np.savez(file, **moments_at(weights, 0, 2 * n).state)
-    file.seek(0)
-    resumed, direct = moments_at(weights, 0, 4 * n, dict(np.load(file)),
-                            2 * n).truth(), moments_at(weights, 0, 4 * n).truth()
-    assert same(vars(direct).values(), vars(resumed).values())
-    mlp = wb.build_mlp(32, 3, 1)
+    mlp, n = wb.build_mlp(32, 3, 1), wb.CHUNK
     growing = wb.TruthSource(mlp.weights)
     for samples in (5000, 100, 3 * n, 2 * n + 17):
         assert same(vars(growing.at(samples)).values(),
@@ -1032,7 +1023,7 @@ def test_a_truth_has_exactly_the_samples_asked_for(n_samples):
 @pytest.mark.parametrize("width, depth", [(1, 1), (1, 2), (2, 3), (16, 2)])
 def test_the_smallest_networks_have_truths_too(width, depth):
     weights = he_weights(width, depth, 8)
-    truth = moments_at(weights, 0, 4 * wb.CHUNK).truth()
+    truth, _ = sampled_truths(weights, 0, 4 * wb.CHUNK)
     x = np.random.default_rng(0).standard_normal((2**18, width))
     means, spread = (np.array([f(a, 0) for a in forward(weights, x)[1]]) for f in (np.mean, np.std))
     sigma = np.hypot(truth.standard_error, spread * 2**-9)

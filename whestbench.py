@@ -3398,54 +3398,43 @@ class Truth:
     scale: float
 
 
-class Moments:
-    """The sums behind one network"s truth, growing chunk by chunk in the order of the engine"s blocks.
+class WhiteBox:
+    """What a network's weights alone say of its truth, and how sums over samples make it one.
 
-    `state`, a dict of arrays, is all that is kept to go on later: the same chunks give the same bits. Even
-    and odd groups are two folds. A truth at any n: add all whole chunks, deepcopy, add the rest to that.
+    Sums are dictionaries of arrays; those of several chunks are added key by key. Even and odd pools are two folds.
     """
 
-    def __init__(self, weights, state=None):
-        depth, width = len(weights), len(weights[0])
-        self.controls = control_variates(weights) if depth > 1 else None
+    def __init__(self, weights):
+        self.controls = control_variates(weights) if len(weights) > 1 else None
         self.first_mean = np.linalg.norm(weights[0].astype(np.float64), axis=0) / math.sqrt(2 * math.pi)
-        self.state = state or dict(
-            n_samples=np.zeros(2, np.int64), squared_sizes=np.zeros(2, np.int64),
-            layer_sums=np.zeros((depth, width)), layer_squares=np.zeros((depth, width)),
-            final_squares=np.zeros(width), final=np.zeros((2, width)), features=np.zeros((2, 2 * width)),
-            traces=np.zeros((2, 2)), products=np.zeros((3, width, width)))
 
-    def add(self, blocks):
-        """Add one chunk, a list of engine blocks."""
-        s = self.state
+    def sums(self, blocks):
+        """The sums over one chunk, a list of engine blocks."""
         groups = np.concatenate([np.minimum(b.n_samples - np.arange(0, b.n_samples, GROUP), GROUP) for b in blocks])
         starts = np.arange(0, len(groups), POOL)
         size = np.add.reduceat(groups, starts)
-        s["n_samples"] += size[0::2].sum(), size[1::2].sum()
-        s["squared_sizes"] += groups @ groups, size @ size
-        for b in blocks:
-            s["layer_sums"] += b.layer_sums
-            s["layer_squares"] += b.layer_squares
-            s["final_squares"] += b.final_squares
+
+        def by_fold(x, **kwargs):
+            return np.array([x[fold::2].sum(0, **kwargs) for fold in (0, 1)])
+        s = {key: functools.reduce(np.add, [getattr(b, key) for b in blocks])
+             for key in ("layer_sums", "layer_squares", "final_squares")}
+        s |= {"n_samples": by_fold(size), "squared_sizes": np.array([groups @ groups, size @ size])}
         if self.controls is None:
-            return
+            return s
         sums = np.concatenate([np.concatenate([b.final, b.abs_z1, b.square_z2], axis=1) for b in blocks])
-        final, features = np.split(np.add.reduceat(sums, starts), [len(s["final_squares"])], axis=1)
-        s["final"] += [final[fold::2].sum(0, dtype=np.float64) for fold in (0, 1)]
-        s["features"] += [features[fold::2].sum(0, dtype=np.float64) for fold in (0, 1)]
+        final, features = np.split(np.add.reduceat(sums, starts), [len(self.first_mean)], axis=1)
         # F: centred final sums, P: predicted from the features, R: what is left. Float32 is enough here:
         # products carry the error bars and the scale, never the mean.
         means, coefficients, centre = self.controls
         F = final - np.outer(size, centre).astype(np.float32)
         P = matrix_product(features - np.outer(size, means).astype(np.float32), coefficients)
-        R = F - P
-        s["traces"] += [[(x * P)[fold::2].sum(dtype=np.float64) for fold in (0, 1)] for x in (F, P)]
-        for total, x in zip(s["products"], (F, P, R)):
-            total += matrix_product(x.T, x)
+        return s | {"final": by_fold(final, dtype=np.float64), "features": by_fold(features, dtype=np.float64),
+                    "traces": np.array([by_fold((x * P).sum(1, dtype=np.float64)) for x in (F, P)]),
+                    "products": np.array([matrix_product(x.T, x) for x in (F, P, F - P)])}
 
-    def truth(self, plain=False):
-        """The Truth of the samples so far; `plain` leaves the control variates out."""
-        s, folds = self.state, self.state["n_samples"]
+    def truth(self, s, plain=False):
+        """The Truth that these sums make; `plain` leaves the control variates out."""
+        folds = s["n_samples"]
         n = int(folds.sum())
         group_size, pool_size = s["squared_sizes"] / n
         mean = s["layer_sums"] / n
@@ -3496,7 +3485,7 @@ def checkpoints(width: int, depth: int, max_work: float) -> Iterator[int]:
 # a bit. The store forgets rather than errs. Suites and published datasets are read here.
 # ======================================================================================
 
-STREAM = "1"        # of random numbers and their sums; the store never mixes two versions
+STREAM = "2"        # of random numbers and their sums; the store never mixes two versions
 
 
 class InvalidDatasetError(WhestError, ValueError):
@@ -3543,14 +3532,14 @@ class TruthSource:
         self.width, self.depth, sha256 = len(weights[0]), len(weights), fingerprint(*self.weights)
         self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
         self.stack, self.saved, self.saved_at, self.truth = [], None, time.monotonic(), None
-        self.network = self.moments = None
+        self.network = self.white_box = None
 
     n_chunks = property(lambda self: sum(size for size, _ in self.stack))
 
     def prepare(self) -> None:
         """Work out what sampling takes."""
         self.network = self.network or pack_weights(self.weights)
-        self.moments = self.moments or Moments(self.weights)
+        self.white_box = self.white_box or WhiteBox(self.weights)
 
     def __getstate__(self) -> dict:
         """What another process must know."""
@@ -3565,22 +3554,16 @@ class TruthSource:
         if n_chunks > 1:
             return add_sums(*(self.sums(i, n_chunks // 2, n_samples) for i in (first, first + n_chunks // 2)))
         self.prepare()      # in another process the network is yet to be packed
-        size, moments = samples_per_block(self.width), self.with_sums({k: 0 * a for k, a in self.moments.state.items()})
-        moments.add([simulate_block(self.network, self.key, i, min(size, n_samples - start))
-                     for i, start in enumerate(range(0, n_samples, size), first * -(-CHUNK // size))])
-        return moments.state
-
-    def with_sums(self, sums: dict) -> Moments:
-        moments = object.__new__(Moments)       # whose constructor works out the control variates
-        vars(moments).update(vars(self.moments), state=sums)
-        return moments
+        size = samples_per_block(self.width)
+        return self.white_box.sums([simulate_block(self.network, self.key, i, min(size, n_samples - start))
+                                    for i, start in enumerate(range(0, n_samples, size), first * -(-CHUNK // size))])
 
     def recall(self, n_samples: int, stack: list | None = None) -> Truth | None:
         """The truth that is remembered for `n_samples`, or that of a stack, to be remembered."""
         file = f"{self.name}/{n_samples}{'-plain' * self.plain}"
         if stack:
-            total = self.with_sums(add_sums(*(sums for _, sums in stack[::-1])))
-            arrays = pack_truth(total.truth(self.plain))
+            total = add_sums(*(sums for _, sums in stack[::-1]))
+            arrays = pack_truth(self.white_box.truth(total, self.plain))
             if self.store:
                 self.store.put(file, arrays)
         elif self.truth and self.truth.n_samples == n_samples:
@@ -3678,7 +3661,7 @@ def grow(sources: list[TruthSource], goal: int, executor, report: Callable[[int]
         todo = ((i, node) for i, source in wanted for node in source.nodes(goal, n_workers))
         try:
             while True:
-                for i, node in itertools.islice(todo, 2 * n_workers - len(pending)):
+                for i, node in itertools.islice(todo, n_workers + 2 - len(pending)):
                     pending.append((i, node, pool.submit(sources[i].sums, *node)))
                 if not pending:
                     return
