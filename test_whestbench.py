@@ -1916,97 +1916,6 @@ def test_exhausted_limits_have_a_panel_with_their_flags(command):
 # ======================================================================================
 # Command line
 # ======================================================================================
-# Vendoring
-# ======================================================================================
-
-MINI = [*SHAPE, "--n-mlps", "1", "--n-samples", "2048", "--no-store", "--json"]
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory):
-    """An empty folder with whestbench.py and an estimator, its kernels compiled; the MSE that every way must give."""
-    folder = tmp_path_factory.mktemp("a kit, très vide")
-    shutil.copy(HERE / "whestbench.py", folder)
-    estimator_file(folder, inspect.getsource(wb.mean_propagation).partition('"""')[2].partition('"""')[2])
-    return folder, mse_of([sys.executable, "whestbench.py", "run", "estimator.py"], folder)
-
-def start(command, cwd, **environment):
-    return subprocess.Popen([*map(str, command), *MINI], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env={**os.environ, **environment})
-
-def mse_of(command, cwd, **environment):
-    """The final-layer MSE that a run of the kit's estimator prints as JSON."""
-    process = start(command, cwd, **environment)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return json.loads(out)["results"]["final_layer_mse"]
-
-@pytest.mark.parametrize("environment", [{}, {"PYTHONDONTWRITEBYTECODE": "1"}, {"PYTHONSAFEPATH": "1"}])
-def test_the_one_file_runs_as_a_script_from_anywhere(kit, tmp_path, environment):
-    folder, mse = kit
-    command = [sys.executable, folder / "whestbench.py", "run", folder / "estimator.py"]
-    assert mse_of(command, tmp_path, **environment) == mse
-
-def test_the_one_file_runs_as_a_module(kit):
-    folder, mse = kit
-    assert mse_of([sys.executable, "-m", "whestbench", "run", "estimator.py"], folder) == mse
-
-def test_two_runs_at_once_give_the_same_numbers(kit):
-    folder, mse = kit
-    both = [start([sys.executable, "whestbench.py", "run", "estimator.py"], folder) for _ in range(2)]
-    assert [json.loads(process.communicate(timeout=120)[0])["results"]["final_layer_mse"] for process in both] == [mse, mse]
-
-def test_a_folder_that_takes_no_cache_is_no_obstacle(kit, tmp_path):
-    for name in ("whestbench.py", "estimator.py"):
-        shutil.copy(kit[0] / name, tmp_path)
-    (tmp_path / "__pycache__").write_text("where kernels would be cached")
-    assert mse_of([sys.executable, "whestbench.py", "run", "estimator.py"], tmp_path) == kit[1]
-
-def test_a_starter_kit_keeps_its_own_modules_beside_the_real_packages(kit, tmp_path, oracle_folder):
-    for name in ("whestbench.py", "estimator.py"):
-        shutil.copy(kit[0] / name, tmp_path)
-    (tmp_path / "local_engine.py").write_text("OWN = True\n")
-    (tmp_path / "examples").mkdir()
-    source = (tmp_path / "estimator.py").read_text()
-    (tmp_path / "examples" / "one.py").write_text(source + "\nimport local_engine\nassert local_engine.OWN\n")
-    real = str(oracle_folder("whestbench-0.16.2"))
-    for example in ("estimator.py", "examples/one.py"):
-        assert mse_of([sys.executable, "whestbench.py", "run", example], tmp_path, PYTHONPATH=real) == kit[1]
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A copy of the project, as a clone has it."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("whestbench.py", "estimator.py", "test_whestbench.py", "pyproject.toml", "README.md"):
-        shutil.copy(HERE / name, folder)
-    return folder
-
-def test_uv_runs_the_one_file_and_the_page_s_commands_in_the_project(kit, project):
-    uv = needs("uv").find_uv_bin()
-    environment = {"VIRTUAL_ENV": "", "UV_PYTHON": sys.executable, "UV_NO_PROGRESS": "1"}
-    assert mse_of([uv, "run", "whestbench.py", "run", "estimator.py"], kit[0], **environment) == kit[1]
-    for line in ("python estimator.py", "python estimator.py --baseline mean_propagation"):
-        done = subprocess.run([uv, "run", *line.split(), *SHAPE], cwd=project, capture_output=True, text=True, timeout=200,
-                              env=os.environ | environment)
-        assert done.returncode == 0 and "n_samples" in done.stdout, done.stderr
-    assert mse_of([uv, "run", "whest", "run", "--estimator", kit[0] / "estimator.py"], project, **environment) == kit[1]
-
-def test_wheel_and_sdist_hold_the_module_and_install(project, tmp_path, kit):
-    uv = needs("uv").find_uv_bin()
-    subprocess.run([uv, "build", "--quiet", "--python", sys.executable, "--out-dir", tmp_path], cwd=project, check=True)
-    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
-    members = zipfile.ZipFile(wheel).namelist()
-    assert "whestbench.py" in members and not {"estimator.py", "test_whestbench.py"} & set(members)
-    sources = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
-    assert {"whestbench.py", "pyproject.toml", "README.md"} <= sources
-    venv.create(tmp_path / "bare", with_pip=True)
-    scripts = tmp_path / "bare" / ("Scripts" if os.name == "nt" else "bin")
-    subprocess.run([scripts / "pip", "install", "--quiet", wheel], check=True, capture_output=True, timeout=300)
-    version = subprocess.run([scripts / "whest", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    assert version == f"whestbench {wb.__version__}\n"
-    assert mse_of([scripts / "whest", "run", kit[0] / "estimator.py"], tmp_path) == kit[1]
-
-
-# ======================================================================================
 
 HELPLESS = {        # a file that cannot be scored: (its text, code, what the sentence names)
     "no class": ("# raw\nx = 1\n", "SCORING_VALIDATION_ERROR", "Estimator"),
@@ -2147,6 +2056,98 @@ def test_the_module_is_a_script_and_never_imports_argparse():
     source = (HERE / "whestbench.py").read_text()
     assert not re.search(r"^\s*(import|from) argparse", source, re.M)
     assert source.startswith("# /// script\n") and "SPDX-License-Identifier" in source
+
+
+# ======================================================================================
+# Vendoring
+# ======================================================================================
+
+MINI = [*SHAPE, "--n-mlps", "1", "--n-samples", "2048", "--no-store", "--json"]
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory):
+    """An empty folder with whestbench.py and an estimator, its kernels compiled; the MSE that every way must give."""
+    folder = tmp_path_factory.mktemp("a kit, très vide")
+    shutil.copy(HERE / "whestbench.py", folder)
+    estimator_file(folder, inspect.getsource(wb.mean_propagation).partition('"""')[2].partition('"""')[2])
+    return folder, mse_of([sys.executable, "whestbench.py", "run", "estimator.py"], folder)
+
+def start(command, cwd, **environment):
+    return subprocess.Popen([*map(str, command), *MINI], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env={**os.environ, **environment})
+
+def mse_of(command, cwd, **environment):
+    """The final-layer MSE that a run of the kit's estimator prints as JSON."""
+    process = start(command, cwd, **environment)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out)["results"]["final_layer_mse"]
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONDONTWRITEBYTECODE": "1"}, {"PYTHONSAFEPATH": "1"}])
+def test_the_one_file_runs_as_a_script_from_anywhere(kit, tmp_path, environment):
+    folder, mse = kit
+    command = [sys.executable, folder / "whestbench.py", "run", folder / "estimator.py"]
+    assert mse_of(command, tmp_path, **environment) == mse
+
+def test_the_one_file_runs_as_a_module(kit):
+    folder, mse = kit
+    assert mse_of([sys.executable, "-m", "whestbench", "run", "estimator.py"], folder) == mse
+
+def test_two_runs_at_once_give_the_same_numbers(kit):
+    folder, mse = kit
+    both = [start([sys.executable, "whestbench.py", "run", "estimator.py"], folder) for _ in range(2)]
+    assert [json.loads(process.communicate(timeout=120)[0])["results"]["final_layer_mse"] for process in both] == [mse, mse]
+
+def test_a_folder_that_takes_no_cache_is_no_obstacle(kit, tmp_path):
+    for name in ("whestbench.py", "estimator.py"):
+        shutil.copy(kit[0] / name, tmp_path)
+    (tmp_path / "__pycache__").write_text("where kernels would be cached")
+    assert mse_of([sys.executable, "whestbench.py", "run", "estimator.py"], tmp_path) == kit[1]
+
+def test_a_starter_kit_keeps_its_own_modules_beside_the_real_packages(kit, tmp_path, oracle_folder):
+    for name in ("whestbench.py", "estimator.py"):
+        shutil.copy(kit[0] / name, tmp_path)
+    (tmp_path / "local_engine.py").write_text("OWN = True\n")
+    (tmp_path / "examples").mkdir()
+    source = (tmp_path / "estimator.py").read_text()
+    (tmp_path / "examples" / "one.py").write_text(source + "\nimport local_engine\nassert local_engine.OWN\n")
+    real = str(oracle_folder("whestbench-0.16.2"))
+    for example in ("estimator.py", "examples/one.py"):
+        assert mse_of([sys.executable, "whestbench.py", "run", example], tmp_path, PYTHONPATH=real) == kit[1]
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project, as a clone has it."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("whestbench.py", "estimator.py", "test_whestbench.py", "pyproject.toml", "README.md"):
+        shutil.copy(HERE / name, folder)
+    return folder
+
+def test_uv_runs_the_one_file_and_the_page_s_commands_in_the_project(kit, project):
+    uv = needs("uv").find_uv_bin()
+    environment = {"VIRTUAL_ENV": "", "UV_PYTHON": sys.executable, "UV_NO_PROGRESS": "1"}
+    assert mse_of([uv, "run", "whestbench.py", "run", "estimator.py"], kit[0], **environment) == kit[1]
+    for line in ("python estimator.py", "python estimator.py --baseline mean_propagation"):
+        done = subprocess.run([uv, "run", *line.split(), *SHAPE], cwd=project, capture_output=True, text=True, timeout=200,
+                              env=os.environ | environment)
+        assert done.returncode == 0 and "n_samples" in done.stdout, done.stderr
+    assert mse_of([uv, "run", "whest", "run", "--estimator", kit[0] / "estimator.py"], project, **environment) == kit[1]
+
+def test_wheel_and_sdist_hold_the_module_and_install(project, tmp_path, kit):
+    uv = needs("uv").find_uv_bin()
+    subprocess.run([uv, "build", "--quiet", "--python", sys.executable, "--out-dir", tmp_path], cwd=project, check=True)
+    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    members = zipfile.ZipFile(wheel).namelist()
+    assert "whestbench.py" in members and not {"estimator.py", "test_whestbench.py"} & set(members)
+    sources = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    assert {"whestbench.py", "pyproject.toml", "README.md"} <= sources
+    venv.create(tmp_path / "bare", with_pip=True)
+    scripts = tmp_path / "bare" / ("Scripts" if os.name == "nt" else "bin")
+    subprocess.run([scripts / "pip", "install", "--quiet", wheel], check=True, capture_output=True, timeout=300)
+    version = subprocess.run([scripts / "whest", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert version == f"whestbench {wb.__version__}\n"
+    assert mse_of([scripts / "whest", "run", kit[0] / "estimator.py"], tmp_path) == kit[1]
+
 
 # Calls of every priced operation, between `;;`: `names: arguments; arguments`, or `= calls`; see `fixture`.
 # A call is made for each dtype in place of X, and once with uncounted arrays.
