@@ -2149,6 +2149,10 @@ def test_wheel_and_sdist_hold_the_module_and_install(project, tmp_path, kit):
     assert mse_of([scripts / "whest", "run", kit[0] / "estimator.py"], tmp_path) == kit[1]
 
 
+# ======================================================================================
+# Oracles: the real packages, each in a process and a folder of its own
+# ======================================================================================
+
 # Calls of every priced operation, between `;;`: `names: arguments; arguments`, or `= calls`; see `fixture`.
 # A call is made for each dtype in place of X, and once with uncounted arrays.
 # Known differences, left out: trapz and in1d (not in this NumPy), complex out= for real operands, and these calls:
@@ -2386,11 +2390,6 @@ stats.norm.ppf: X5 * 0 + 0.5; F5 * 0 + 0.3, loc=1.0, scale=2.0 ;; stats.uniform.
 stats.expon.cdf: X5, 1.0 ;; stats.lognorm.pdf: X5, 0.5; Y5, Y45 ** 2, 1.0 ;; stats.lognorm.cdf: X5, s=0.5
 ;; stats.lognorm.ppf: 0.5, 0.5 ;; stats.truncnorm.pdf: X5, -1, 1; Y5, -1, Y45 ** 2 ;; stats.truncnorm.cdf:
 X5, -1.0, 1.0 ;; stats.truncnorm.ppf: 0.5, -1, 1"""
-
-
-# ======================================================================================
-# Oracles: the real packages, each in a process and a folder of its own
-# ======================================================================================
 
 @pytest.fixture(scope="session")
 def oracle_folder():
