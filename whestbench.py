@@ -4761,7 +4761,7 @@ def error_lines(errors: list[dict], n_mlps: int, screen: Screen, debug: bool) ->
     groups = defaultdict(list)
     for entry in errors:
         details = entry["error"]["details"]
-        groups[entry["error"]["message"], *details.get("cause_hints", ()), details.get("line")].append(entry)
+        groups[(entry["error"]["message"], *details.get("cause_hints", ()), details.get("line"))].append(entry)
     for (message, *hints, line), members in groups.items():
         details = members[0]["error"]["details"]
         yield ""
