@@ -343,7 +343,7 @@ class FlopscopeError(Exception):
     """Base of the errors that the counter raises."""
 
 
-class UnsupportedFunctionError(FlopscopeError, AttributeError):
+class UnsupportedFunctionError(FlopscopeError):
     """The operation has no price here, so it must not run."""
 
 
@@ -538,13 +538,12 @@ def with_out(call, dtype):
 
 
 def of_reduction(call, main, default):
-    """dtype= alone if given, else the heaviest of the default, out= and the input."""
+    """dtype= alone if given, else the heaviest of out=, the default and the input."""
     if call.get("dtype") is not None:
         return np.dtype(call["dtype"])
     out = call.get("out")
-    dtype = heavier(default if out is None else heavier(default, out.dtype), main)
-    is_complex = main.kind == "c" or out is not None and out.dtype.kind == "c"
-    return np.result_type(dtype, main if main.kind == "c" else out) if is_complex else dtype
+    dtype = heavier(default if out is None else heavier(out.dtype, default), main)
+    return np.result_type(dtype, main) if main.kind == "c" else dtype
 
 
 @quantity
@@ -1472,12 +1471,12 @@ def priced_product(name, meeting, shapes, syms, same, book):
     parts, out = subscripts(meeting, ranks) if isinstance(meeting, str) else axes_labels(*ranks, *meeting)
     cost, products, symmetry = contraction(parts, out, shapes, syms, same, book)
     if name == "tensordot":                 # marks what its operands' symmetries leave, not what they make
-        kept = [[i for i, c in enumerate(part) if c in out] for part in parts]
+        kept = [[i for i in range(rank) if i not in axes] for rank, axes in zip(ranks, meeting)]
         symmetry = side_by_side(*[x for s, axes in zip(syms, kept) for x in (stabiliser(s, axes), len(axes))])
         if book == "0.7" and not meeting[0] == meeting[1] == (*range(max(ranks)),):
             # Products alone, shared out to the distinct elements; negative axes are taken for kept.
             result = tuple([shape[i] for shape, axes in zip(shapes, kept) for i in axes])
-            dense = math.prod([*shapes[1], *(n for i, n in enumerate(shapes[0]) if i not in meeting[0])])
+            dense = math.prod([*shapes[1], *(shapes[0][i] for i in kept[0])])
             cost, products = dense * orbits(symmetry, result) // (math.prod(result) or 1), 0
     return cost, products, symmetry, f"{','.join(parts)}->{out}"
 
@@ -1502,6 +1501,8 @@ def product_of(name, args, kwargs, book):
         if isinstance(axes, (int, np.integer)):
             axes = range(m - axes, m), range(axes)
         meeting = tuple([tuple(np.atleast_1d(side).tolist()) for side in axes])
+        if book != "0.7":
+            meeting = axes_of(shapes[0], meeting[0]), axes_of(shapes[1], meeting[1])
     syms = tuple([None if name in ("outer", "vdot") else getattr(a, "_group", None) for a in operands])
     ids = [id(a) for a in operands]
     return priced_product(name, meeting, shapes, syms, tuple([ids.index(i) for i in ids]), book)
@@ -2008,6 +2009,8 @@ class FlopscopeArray(np.ndarray):
 class SymmetricTensor(FlopscopeArray):
     """A counted array known to be symmetric under permutations of its axes: prices count its orbits."""
 
+    _writable = False       # whether out= may break the symmetry: of zeros, ones and constants
+
     @property
     def symmetry(self):
         """The SymmetryGroup of its axes; None once writing has broken it."""
@@ -2048,8 +2051,32 @@ class SymmetricTensor(FlopscopeArray):
     def squeeze(self, axis=None):
         return self._moved("squeeze", axis)
 
+    @property
+    def flat(self):
+        return _Flat(self)
+
     def _moved(self, name, *axes):
         return _passed_on(name, (self, *axes), {}, getattr(self.view(FlopscopeArray), name)(*axes))
+
+
+class _Flat:
+    """`flat` of a symmetric tensor: what is written through it breaks the symmetry."""
+
+    def __init__(self, array):
+        self._array, self._flat = array, array.view(np.ndarray).flat
+
+    def __getattr__(self, name):
+        return getattr(self._flat, name)
+
+    def __len__(self):
+        return len(self._flat)
+
+    def __getitem__(self, key):
+        return self._flat[key]
+
+    def __setitem__(self, key, value):
+        self._flat[key] = value
+        _written(self._array, active_budget().book)
 
 
 def tagged(array, group):
@@ -2196,6 +2223,7 @@ def _run(name, function, args, kwargs, logged=None):
 
 def _bill(name, args, kwargs, book):
     """(FLOPs, dtype, shapes, subscripts): the log shows all operands of products and pointwise operations."""
+    _require_writable(name, args, kwargs)
     subscripts, shown = None, args if name in UFUNCS else args[:1]
     if name in CONTRACTIONS:
         subscripts = product_of(name, args, kwargs, book.name)[3]
@@ -2206,7 +2234,8 @@ def _bill(name, args, kwargs, book):
 
 
 def _stays_plain(name, args, book):
-    return name in book.plain or name in _PLAIN_FROM_PLAIN[book.name] and not _any_counted(args)
+    deciding = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args       # as in NumPy, of whose type they are
+    return name in book.plain or name in _PLAIN_FROM_PLAIN[book.name] and not _any_counted(deciding)
 
 
 def _fancy_index(array, key):
@@ -2318,8 +2347,8 @@ SYMMETRIES = {}
 for _names, _arguments, _rule in re.findall(r"(.+) \((.*?)\): (.+)", _SYMMETRIES.replace("\n    ", " ")):
     _rest = "**__" if "*" in _arguments else "*_, **__"
     SYMMETRIES |= dict.fromkeys(_names.split(), eval(f"lambda {_arguments}, {_rest}: {_rule}", globals()))
-_MAKERS = {*CONTRACTIONS, *"""zeros ones full zeros_like ones_like full_like eye identity diag diagflat
-    broadcast_to expand_dims""".split()}
+_FILLED = "zeros ones full zeros_like ones_like full_like".split()
+_MAKERS = {*CONTRACTIONS, *_FILLED, *"eye identity diag diagflat broadcast_to expand_dims".split()}
 
 
 def _of_product(name, args, kwargs, result, book):
@@ -2329,22 +2358,42 @@ def _of_product(name, args, kwargs, result, book):
     return group if group and (book == "0.7" or np.isfinite(bare(result)).all()) else None
 
 
+def _any_symmetric(args):
+    operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
+    return any([_group_of(a) for a in operands])
+
+
+def _symmetry_of(name, args, kwargs, result):
+    """The symmetry of a result, or of each of several."""
+    book = active_budget().book.name
+    if name in CONTRACTIONS:
+        return _of_product(name, args, kwargs, result, book)
+    return SYMMETRIES[name](*args, **{**kwargs, "name": name, "result": result, "book": book})
+
+
 def _passed_on(name, args, kwargs, result):
     """`result` as a SymmetricTensor, if the operation keeps or makes a symmetry."""
-    operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
-    symmetric = any([_group_of(a) for a in operands])
+    symmetric = _any_symmetric(args)
     if not (symmetric or name in _MAKERS) or not isinstance(result, (np.ndarray, list)):
         return result
-    book, multiplies = active_budget().book.name, name in CONTRACTIONS
-    if multiplies:
-        group = _of_product(name, args, kwargs, result, book)
-    else:
-        group = SYMMETRIES[name](*args, **{**kwargs, "name": name, "result": result, "book": book})
+    group = _symmetry_of(name, args, kwargs, result)
     if isinstance(result, list):
         return [tagged(a, g) for a, g in zip(result, group)]
-    if symmetric and not (group or multiplies) and result.ndim and _SETTINGS["symmetry_warnings"]:
+    if symmetric and not (group or name in CONTRACTIONS) and result.ndim and _SETTINGS["symmetry_warnings"]:
         _warn(f"{name} loses the symmetry of its operand", SymmetryLossWarning)
-    return tagged(result, group)
+    result = tagged(result, group)
+    if group and not symmetric and name in _FILLED:
+        result._writable = True
+    return result
+
+
+def _require_writable(name, args, kwargs):
+    """ValueError if what goes into out= has not the symmetry known of out=, unless that is just being constant."""
+    out = kwargs.get("out")
+    if not _group_of(out) or out._writable or name in ("take", "concatenate"):
+        return
+    if not _any_symmetric(args) or _symmetry_of(name, args, kwargs, out) != out._group:
+        raise ValueError(f"{name} would break the symmetry of out=: give it a plain copy")
 
 
 def _written(array, book):
@@ -2401,7 +2450,12 @@ def symmetrize(data, *, symmetry):
     data = np.asarray(bare(data))
     data = data.astype(np.result_type(data, f8), copy=False)
     plain, group = _claimed("symmetrize", data, symmetry, lambda group, size: (group.order() + 1) * size)
-    return tagged((sum(plain.transpose(g) for g in sorted(group)) / len(group)).view(FlopscopeArray), group)
+    return _averaged(plain, group)
+
+
+def _averaged(plain, group):
+    group = group or [range(plain.ndim)]
+    return tagged((sum(plain.transpose(g) for g in sorted(group)) / len(group)).view(FlopscopeArray), proper(group))
 
 
 _SETTINGS = dict(symmetry_warnings=True, check_nan_inf=False, partition_budget=100000, dimino_budget=50000,
@@ -2478,8 +2532,10 @@ _UNREFLECTED = dict(lt="less", le="less_equal", gt="greater", ge="greater_equal"
 def _einsum(text, *operands, optimize=None, out=None, **kwargs):
     """einsum pair by pair along the charged path, as the real package does: the bits depend on it."""
     if out is not None:
-        copyto = _FUNCTIONS["copyto"] if active_budget().book.immutable else np.copyto      # book 0.12 bills it
-        return copyto(out, _einsum(text, *operands, **kwargs), casting="unsafe")
+        if not active_budget().book.immutable:
+            return np.copyto(out, _einsum(text, *operands, **kwargs), casting="unsafe")
+        operands = [np.asarray(a, np.result_type(out, *operands)) for a in operands]
+        return _FUNCTIONS["copyto"](out, _einsum(text, *operands, **kwargs), casting="safe")    # a second bill
     if len(operands) == 1:
         return np.einsum(text, *operands, **kwargs)
     parts, out = subscripts(text, tuple(map(np.ndim, operands)))
@@ -2505,8 +2561,13 @@ def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
     return type(svd_result)(u[..., :k], s[..., :k], vh[..., :k, :])
 
 
+def _unique(ar, return_index=False, return_inverse=False, return_counts=False, **kwargs):
+    result = np.unique(ar, return_index, return_inverse, return_counts, **kwargs)
+    return np.sort(result) if isinstance(result, np.ndarray) and result.dtype.kind == "c" else result
+
+
 _IMPLEMENTED = STATS | {
-    "einsum": _einsum, "row_stack": np.vstack, "linalg.svd": _svd,
+    "einsum": _einsum, "row_stack": np.vstack, "unique": _unique, "linalg.svd": _svd,
     "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
     "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1),
 }
@@ -2572,6 +2633,8 @@ def _in_place(function, name):
         result = function(self, other)
         if result.shape != self.shape:
             return result
+        if _group_of(self) and _group_of(result) != self._group:
+            raise ValueError(f"{name} in place would break a symmetry: write x = fnp.{name}(x, y)")
         np.copyto(self.view(np.ndarray), bare(result), casting="same_kind")
         return self
     return operate
@@ -2664,13 +2727,27 @@ def default_rng(seed=None):
     return _CountedGenerator(np.random.default_rng(seed).bit_generator)
 
 
+def symmetric(shape, symmetry, distribution="randn", **parameters):
+    """The mean over a SymmetryGroup's permutations of an array drawn by numpy.random's function of that name."""
+    draw, context = getattr(np.random, distribution), active_budget()
+    data = draw(*shape) if distribution in ("rand", "randn") else draw(size=shape, **parameters)
+    units = max1(data.size) * (symmetry.order() + 1 + context.book.immutable)
+    context.charge("random.symmetric", units, None, (data.shape,))
+    return _averaged(data, symmetry.over(data.ndim))
+
+
 # ---- modules ----------------------------------------------------------------------------------------------
 
 class _Module(types.ModuleType):
     def __getattr__(self, name):
-        known = f"{self.__name__}.{name}".startswith("flopscope.numpy.") and hasattr(np, name)
-        why = "has no price here: the README lists what was left out" if known else "does not exist"
-        raise UnsupportedFunctionError(f"{self.__name__}.{name} {why}")
+        unpriced = getattr(np, name, None) if self.__name__ == "flopscope.numpy" else None
+        if not callable(unpriced) or isinstance(unpriced, type):
+            raise AttributeError(f"{self.__name__}.{name} does not exist")
+
+        @functools.wraps(unpriced)
+        def refuse(*_, **__):
+            raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
+        return refuse
 
 
 def _uncounted(function):
@@ -2703,7 +2780,7 @@ _fill(fnp, np, """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float1
 _fill(fnp.testing, np.testing, "assert_allclose assert_array_equal", _uncounted)
 _fill(fnp.random, np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state")
 vars(fnp.random).update({name: _sampler(np.random, name) for name in _SAMPLERS if hasattr(np.random, name)},
-                        default_rng=default_rng, Generator=_CountedGenerator, RandomState=_CountedRandomState)
+                        default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator, RandomState=_CountedRandomState)
 for _name in STANDARD:
     setattr(stats, _name, types.SimpleNamespace(**{method: _FUNCTIONS[f"stats.{_name}.{method}"]
                                                    for method in ("pdf", "cdf", "ppf")}))
