@@ -2090,7 +2090,11 @@ X; X03; [1, 2, 3]; X34, axis=0, dtype=f4 ;; percentile nanpercentile quantile na
 method="lower"; X34, np.float32(0.5) ;; cumulative_sum cumulative_prod: X4; X34, axis=1; X34, axis=0,
 dtype=f8; X4, include_initial=True ;; sum mean var any cumsum: X34, 0, out=C4; X34, 0,
 out=Y4; X34, 0, out=Z4 ;; einsum: "ij,j->i", X34, X4, out=Y3; "ij,j->i", X34, X4, out=Z3;
-"ij,jk,kl->il", X34, X43, X34, out=Z34 ;; unique: X34, axis=0; X345, axis=-1 ;; = X34 + X4; X34 - X4; X34 * X4; X34 / X4; X34 // X4; X34 % X4;
+"ij,jk,kl->il", X34, X43, X34, out=Z34; "ij,ij,k->k", X34, X34, X3; "i,j,k->k", X3, X3, X4;
+"ij,ij,k->k", X44, X44, X3 ;; sqrt sinh degrees fix round: F34, out=Z34; F34, out=Y34 ;; multiply greater: F34,
+F34, out=C34 ;; dot inner outer vdot: a=X3, b=Y3 ;; dot matmul: X34, X4, out=Y3 ;; full: shape=3,
+fill_value=2.0 ;; where: condition=B34, x=X34, y=2 ;; count_nonzero: X34, axis=None; X4, axis=0; X4, keepdims=True
+;; np.add.outer: X4, X0 ;; trace: X03 ;; unique: X34, axis=0; X345, axis=-1 ;; = X34 + X4; X34 - X4; X34 * X4; X34 / X4; X34 // X4; X34 % X4;
 X34**2; 2**X34; -X34; +X34; abs(X34); ~X34; X34 > X4; X34 <= X4; X34 == X4; X34 != X4; X34 & X34; X34 |
 X34; X34 ^ X34; X34 << 1; X34 >> 1; divmod(X34, 2); 1 + X34; 1 - X34; 2 / X34; 5 % X34; X34 * 2.5; X34 +
 1j; np.float32(2) * X34; np.float64(2) * X34; X34 * np.float64(2); np.ones((3, 4)) * X34; X34 + True; X34 @
@@ -2154,6 +2158,7 @@ X33, out=fnp.outer(X3, X3)); fnp.add(F33, F33, out=fnp.zeros((3, 3))); fnp.exp(s
 fnp.sum(X333, axis=0, out=sym3); operator.iadd(fnp.zeros((3, 3)), X33); operator.iadd(sym3, sym3);
 fnp.tensordot(sym3, X33, ([-1], [0])); fnp.tensordot(cube3, sym3, ([-1], [-1])); operator.setitem(zeros4.flat,
 3, 2.0) or zeros4 + 1; list(sym3.flat); fnp.linalg.solve(X33, pX3); fnp.linalg.lstsq(X33, pX3);
+fnp.atleast_3d(sym3) + 1; sym3.squeeze(); sym3.ravel(); fnp.array_split(cube3, 2)[0] + 1;
 random.symmetric((3, 3), flops.SymmetryGroup.symmetric(axes=(0, 1))) + 1;
 random.symmetric((2, 3, 3), flops.SymmetryGroup.symmetric(axes=(1, 2)), "normal", loc=1.0)"""
 ZOO["creation"] = r"""

@@ -128,8 +128,8 @@ tan cbrt                          | N         |       | 16  |        | {3.6; -}
 isnan isfinite isinf              | size      |       |     |        |      | plain
 modf frexp                        | 2 * N     | N     |     |        | -
 round around nan_to_num isreal iscomplex real_if_close
-                                  | N         |       |     | main
-fix isneginf isposinf             | N         |       |     | {main; sized; sized} | -
+                                  | N         |       |     | with_out(kwargs, main)
+fix isneginf isposinf             | N         |       |     | with_out(kwargs, {main; sized; sized}) | -
 angle                             | N         |       | 16  | f8 if main.kind == "b" else sized
 sinc i0                           | N         |       | 16  | inexact(main) | {14.5; -}
 real imag                         | 0         | N     |     | main
@@ -162,10 +162,10 @@ var std nanvar nanstd             | 2 * (N + adds + V) + {0; V; seek; V + seek} 
 average                           | R + V + (0 if weights is None else N + R) | R | | averaged if weights is None else join(averaged, weights) | 4
 median nanmedian                  | {V * each; max1(V * each + N)} | {V * each; R} | | averaged
 percentile quantile               | quantiles | V * each |  | weak({inexact(main); main}, q) | -
-nanpercentile nanquantile         | quantiles + size | - |  | weak({inexact(main); main}, q) | -
+nanpercentile nanquantile         | quantiles + max1(size) | - |  | weak({inexact(main); main}, q) | -
 trace
                                 | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
-                                  | min(shape[axis1], shape[axis2]) | | summed
+                                  | max1(min(shape[axis1], shape[axis2])) | | summed
 [] contractions | | | | joined | complex_products
 einsum matmul dot inner outer vdot vecdot matvec vecmat
                                   | contracted[0] |   |     |        |      | twins
@@ -332,9 +332,10 @@ truncnorm.pdf truncnorm.cdf truncnorm.ppf
 [.] methods of ufuncs, with the weight (in 0.7 it is 1) and the complex factor of the ufunc | | | | folded
 reduce(a, axis=0) accumulate(a, axis=0)
                                   | R
-outer(a, b)                       | elements(a) * elements(b) | | | looped(ufunc, a, b)
-reduceat(a, indices, axis=0)      | segments  | size  |     |        |      | value
-at(a, indices, b=None)            | touched(a, indices) | indices.size if isinstance(indices, np.ndarray) else size |
+outer(a, b)                       | max1(elements(a) * elements(b)) | | | looped(ufunc, a, b)
+reduceat(a, indices, axis=0)      | segments  | max1(size) |    |        |      | value
+at(a, indices, b=None)            | touched(a, indices)
+                                  | max1(indices.size if isinstance(indices, np.ndarray) else size) |
                                   | looped(ufunc, a, b)              |      | value
 """
 
@@ -510,13 +511,13 @@ QUANTITIES = {
     "made":     lambda result: dtype_of(result[0] if isinstance(result, tuple) and result else result),
     "asked":    lambda main, dtype: main if dtype is None else np.dtype(dtype),
     "pair":     lambda two: join(*two),
-    "items":    lambda call, first: with_out(call, join(*first)),
-    "joined":   lambda call, name, args: with_out(call, join(*(args[1:] if name == "einsum" else args[:2]))),
+    "items":    lambda kwargs, first: with_out(kwargs, join(*first)),
+    "joined":   lambda kwargs, name, args, two: with_out(kwargs, join(*(args[1:] if name == "einsum" else two))),
     "sized":    lambda main: inexact(main, np.result_type(main, np.float16)),
     "summed":   lambda call, main: of_reduction(call, main, added(main)),
     "reduced":  lambda call, main: of_reduction(call, main, main),
     "averaged": lambda call, main: of_reduction(call, main, inexact(main)),
-    "transformed": lambda call, main: with_out(call, c8 if main.char in "efF" else c16),
+    "transformed": lambda kwargs, main: with_out(kwargs, c8 if main.char in "efF" else c16),
     "contracted": lambda name, args, kwargs, book: product_of(name, args, kwargs, book)[:2],
 }
 
@@ -531,9 +532,9 @@ def added(dtype):
     return dtype if dtype.kind not in "biu" else np.zeros(0, dtype).sum().dtype
 
 
-def with_out(call, dtype):
+def with_out(kwargs, dtype):
     """The dtype joined with that of out=, if given."""
-    out = call["kwargs"].get("out")
+    out = kwargs.get("out")
     return dtype if out is None else np.result_type(dtype, (out[0] if isinstance(out, tuple) else out).dtype)
 
 
@@ -565,7 +566,8 @@ def loop(call, ufunc, args, kwargs):
     for out in outs if isinstance(outs, tuple) else (outs,):
         if out is not None:
             dtype = heavier(dtype, np.result_type(dtype, out.dtype))
-            call["factor"] = 2 if out.dtype.kind == "c" and not is_complex else call["factor"]
+            if out.dtype.kind == "c" and not is_complex:
+                call["factor"] = None if ufunc.nin == 1 else 2
     return dtype
 
 
@@ -601,7 +603,7 @@ def equated(two):
 @quantity
 def quantiles(V, each, q, weights):
     """Selection of k order statistics; with weights, a sort and a running sum."""
-    k = count(q)
+    k = max1(count(q))
     if weights is not None:
         return V * (4 * each * levels(each) + 3 * each + k * (levels(each) + 4))
     return V * (each * min(k, 1 + 4 * levels(min(k, each))) + 4 * k)
@@ -851,7 +853,7 @@ def chosen(a, axis, replace, p, O):
     n = pool(a, axis)
     if p is None:
         return max1(O if replace else n)
-    return 3 * n + O * (lg(n) + 1) if replace else n * lg(n)
+    return 3 * n + max1(O) * (lg(n) + 1) if replace else n * lg(n)
 
 
 @quantity
@@ -872,7 +874,7 @@ def segments(a, indices, axis):
 
 def touched(a, indices):
     """Elements that an index picks."""
-    return count(np.broadcast_to(np.False_, shape_of(a))[indices])
+    return max1(count(np.broadcast_to(np.False_, shape_of(a))[indices]))
 
 
 # ---- the books -------------------------------------------------------------------------------------------
@@ -1369,6 +1371,8 @@ def contraction(parts, out, shapes, syms, same, book):
         sizes, shown = [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
         if len(parts) > 2:
             alive = [i for i, c in enumerate(labels) if c in "".join(summed)]
+            if any(not alive or sizes[i] != sizes[j] for g in group or () for i, j in enumerate(g)):
+                raise ValueError("flopscope cannot price equal operands summed along axes of unequal extents, or wholly")
             merged = carried(group, {i: i for i in alive}, len(labels))
             if merged and set(labels) <= set("".join(two)):         # none was summed before
                 met = 2 * distinct(merged, alive, sizes) - distinct(merged, shown, sizes)
@@ -1477,13 +1481,13 @@ def priced_product(name, meeting, shapes, syms, same, book):
             # Products alone, shared out to the distinct elements; negative axes are taken for kept.
             result = tuple([shape[i] for shape, axes in zip(shapes, kept) for i in axes])
             dense = math.prod([*shapes[1], *(shapes[0][i] for i in kept[0])])
-            cost, products = dense * orbits(symmetry, result) // (math.prod(result) or 1), 0
+            cost, products = max1(dense * orbits(symmetry, result) // (math.prod(result) or 1)), 0
     return cost, products, symmetry, f"{','.join(parts)}->{out}"
 
 
 def product_of(name, args, kwargs, book):
     """priced_product of a call."""
-    operands, meeting = args[:2], _BATCHED.get(name)
+    operands, meeting = [*args, *kwargs.values()][:2], _BATCHED.get(name)
     if name == "einsum":
         meeting, *operands = args
     shapes = tuple([shape_of(a) for a in operands])
@@ -2049,7 +2053,10 @@ class SymmetricTensor(FlopscopeArray):
         return self._moved("swapaxes", *axes)
 
     def squeeze(self, axis=None):
-        return self._moved("squeeze", axis)
+        return _FUNCTIONS["squeeze"](self, axis)
+
+    def ravel(self, order="C"):
+        return _FUNCTIONS["ravel"](self, order)
 
     @property
     def flat(self):
@@ -2320,15 +2327,15 @@ cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None a
     a._group, a.ndim, axis % a.ndim, book)
 zeros ones identity (*_, result): _filled(result)
 zeros_like ones_like (a, *_, result): _filled(result, like=a)
-full (shape, fill, *_, result, book): _filled(result, fill if book != "0.7" else 0)
-full_like (a, fill, *_, result): _filled(result, fill, a)
+full (shape, fill_value, *_, result, book): _filled(result, fill_value if book != "0.7" else 0)
+full_like (a, fill_value, *_, result): _filled(result, fill_value, a)
 eye (N, M=None, k=0, *_, result): _filled(result, k=k)
 diag (v, k=0, *_, result): _filled(result, k=k or len(shape_of(v)) != 1)
 diagflat (v, k=0, *_, result): _filled(result, k=k)
 transpose permute_dims swapaxes moveaxis rollaxis
     matrix_transpose (a, *axes, name): _permuted(getattr(np, name), a, *axes)
 getitem (a, key): _picked(a, key)
-reshape (a, *_, result): reshaped(a._group, a.shape, result.shape)
+reshape atleast_1d atleast_2d atleast_3d (a, *_, result): reshaped(a._group, a.shape, result.shape)
 squeeze (a, axis=None): _squeezed(a, axis)
 repeat roll (a, n, axis=None): None if axis is None else _untouched(a, axes_of(a.shape, axis))
 tile (a, reps): tiled(a._group, a.ndim, tuple(np.atleast_1d(bare(reps)).tolist()))
@@ -2338,7 +2345,7 @@ concatenate concat vstack row_stack (arrays, axis=0): _joined(arrays, axis)
 hstack column_stack (arrays): _joined(arrays, 1)
 stack (arrays, axis=0, *_, result): stacked(
     [_group_of(a) for a in arrays], result.ndim - 1, axis % result.ndim)
-split array_split (a, n, axis=0, *_, result): [along(a._group, a.ndim, axes_of(a.shape, axis))] * len(result)
+split (a, n, axis=0, *_, result): [along(a._group, a.ndim, axes_of(a.shape, axis))] * len(result)
 broadcast_to (a, *_, result): broadcast_symmetry(_group_of(a), shape_of(a), result.shape)
 expand_dims (a, axis, *_, result): expanded(
     _group_of(a), len(shape_of(a)), sorted(axes_of(result.shape, axis)))
@@ -2390,6 +2397,8 @@ def _passed_on(name, args, kwargs, result):
 def _require_writable(name, args, kwargs):
     """ValueError if what goes into out= has not the symmetry known of out=, unless that is just being constant."""
     out = kwargs.get("out")
+    if out is not None and name in ("dot", "matmul") and (name == "dot" or not active_budget().book.immutable):
+        raise TypeError(f"{name} has no out= in this book")
     if not _group_of(out) or out._writable or name in ("take", "concatenate"):
         return
     if not _any_symmetric(args) or _symmetry_of(name, args, kwargs, out) != out._group:
@@ -2476,17 +2485,16 @@ def _within(namespace, names):
 
 
 _SCALARS_STAY = """trace vdot interp searchsorted take digitize corrcoef unravel_index ravel_multi_index
-    trapezoid linspace""".split() + _within("linalg", """multi_dot trace norm det matrix_norm vector_norm cond
+    trapezoid linspace unstack""".split() + _within("linalg", """multi_dot trace norm det matrix_norm vector_norm cond
     matrix_rank slogdet lstsq""") + [name for name in PRICES["0.12"].rows if name.startswith("random.")]
 _FINISH = dict.fromkeys(_SCALARS_STAY, _dress_arrays) | {           # how results become what callers see
     "bmat": lambda result, args: dress(np.asarray(result)) if active_budget().book.immutable else result,
-    "count_nonzero": lambda result, args: dress(result) if np.ndim(result) or len(args) > 1 else int(result),
     "isclose": lambda result, args: dress(result) if any(hasattr(a, "shape") for a in args) else bool(result),
     "average": lambda result, args: dress(np.stack(result) if isinstance(result, tuple) else result),
     **dict.fromkeys(("round", "around"), lambda result, args:
                     result.item() if type(args[0]) in _SCALARS else dress(result)),
     **dict.fromkeys("matmul dot inner vecdot".split(), lambda result, args:
-                    result if isinstance(result, np.floating) and not _any_counted(args) else dress(result)),
+                    dress(result, scalars=_any_counted(args))),
     **dict.fromkeys("isreal iscomplex real imag".split(), lambda result, args: dress(np.asarray(result))),
     **dict.fromkeys(("iscomplexobj", "isrealobj"), lambda result, args:
                     result if active_budget().book.immutable else dress(np.asarray(result))),
@@ -2554,9 +2562,16 @@ def _einsum(text, *operands, optimize=None, out=None, **kwargs):
     return arrays[-1]
 
 
+def _count_nonzero(a, axis=None, *, keepdims=False):
+    total = np.count_nonzero(a, axis, keepdims=keepdims)
+    return int(total) if axis is None and not keepdims else total
+
+
 def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
     if k is None:
         return np.linalg.svd(a, full_matrices, compute_uv, hermitian)
+    if k > min(np.shape(a)[-2:]) > 0:
+        raise ValueError(f"there are no {k} singular values in a matrix of this shape")
     u, s, vh = svd_result = np.linalg.svd(a, full_matrices=False)
     return type(svd_result)(u[..., :k], s[..., :k], vh[..., :k, :])
 
@@ -2567,7 +2582,8 @@ def _unique(ar, return_index=False, return_inverse=False, return_counts=False, *
 
 
 _IMPLEMENTED = STATS | {
-    "einsum": _einsum, "row_stack": np.vstack, "unique": _unique, "linalg.svd": _svd,
+    "count_nonzero": _count_nonzero, "einsum": _einsum, "row_stack": np.vstack, "unique": _unique,
+    "linalg.svd": _svd, "inner": lambda a, b: np.inner(a, b), "vdot": lambda a, b: np.vdot(a, b),
     "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
     "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1),
 }
@@ -2582,7 +2598,8 @@ _FUNCTIONS = {name: counted(name, _IMPLEMENTED.get(name) or _numpy_function(name
               if name in _IMPLEMENTED or _numpy_function(name) is not None}
 
 
-def _where(condition, *choices, three_way=_FUNCTIONS["where"]):
+def _where(condition, *choices, three_way=_FUNCTIONS["where"], **named):
+    choices += *named.values(),
     alone = not choices and active_budget().book.immutable
     return _FUNCTIONS["nonzero"](condition) if alone else three_way(condition, *choices)
 
