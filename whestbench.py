@@ -30,6 +30,7 @@ import queue
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -1820,68 +1821,16 @@ def budget_reset():
 
 # ---- flops.stats: the distributions in closed form, right in both tails -----------------------------------
 
-# Coefficients, highest power first, two rows for each range: the polynomials above and below a quotient.
-_ERFC = """
-.185777706184603153 3.16112374387056560 113.864154151050156 377.485237685302021 3209.37758913846947
-1 23.6012909523441209 244.024637934444173 1282.61652607737228 2844.23683343917062
-2.15311535474403846e-8 .564188496988670089 8.88314979438837594 66.1191906371416295 298.635138197400131
-    881.952221241769090 1712.04761263407058 2051.07837782607147 1230.33935479799725
-1 15.7449261107098347 117.693950891312499 537.181101862009858 1621.38957456669019 3290.79923573345963
-    4362.61909014324716 3439.36767414372164 1230.33935480374942
-.0163153871373020978 .305326634961232344 .360344899949804439 .125781726111229246 .0160837851487422766
-    6.58749161529837803e-4
-1 2.56852019228982242 1.87295284992346725 .527905102951428412 .0605183413124413191 .00233520497626869185
-"""
-_NDTRI = """
-2509.0809287301226727 33430.575583588128105 67265.770927008700853 45921.953931549871457 13731.693765509461125
-    1971.5909503065514427 133.14166789178437745 3.3871328727963666080
-5226.4952788528545610 28729.085735721942674 39307.895800092710610 21213.794301586595867 5394.1960214247511077
-    687.18700749205790830 42.313330701600911252 1
-7.74545014278341407640e-4 .0227238449892691845833 .241780725177450611770 1.27045825245236838258
-    3.64784832476320460504 5.76949722146069140550 4.63033784615654529590 1.42343711074968357734
-1.05075007164441684324e-9 5.47593808499534494600e-4 .0151986665636164571966 .148103976427480074590
-    .689767334985100004550 1.67638483018380384940 2.05319162663775882187 1
-2.01033439929228813265e-7 2.71155556874348757815e-5 .00124266094738807843860 .0265321895265761230930
-    .296560571828504891230 1.78482653991729133580 5.46378491116411436990 6.65790464350110377720
-2.04426310338993978564e-15 1.42151175831644588870e-7 1.84631831751005468180e-5 7.86869131145613259100e-4
-    .0148753612908506148525 .136929880922735805310 .599832206555887937690 1
-"""
-_ERFC, _NDTRI = [[list(map(float, row.split())) for row in table.strip().replace("\n    ", " ").splitlines()]
-                 for table in (_ERFC, _NDTRI)]
-
-
-def _quotient(table, i, x):
-    return np.polyval(table[2 * i], x) / np.polyval(table[2 * i + 1], x)
-
-
-def erfc(x):
-    """Complementary error function (W. J. Cody, Rational Chebyshev approximations for erf, 1969)."""
-    x = np.asarray(x, float)
-    y, flat = np.abs(x), np.trunc(np.abs(x) * 16) / 16
-    gauss = np.exp(-flat * flat) * np.exp(-(y - flat) * (y + flat))         # exp(-y*y) without cancellation
-    far = 1 / (y * y)
-    beyond = (1 / math.sqrt(math.pi) - far * _quotient(_ERFC, 2, far)) / y
-    tail = gauss * np.where(y <= 4, _quotient(_ERFC, 1, y), beyond)
-    tail = np.where(np.isinf(y), 0.0, tail)
-    return np.where(y <= 0.46875, 1 - x * _quotient(_ERFC, 0, x * x), np.where(x < 0, 2 - tail, tail))
-
-
-def ndtri(p):
-    """Quantile of the standard normal distribution (M. J. Wichura, algorithm AS 241, 1988)."""
-    p = np.asarray(p, float)
-    q, r = p - 0.5, np.sqrt(-np.log(np.minimum(p, 1 - p)))
-    tail = np.where(r <= 5, _quotient(_NDTRI, 1, r - 1.6), _quotient(_NDTRI, 2, r - 5))
-    tail = np.where((p == 0) | (p == 1), np.inf, tail) * np.sign(q)
-    return np.where(np.abs(q) <= 0.425, q * _quotient(_NDTRI, 0, 0.180625 - q * q), tail)
+_normal = statistics.NormalDist()
+erfc = np.vectorize(math.erfc, otypes=[float])
+ndtri = np.vectorize(lambda p: _normal.inv_cdf(p) if 0 < p < 1 else math.copysign(math.inf, p - 0.5), otypes=[float])
 
 
 def phi(z):
-    """Standard normal density."""
     return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
 def Phi(z):
-    """Standard normal distribution function."""
     return erfc(-z / math.sqrt(2)) / 2
 
 
