@@ -102,7 +102,7 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # Source: the observed charges of flopscope 0.7.0 and 0.12.4; the tests compare them with these, call by call.
 # ======================================================================================
 
-# A row: names | units in 0.12 | units in 0.7 | weight | dtype whose rate is charged | complex factor | notes
+# A row: names | units in 0.12 | units in 0.7 | weight ... | dtype whose rate is charged | complex factor | notes
 #
 # Left out, a cell is what the [section] says, or else: units as in 0.12, weight 1, the dtype of the first
 # operand, factor 2. `a/b` weighs a in 0.12 and b in 0.7; {a; b} is a for the first name and b for the second.
@@ -112,232 +112,216 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # `after`. `value`: depends on elements of an argument; `twins`: on which operands are one object. `plain` and
 # `plain0.7`: results are plain arrays.
 PRICE_TABLE = """
-[] pointwise: N elements, B of the operands together, both at least 1 | | | | loop
+[] pointwise: N elements, at least 1 | N | N | dtype loop
 negative positive rint conj conjugate logical_not
-                                  | N
-abs absolute square reciprocal sign sqrt
-                                  | N         |       |     |        | {4; 4; 5; 6; 7; 10}
+abs absolute square reciprocal sign sqrt | complex {4; 4; 5; 6; 7; 10}
 degrees radians deg2rad rad2deg signbit fabs ceil floor trunc spacing invert bitwise_not bitwise_invert
-  bitwise_count                   | N         |       |     |        | -
-log log2 log10 log1p              | N         |       | 16  |        | {2.25; 2.3; 2.3; 2.3}
-exp exp2 expm1                    | N         |       | 16  |        | 3.1
-sin cos sinh cosh tanh            | N         |       | 16  |        | 3.4
-arcsin arccos arctan arcsinh arccosh arctanh
-                                  | N         |       | 16  |        | 3.5
-asin acos atan asinh acosh atanh  | N         |       | 16/1 |       | 3.5
-tan cbrt                          | N         |       | 16  |        | {3.6; -}
-isnan isfinite isinf              | size      |       |     |        |      | plain
-modf frexp                        | 2 * N     | N     |     |        | -
-round around nan_to_num isreal iscomplex real_if_close
-                                  | N         |       |     | with_out(kwargs, main)
-fix isneginf isposinf             | N         |       |     | with_out(kwargs, {main; sized; sized}) | -
-angle                             | N         |       | 16  | f8 if main.kind == "b" else sized
-sinc i0                           | N         |       | 16  | inexact(main) | {14.5; -}
-real imag                         | 0         | N     |     | main
-iscomplexobj isrealobj            | free      | N     |     | main
-add subtract maximum minimum fmax fmin equal not_equal less less_equal greater greater_equal logical_and logical_or
-  logical_xor                     | B
-multiply divide true_divide       | B         |       |     |        | {6; 11; 11}
+  bitwise_count | complex -
+log log2 log10 log1p | weight 16 | complex {2.25; 2.3; 2.3; 2.3}
+exp exp2 expm1 | weight 16 | complex 3.1
+sin cos sinh cosh tanh | weight 16 | complex 3.4
+arcsin arccos arctan arcsinh arccosh arctanh | weight 16 | complex 3.5
+asin acos atan asinh acosh atanh | weight 16/1 | complex 3.5
+tan cbrt | weight 16 | complex {3.6; -}
+isnan isfinite isinf | size | size | notes plain
+modf frexp | 2 * N | complex -
+round around nan_to_num isreal iscomplex real_if_close | dtype with_out(kwargs, main)
+fix isneginf isposinf | dtype with_out(kwargs, {main; sized; sized}) | complex -
+angle | weight 16 | dtype f8 if main.kind == "b" else sized
+sinc i0 | weight 16 | dtype inexact(main) | complex {14.5; -}
+real imag | 0 | dtype main
+iscomplexobj isrealobj | free | dtype main
+
+[] pointwise: B elements of the operands together, at least 1 | B | B | dtype loop
+add subtract maximum minimum fmax fmin equal not_equal less less_equal greater greater_equal logical_and
+  logical_or logical_xor
+multiply divide true_divide | complex {6; 11; 11}
 copysign nextafter ldexp heaviside bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
-  left_shift right_shift          | B         |       |     |        | -
-power float_power                 | B         |       | 16  |        | 5.5
-pow atan2                         | B         |       | 16/1 |       | {5.5; -}
-floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm
-                                  | B         |       | 16  |        | -
-divmod(x1, x2, out=None)          | 2 * B     | B     | 16/1 | weak(*two) | -
-clip                              | max1(len(bounds)) * max1(elements(a, *bounds)) | N | | weak(a, *bounds, out)
-isclose allclose                  | {6 * B; max1(7 * elements(a, b) - 1)} | B |
-                                  | inexact({weak(a, b, rtol, atol); join(*args)})
-array_equal array_equiv           | max1({max(map(count, two)); equated}) | | | pair
-[] reductions: adds additions (R: at least 1), V results of `each` elements
-sum nansum cumsum nancumsum cumulative_sum
-                                  | R + {0; seek; 0; seek; 0} | R | | summed
-prod nanprod cumprod nancumprod cumulative_prod
-                                  | R + {0; seek; 0; seek; 0} | R | | summed | 6
-max min amax amin all any argmax argmin nanmax nanmin
-                                  | R         |       |     | reduced
-nanargmax nanargmin               | R + seek  | R     |     | reduced
-count_nonzero ptp                 | {N; 2 * R + V} | R |    | reduced
-mean nanmean                      | adds + V + {0; seek} | {size and adds + V; R} | | averaged
-var std nanvar nanstd             | 2 * (N + adds + V) + {0; V; seek; V + seek} | R | 1/2 | averaged | 2.5
-average                           | R + V + (0 if weights is None else N + R) | R | | averaged if weights is None else join(averaged, weights) | 4
-median nanmedian                  | {V * each; max1(V * each + N)} | {V * each; R} | | averaged
-percentile quantile               | quantiles | V * each |  | weak({inexact(main); main}, q) | -
-nanpercentile nanquantile         | quantiles + max1(size) | - |  | weak({inexact(main); main}, q) | -
-trace
-                                | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
-                                  | max1(min(shape[axis1], shape[axis2])) | | summed
-[] contractions | | | | joined | complex_products
-einsum matmul dot inner outer vdot vecdot matvec vecmat
-                                  | contracted[0] |   |     |        |      | twins
-tensordot                         | contracted[0] |   |     |        |      | twins plain0.7
-einsum_path                       | 1         |       |     | -
-[] creation, copies and views: O elements of the result | | | | made
-array full_like                   | max1(size)
-full fromstring block choose      | O         |       | {1; 1; 1; 4}
-bmat fromiter fromfile fromregex  | O         |       | {1/4; 1/16; 1; 1}
-ones ones_like tri                | O         | free
-zeros zeros_like empty empty_like | 0         | free  |     | -
-identity eye                      | {n; diagonal(result, k)} | free
-arange linspace                   | 2 * {O; (O - retstep)} | {O; max1(num)}
-logspace geomspace                | O         | max1(num) | 16/1 |   | 5.5
-indices                           | O         | 1 if sparse else O
-vander                            | max1(O - 2 * size) | max1(O - size) | | join(x, i8) | 6
-meshgrid                          | max1((sum(map(count, args)) if sparse else grids) if copy else 1) | max1(grids) |
-                                  | join(*args)
-diag                              | size if len(shape) == 1 else 0
-                                  | (size + abs(k))**2 if len(shape) == 1 else min(shape) | 1/4 | main
-diagflat                          | size      | O     |     | main   |      | after
-ix_                               | O + masked(args) | O |  | join(*result)
+  left_shift right_shift | complex -
+power float_power | weight 16 | complex 5.5
+pow atan2 | weight 16/1 | complex {5.5; -}
+floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm | weight 16 | complex -
+divmod(x1, x2, out=None) | 2 * B | weight 16/1 | dtype weak(*two) | complex -
+clip | max1(len(bounds)) * max1(elements(a, *bounds)) | N | dtype weak(a, *bounds, out)
+isclose allclose | {6 * B; max1(7 * elements(a, b) - 1)}
+  | dtype inexact({weak(a, b, rtol, atol); join(*args)})
+
+[] reductions: adds additions (R: at least 1), V results of `each` elements | R | R
+sum nansum cumsum nancumsum cumulative_sum | R + {0; seek; 0; seek; 0} | dtype summed
+prod nanprod cumprod nancumprod cumulative_prod | R + {0; seek; 0; seek; 0} | dtype summed | complex 6
+max min amax amin all any argmax argmin nanmax nanmin | dtype reduced
+nanargmax nanargmin | R + seek | dtype reduced
+count_nonzero ptp | {N; 2 * R + V} | dtype reduced
+mean nanmean | adds + V + {0; seek} | {size and adds + V; R} | dtype averaged
+var std nanvar nanstd | 2 * (N + adds + V) + {0; V; seek; V + seek} | weight 1/2 | dtype averaged
+  | complex 2.5
+average | R + V + (0 if weights is None else N + R)
+  | dtype averaged if weights is None else join(averaged, weights) | complex 4
+median nanmedian | {V * each; max1(V * each + N)} | {V * each; R} | dtype averaged
+percentile quantile | quantiles | V * each | dtype weak({inexact(main); main}, q) | complex -
+nanpercentile nanquantile | quantiles + max1(size) | - | dtype weak({inexact(main); main}, q) | complex -
+trace | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
+  | max1(min(shape[axis1], shape[axis2])) | dtype summed
+
+[] contractions | dtype joined | complex complex_products
+einsum matmul dot inner outer vdot vecdot matvec vecmat | contracted[0] | notes twins
+tensordot | contracted[0] | notes twins plain0.7
+einsum_path | 1 | dtype -
+
+[] creation, copies and views: O elements of the result | dtype made
+array full_like | max1(size)
+full fromstring block choose | O | weight {1; 1; 1; 4}
+bmat fromiter fromfile fromregex | O | weight {1/4; 1/16; 1; 1}
+ones ones_like tri | O | free
+zeros zeros_like empty empty_like | 0 | free | dtype -
+identity eye | {n; diagonal(result, k)} | free
+arange linspace | 2 * {O; (O - retstep)} | {O; max1(num)}
+logspace geomspace | O | max1(num) | weight 16/1 | complex 5.5
+indices | O | 1 if sparse else O
+vander | max1(O - 2 * size) | max1(O - size) | dtype join(x, i8) | complex 6
+meshgrid | max1((sum(map(count, args)) if sparse else grids) if copy else 1) | max1(grids) | dtype join(*args)
+diag | size if len(shape) == 1 else 0 | (size + abs(k))**2 if len(shape) == 1 else min(shape) | weight 1/4
+  | dtype main
+diagflat | size | O | dtype main | notes after
+ix_ | O + masked(args) | O | dtype join(*result)
 tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
-  ravel_multi_index               | max1(O)   | free  |     | -
-mask_indices                      | n * n     | O     | 1/4 | i8
-broadcast_shapes                  | max1(count(*args)) | free | | -
-base_repr binary_repr             | max1(len(result)) | |   | -
-copy reshape ravel require        | max1(size) | {free; free; 0; free} | | {main; main; main; asked}
-astype                            | size if copy or main != asked else 0 | free | | heavier(main, asked)
-asarray                           | 0 if np.shares_memory(first, result) else O | 0 | | heavier(main, made) | | value
-asarray_chkfinite                 | size      |       |     | main   |      | after
-array_split split vsplit dsplit broadcast_arrays broadcast_to rollaxis from_dlpack frombuffer
-                                  | 0         |       |     | -
-atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hsplit moveaxis swapaxes transpose
-                                  | 0         | free  |     | -
-matrix_transpose permute_dims linalg.matrix_transpose
-                                  | free      |       |     | main
-diagonal                          | 0         | max1(diagonal(first, offset, axis1, axis2)) | | main
-unstack                           | 0         | size  |     | main
-getitem(a, keys)                  | masked(keys) + 4 * O | - | | main |     | value
-[] joining, choosing, writing
-concatenate stack vstack          | max1(count(*first)) | | | items
-hstack column_stack row_stack     | max1(count(*first)) | free | | items
-concat dstack                     | O         |       |     | items
-append                            | max1(count(arr, values)) | count(values) | | pair
-insert                            | O         | count(values) | 1/4 | weak(arr, values)
-delete trim_zeros                 | {O; size} | size - O | {1; 1/4}
-tile repeat resize                | {max1(O); max1(O); O}
-roll                              | max1(O)   | free
-pad                               | padding   | O     |     |        |      | value
-tril triu                         | max1({below(result, k); O - below(result, k - 1)}) | free
-where(condition, x=None, y=None)  | max1(spread(condition, x, y)) | size | 4 | weak(x, y)
-select                            | O * len(condlist) | max(map(count, choicelist)) | 1/4
-                                  | weak(join(*choicelist), default)
-take take_along_axis              | O         |       | {4; 4/1}
-compress                          | size + 4 * O | O  | 1/4 | join(a)
-nonzero flatnonzero argwhere extract
-                                  | size      |       | {1; 1; 1/4; 1/4} | {main; main; main; join(arr)}
-place putmask put put_along_axis  | {size; size; count(ind); placed} | size | {1/4; 1/4; 1; 1}
-copyto(dst, src, casting=None, where=True)
-                                  | copied(size, where, shape) | copied(count(src), where) | | pair | | value
-fill_diagonal                     | filled    | min(shape[:2]) | 1/4
-[] sorting and searching | | | 4/1
-sort argsort unique               | sorting(first, axis) | {sorting(a, axis); sorting(a, axis); sorting(ar)}
-unique_all unique_counts unique_inverse unique_values
-                                  | sorting(x)
-sort_complex                      | sorting(a, -1) | size * lg(size) | 1
-                                  | join(main, c8 if main.char in "bhBHFD" else c16) | | plain0.7
-partition argpartition            | max1(size * count(kth))
-lexsort(keys, axis=-1)            | sum(map(sorting, keys, [axis] * len(keys))) | len(keys) * max1(depth * lg(depth))
-                                  |                         | items
-searchsorted digitize             | max1(count({v; x})) * lg(count({a; bins})) | | | pair | {2; -}
-bincount                          | max1(size) |      |     | join(x, i8) | -
-union1d setdiff1d setxor1d        | together(*two) |  |     | pair
-intersect1d
-                          | together(*two) if assume_unique else sorting(ar1) + sorting(ar2) + together(*two, least=1)
-                                  | together(*two)    |     | pair
-isin                              | membership | together(*two) | 1 | pair
+  ravel_multi_index | max1(O) | free | dtype -
+mask_indices | n * n | O | weight 1/4 | dtype i8
+broadcast_shapes | max1(count(*args)) | free | dtype -
+base_repr binary_repr | max1(len(result)) | dtype -
+copy reshape ravel require | max1(size) | {free; free; 0; free} | dtype {main; main; main; asked}
+astype | size if copy or main != asked else 0 | free | dtype heavier(main, asked)
+asarray | 0 if np.shares_memory(first, result) else O | 0 | dtype heavier(main, made) | notes value
+asarray_chkfinite | size | dtype main | notes after
+array_split split vsplit dsplit broadcast_arrays broadcast_to rollaxis from_dlpack frombuffer | 0 | dtype -
+atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hsplit moveaxis swapaxes
+  transpose | 0 | free | dtype -
+matrix_transpose permute_dims linalg.matrix_transpose | free | dtype main
+diagonal | 0 | max1(diagonal(first, offset, axis1, axis2)) | dtype main
+unstack | 0 | size | dtype main
+getitem(a, keys) | masked(keys) + 4 * O | - | dtype main | notes value
+
+[] joining, comparing, choosing, writing
+array_equal array_equiv | max1({max(map(count, two)); equated}) | dtype pair
+concatenate stack vstack | max1(count(*first)) | dtype items
+hstack column_stack row_stack | max1(count(*first)) | free | dtype items
+concat dstack | O | dtype items
+append | max1(count(arr, values)) | count(values) | dtype pair
+insert | O | count(values) | weight 1/4 | dtype weak(arr, values)
+delete trim_zeros | {O; size} | size - O | weight {1; 1/4}
+tile repeat resize | {max1(O); max1(O); O}
+roll | max1(O) | free
+pad | padding | O | notes value
+tril triu | max1({below(result, k); O - below(result, k - 1)}) | free
+where(condition, x=None, y=None) | max1(spread(condition, x, y)) | size | weight 4 | dtype weak(x, y)
+select | O * len(condlist) | max(map(count, choicelist)) | weight 1/4 | dtype weak(join(*choicelist), default)
+take take_along_axis | O | weight {4; 4/1}
+compress | size + 4 * O | O | weight 1/4 | dtype join(a)
+nonzero flatnonzero argwhere extract | size | weight {1; 1; 1/4; 1/4} | dtype {main; main; main; join(arr)}
+place putmask put put_along_axis | {size; size; count(ind); placed} | size | weight {1/4; 1/4; 1; 1}
+copyto(dst, src, casting=None, where=True) | copied(size, where, shape) | copied(count(src), where)
+  | dtype pair | notes value
+fill_diagonal | filled | min(shape[:2]) | weight 1/4
+
+[] sorting and searching | weight 4/1
+sort argsort unique | sorting(first, axis) | {sorting(a, axis); sorting(a, axis); sorting(ar)}
+unique_all unique_counts unique_inverse unique_values | sorting(x)
+sort_complex | sorting(a, -1) | size * lg(size) | weight 1
+  | dtype join(main, c8 if main.char in "bhBHFD" else c16) | notes plain0.7
+partition argpartition | max1(size * count(kth))
+lexsort(keys, axis=-1) | sum(map(sorting, keys, [axis] * len(keys))) | len(keys) * max1(depth * lg(depth))
+  | dtype items
+searchsorted digitize | max1(count({v; x})) * lg(count({a; bins})) | dtype pair | complex {2; -}
+bincount | max1(size) | dtype join(x, i8) | complex -
+union1d setdiff1d setxor1d | together(*two) | dtype pair
+intersect1d | together(*two) if assume_unique else sorting(ar1) + sorting(ar2) + together(*two, least=1)
+  | together(*two) | dtype pair
+isin | membership | together(*two) | weight 1 | dtype pair
+
 [] 1-D numerics
-diff                              | differences(a, n, axis, prepend, append) | differences(a, n, axis) |
-                                  | join(a, prepend, append)         |      | plain0.7
-ediff1d                           | max1(size - 1 + count(*[end for end in (to_end, to_begin) if end is not None])) |
-                                  |                         |        |      | plain0.7
-gradient                          | slopes    |       |     | inexact(main) | | value plain0.7
-trapezoid                         | 4 * (size if x is None or len(shape_of(x)) == 1 else spread(y, x)) | size |
-                                  | weak(y, x, dx)                   |      | plain0.7
-interp                            | interpolation | max1(size) * lg(count(xp)) | | join(fp, f8) | 3 | plain0.7
-unwrap                            | max1(13 * size) | max1(7 * size) | | averaged | -
-cov corrcoef                      | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f * f + f} | max1(2 * f * f * s) |
-                                  | join(first, y, f8)               | 4    | plain0.7
-convolve correlate                | {max1(sliding - (mode == "full")); sliding}
-                                  | max1(2 * size * count(v) - size - count(v)) | | pair | 4 | plain0.7
-cross                             | max1(3 * O) | max1(5 * size) | | pair | 4.7  | plain0.7
-linalg.cross                      | 3 * spread(*two) | 5 * spread(*two) | | pair | 4.7
-kron                              | max1(size * count(b)) | | | pair | 6    | plain0.7
-[linalg.] a batch of m x n matrices, r the lesser of m and n | | | 1/4 | lapack(first) | 4
-cholesky eig eigvals eigh eigvalsh
-                                  | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3})
-                                  | batch * max1(n**3)
-inv                               | batch * max1(n**3 + (n**3 // 3 if group else n**3))
-                                  | batch * max1(n**3 + (n**3 // 3 if group else 0))
-det slogdet                       | batch * max1(2 * n**3 // 3 + {1; 18} * n) | batch * max1(n**3)
-solve                             | solved    | batch * max1(n**3) | | lapack(a, b)
+diff | differences(a, n, axis, prepend, append) | differences(a, n, axis) | dtype join(a, prepend, append)
+  | notes plain0.7
+ediff1d | max1(size - 1 + count(*[end for end in (to_end, to_begin) if end is not None])) | notes plain0.7
+gradient | slopes | dtype inexact(main) | notes value plain0.7
+trapezoid | 4 * (size if x is None or len(shape_of(x)) == 1 else spread(y, x)) | size | dtype weak(y, x, dx)
+  | notes plain0.7
+interp | interpolation | max1(size) * lg(count(xp)) | dtype join(fp, f8) | complex 3 | notes plain0.7
+unwrap | max1(13 * size) | max1(7 * size) | dtype averaged | complex -
+cov corrcoef | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f * f + f} | max1(2 * f * f * s)
+  | dtype join(first, y, f8) | complex 4 | notes plain0.7
+convolve correlate | {max1(sliding - (mode == "full")); sliding} | max1(2 * size * count(v) - size - count(v))
+  | dtype pair | complex 4 | notes plain0.7
+cross | max1(3 * O) | max1(5 * size) | dtype pair | complex 4.7 | notes plain0.7
+linalg.cross | 3 * spread(*two) | 5 * spread(*two) | dtype pair | complex 4.7
+kron | max1(size * count(b)) | dtype pair | complex 6 | notes plain0.7
+
+[linalg.] a batch of m x n matrices, r the lesser of m and n | weight 1/4 | dtype lapack(first) | complex 4
+cholesky eig eigvals eigh eigvalsh | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3})
+  | batch * max1(n**3)
+inv | batch * max1(n**3 + (n**3 // 3 if group else n**3)) | batch * max1(n**3 + (n**3 // 3 if group else 0))
+det slogdet | batch * max1(2 * n**3 // 3 + {1; 18} * n) | batch * max1(n**3)
+solve | solved | batch * max1(n**3) | dtype lapack(a, b)
 svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None) svdvals(x, k=None)
-                                  | batch * max1(svd(m, n, {full_matrices, compute_uv; False, False}, k))
-                                  | batch * max1(m * n * (k or r))
-qr                                | batch * max1((2 * m * n * r - 2 * r**3 // 3) * (1 if mode in ("r", "raw") else 2))
-                                  | batch * max1(m * n * r)
-lstsq pinv                        | batch * max1(svd(m, n) + {fitted; inverted})
-                                  | batch * max1(m * n * r + {fitted; inverted}) | | {lapack(a, b); lapack(a)}
-cond
-                       | batch * max1(svd(m, n, False, False) + 1 if p in (None, 2, -2) else 2 * r**3 + 4 * m * n + 1)
-                                  | batch * max1(m * n * r if p in (None, 2, -2) else r**3 + m * n)
-matrix_rank                       | ranked    | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
-tensorsolve                       | max1(2 * count(b)**3 // 3 + 2 * count(b)**2) | math.prod(shape[2:])**3 |
-                                  | lapack(a, b)
-tensorinv                         | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3 | | lapack(a)
-norm                              | measured(x, ord, axis, 2, book) | | 1 | lapack(x)
-vector_norm matrix_norm           | measured(x, ord, {axis, None; (-2, -1), 2}, book) | | 1 | lapack(x)
-multi_dot                         | chained   |       | 1   | items
-matrix_power                      | batch * squarings(n) * (2 * m**3 - m * m) | | 1 | lapack(a) if n < 0 else main
-trace                             | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1))
-                                  | max1(diagonal(x, offset, -2, -1)) | 1 | summed | 2
-diagonal(x, offset=0)             | 0         | max1(diagonal(x, offset, -2, -1)) | 1 | main | 2
-[fft.] to T points, or `back` from half a spectrum | | | | transformed | 1
-fft ifft                          | lines * fourier(T) | lines * 5 * T * levels(T)
-rfft ihfft                        | lines * fourier(T, True) | lines * 5 * {(T // 2); T} * levels(T)
-irfft hfft                        | lines * fourier(back, True) | lines * 5 * {(back // 2); back} * levels(back)
-fft2 ifft2 fftn ifftn             | staged(a, s, axes) | at_once(a, s, axes)
-rfft2 rfftn                       | staged(a, s, axes, "forth") | at_once(a, s, axes, "forth")
-irfft2 irfftn                     | staged(a, s, axes, "back") | at_once(a, s, axes, "back")
-fftfreq rfftfreq                  | max1(O)   | free  |     | made   |      | plain0.7
-fftshift ifftshift                | N         | free  |     | main   | 2    | plain0.7
-[random.] | | | | made
+  | batch * max1(svd(m, n, {full_matrices, compute_uv; False, False}, k)) | batch * max1(m * n * (k or r))
+qr | batch * max1((2 * m * n * r - 2 * r**3 // 3) * (1 if mode in ("r", "raw") else 2))
+  | batch * max1(m * n * r)
+lstsq pinv | batch * max1(svd(m, n) + {fitted; inverted}) | batch * max1(m * n * r + {fitted; inverted})
+  | dtype {lapack(a, b); lapack(a)}
+cond | batch * max1(svd(m, n, False, False) + 1 if p in (None, 2, -2) else 2 * r**3 + 4 * m * n + 1)
+  | batch * max1(m * n * r if p in (None, 2, -2) else r**3 + m * n)
+matrix_rank | ranked | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
+tensorsolve | max1(2 * count(b)**3 // 3 + 2 * count(b)**2) | math.prod(shape[2:])**3 | dtype lapack(a, b)
+tensorinv | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3 | dtype lapack(a)
+norm | measured(x, ord, axis, 2, book) | weight 1 | dtype lapack(x)
+vector_norm matrix_norm | measured(x, ord, {axis, None; (-2, -1), 2}, book) | weight 1 | dtype lapack(x)
+multi_dot | chained | weight 1 | dtype items
+matrix_power | batch * squarings(n) * (2 * m**3 - m * m) | weight 1 | dtype lapack(a) if n < 0 else main
+trace | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1)) | max1(diagonal(x, offset, -2, -1))
+  | weight 1 | dtype summed | complex 2
+diagonal(x, offset=0) | 0 | max1(diagonal(x, offset, -2, -1)) | weight 1 | dtype main | complex 2
+
+[fft.] to T points, or `back` from half a spectrum | dtype transformed | complex 1
+fft ifft | lines * fourier(T) | lines * 5 * T * levels(T)
+rfft ihfft | lines * fourier(T, True) | lines * 5 * {(T // 2); T} * levels(T)
+irfft hfft | lines * fourier(back, True) | lines * 5 * {(back // 2); back} * levels(back)
+fft2 ifft2 fftn ifftn | staged(a, s, axes) | at_once(a, s, axes)
+rfft2 rfftn | staged(a, s, axes, "forth") | at_once(a, s, axes, "forth")
+irfft2 irfftn | staged(a, s, axes, "back") | at_once(a, s, axes, "back")
+fftfreq rfftfreq | max1(O) | free | dtype made | notes plain0.7
+fftshift ifftshift | N | free | dtype main | complex 2 | notes plain0.7
+
+[random.] | max1(O) | dtype made
 rand random random_integers random_sample ranf sample randint integers tomaxint
-                                  | max1(O)
-uniform                           | 3 * max1(O) | max1(O)
-bytes                             | max1(len(result)) | |   | -
-beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic lognormal
-  logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson power randn
-  rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular vonmises wald
-  weibull zipf                    | max1(O)   |       | 16
-multivariate_normal               | 26 * count(mean)**3 + 2 * O * count(mean) + 16 * O | max1(O) | 1/16
-multivariate_hypergeometric(colors, nsample, size=None, method="marginals")
-                                  | coloured  | max1(O) | 16 |       |      | value after
-permuted permutation(x, axis=0) shuffle(x, axis=0)
-                                  | {max1(size); max1(pool(x, axis)); max1(pool(x, axis))} | | 4/1 | - | | after
-choice(a, size=None, replace=True, p=None, axis=0, shuffle=True)
-                                  | chosen    | max1(O if replace else pool(a) * lg(pool(a))) | 4/1 | - | | after
-[stats.] every: elements of all the arguments together | | | 1/16 | f8
-norm.pdf norm.cdf norm.ppf        | {27; 48; 83} * every | max1(size)
-uniform.pdf uniform.cdf uniform.ppf
-                                  | {1; 4; 1} * every | max1(size) | 1
-expon.pdf expon.cdf expon.ppf     | {22; 22; 27} * every | max1(size)
-cauchy.pdf cauchy.cdf cauchy.ppf  | {6; 20; 28} * every | max1(size) | {1/4; 1/16; 1/16}
-logistic.pdf logistic.cdf logistic.ppf
-                                  | {23; 21; 28} * every | max1(size)
-laplace.pdf laplace.cdf laplace.ppf
-                                  | {22; 40; 51} * every | max1(size)
-lognorm.pdf lognorm.cdf lognorm.ppf
-                                  | {62; 70; 106} * every | max1(size)
-truncnorm.pdf truncnorm.cdf truncnorm.ppf
-                                  | {28; 51; 81} * every | max1(size)
-[.] methods of ufuncs, with the weight (in 0.7 it is 1) and the complex factor of the ufunc | | | | folded
-reduce(a, axis=0) accumulate(a, axis=0)
-                                  | R
-outer(a, b)                       | max1(elements(a) * elements(b)) | | | looped(ufunc, a, b)
-reduceat(a, indices, axis=0)      | segments  | max1(size) |    |        |      | value
-at(a, indices, b=None)            | touched(a, indices)
-                                  | max1(indices.size if isinstance(indices, np.ndarray) else size) |
-                                  | looped(ufunc, a, b)              |      | value
+uniform | 3 * max1(O) | max1(O)
+bytes | max1(len(result)) | dtype -
+beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic
+  lognormal logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson
+  power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t
+  triangular vonmises wald weibull zipf | weight 16
+multivariate_normal | 26 * count(mean)**3 + 2 * O * count(mean) + 16 * O | max1(O) | weight 1/16
+multivariate_hypergeometric(colors, nsample, size=None, method="marginals") | coloured | max1(O)
+  | weight 16 | notes value after
+permuted permutation(x, axis=0) shuffle(x, axis=0) | {max1(size); max1(pool(x, axis)); max1(pool(x, axis))}
+  | weight 4/1 | dtype - | notes after
+choice(a, size=None, replace=True, p=None, axis=0, shuffle=True) | chosen
+  | max1(O if replace else pool(a) * lg(pool(a))) | weight 4/1 | dtype - | notes after
+
+[stats.] every: elements of all the arguments together |  | max1(size) | weight 1/16 | dtype f8
+norm.pdf norm.cdf norm.ppf | {27; 48; 83} * every
+uniform.pdf uniform.cdf uniform.ppf | {1; 4; 1} * every | weight 1
+expon.pdf expon.cdf expon.ppf | {22; 22; 27} * every
+cauchy.pdf cauchy.cdf cauchy.ppf | {6; 20; 28} * every | weight {1/4; 1/16; 1/16}
+logistic.pdf logistic.cdf logistic.ppf | {23; 21; 28} * every
+laplace.pdf laplace.cdf laplace.ppf | {22; 40; 51} * every
+lognorm.pdf lognorm.cdf lognorm.ppf | {62; 70; 106} * every
+truncnorm.pdf truncnorm.cdf truncnorm.ppf | {28; 51; 81} * every
+
+[.] methods of ufuncs, with the weight (in 0.7 it is 1) and the complex factor of the ufunc | dtype folded
+reduce(a, axis=0) accumulate(a, axis=0) | R
+outer(a, b) | max1(elements(a) * elements(b)) | dtype looped(ufunc, a, b)
+reduceat(a, indices, axis=0) | segments | max1(size) | notes value
+at(a, indices, b=None) | touched(a, indices) | max1(indices.size if isinstance(indices, np.ndarray) else size)
+  | dtype looped(ufunc, a, b) | notes value
 """
 
 
@@ -888,12 +872,13 @@ def _read(table):
     books = {"0.7": {}, "0.12": {}}
     for line in re.sub(r"\n +", " ", table.strip()).splitlines():
         names, *cells = [cell.strip() for cell in line.split("|")]
-        cells += [""] * (6 - len(cells))
+        keyed = dict(re.findall(r"(?m)^(weight|dtype|complex|notes) (.*)", "\n".join(cells)))
+        keyed |= zip(("late", "early"), cells[:len(cells) - len(keyed)])
         if line.startswith("["):
             prefix = names[1:names.index("]")]
-            defaults = "", "", cells[2] or "1", cells[3] or "main", cells[4] or "2", ""
+            section = dict(late="", early="", weight="1", dtype="main", complex="2", notes="") | keyed
             continue
-        cells = [cell or default for cell, default in zip(cells, defaults)]
+        cells = (section | keyed).values()
         for i, (name, parameters) in enumerate(re.findall(r"([\w.]+)(?:\((.*?)\))?", names)):
             late, early, weight, dtype, factor, notes = [
                 re.sub(r"{(.*?)}", lambda choice: choice[1].split(";")[i].strip(), cell) for cell in cells]
