@@ -1074,35 +1074,6 @@ def common(symmetries):
     return proper(frozenset.intersection(*symmetries)) if symmetries and all(symmetries) else None
 
 
-# How operations pass a symmetry on. Repeat, roll and squeeze lose it along axes that are `moved`.
-
-def along(symmetry, ndim, axes):
-    """For operations that treat some axes apart but keep them: keepdims, split, concatenate."""
-    return carried(symmetry, {a: a for a in range(ndim) if a not in axes}, ndim)
-
-
-def accumulated(symmetry, ndim, axis, book):
-    """For cumsum and cumprod. 0.7 marks the result as if the axis had gone."""
-    return carried(symmetry, {a: a - (book == "0.7" and a > axis) for a in range(ndim) if a != axis}, ndim)
-
-
-def flipped(symmetry, axes):
-    """What is left after flipping these axes: the permutations that keep their set."""
-    return proper(g for g in symmetry or () if {g[a] for a in axes} == set(axes))
-
-
-def tiled(symmetry, ndim, reps):
-    """Kept if axes that change places are repeated alike."""
-    reps = (1,) * (ndim - len(reps)) + tuple(reps)
-    symmetry = carried(symmetry, {a: len(reps) - ndim + a for a in range(ndim)}, len(reps))
-    return symmetry if all(reps[g[a]] == n for g in symmetry or () for a, n in enumerate(reps)) else None
-
-
-def stacked(symmetries, ndim, axis):
-    """The symmetry shared by all the stacked arrays, the new axis fixed."""
-    return common([carried(s, {a: a + (a >= axis) for a in range(ndim)}, ndim + 1) for s in symmetries])
-
-
 def side_by_side(symmetry, ndim, other, other_ndim):
     """The direct product, for outer ufuncs and tensordot."""
     total = ndim + other_ndim
@@ -1115,13 +1086,6 @@ def broadcast_symmetry(symmetry, shape, to):
     lead = len(to) - len(shape)
     place = {a: lead + a for a, n in enumerate(shape) if n == to[lead + a]}
     return closure(carried(symmetry, place, len(to)), full_symmetry(to, range(lead)))
-
-
-def expanded(symmetry, ndim, axes):
-    """For expand_dims with these (final, non-negative) axes: those too may be permuted."""
-    ndim += len(axes)
-    place = dict(enumerate(a for a in range(ndim) if a not in axes))
-    return closure(carried(symmetry, place, ndim), full_symmetry((1,) * ndim, tuple(axes)))
 
 
 def binary(symmetries, shapes, to):
@@ -2201,15 +2165,11 @@ def _shared(operands, result):
     return binary([_group_of(a) for a in arrays], [shape_of(a) for a in arrays], result.shape)
 
 
-def _without(a, axis, keepdims=False):
-    if axis is None:
-        return None
-    axes = axes_of(a.shape, axis)
-    return along(a._group, a.ndim, axes) if keepdims else _kept(a, axes)
-
-
-def _kept(a, gone):
-    return stabiliser(a._group, [i for i in range(a.ndim) if i not in gone])
+def _kept(a, gone, closed=True, ndim=None):
+    """What the other axes leave: closed up, or where they were."""
+    left = [i for i in range(np.ndim(a)) if i not in gone]
+    place = {i: k if closed else i for k, i in enumerate(left)}
+    return carried(_group_of(a), place, ndim or (len(left) if closed else a.ndim))
 
 
 def _permuted(function, a, *places):
@@ -2227,16 +2187,30 @@ def _untouched(a, axes):
     return None if moved(a._group) & set(axes) else a._group
 
 
-def _squeezed(a, axis):
-    axes = [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis)
+def _squeezed(a, axes):
     return _untouched(a, axes) and _kept(a, axes)
 
 
+def _flipped(a, axes):
+    return proper(g for g in a._group or () if {g[i] for i in axes} == set(axes))
+
+
 def _joined(arrays, axis):
-    groups, ndim = [_group_of(a) for a in arrays], np.ndim(arrays[0])
-    if axis is None or not all(groups):
-        return None
-    return common([along(group, ndim, [axis % ndim]) for group in groups])
+    return axis is not None and common(
+        [_group_of(a) and _kept(a, [axis % a.ndim], closed=False) for a in arrays])
+
+
+def _tiled(a, reps):
+    """Kept if axes that change places are repeated alike."""
+    reps = (1,) * (a.ndim - len(reps)) + reps
+    group = carried(a._group, {i: len(reps) - a.ndim + i for i in range(a.ndim)}, len(reps))
+    return group if all(reps[g[i]] == n for g in group or () for i, n in enumerate(reps)) else None
+
+
+def _expanded(a, axes, ndim):
+    """New axes may be permuted too."""
+    place = dict(enumerate(i for i in range(ndim) if i not in axes))
+    return closure(carried(_group_of(a), place, ndim), full_symmetry((1,) * ndim, tuple(axes)))
 
 
 def _filled(result, fill=0, like=None, k=0):
@@ -2250,15 +2224,14 @@ def _filled(result, fill=0, like=None, k=0):
 UNARY, BINARY = [[op for op, ufunc in UFUNCS.items()
                   if (ufunc.nin, ufunc.nout) == arity and op not in PRICES["0.12"].plain] for arity in ((1, 1), (2, 1))]
 # What a result is symmetric under: where an operand is symmetric, or whatever the operands, for the makers.
-_SYMMETRIES = f"""
-{" ".join(UNARY)} fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
+_SYMMETRIES = " ".join(UNARY) + """ fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
     copy linalg.inv (x): x._group
-{" ".join(BINARY)} clip (*operands, result): _shared(operands, result)
+""" + " ".join(BINARY) + """ clip (*operands, result): _shared(operands, result)
 sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
     nanmean nanstd nanvar nanargmax nanargmin median nanmedian ptp
-    average (a, axis=None, *_, keepdims=False): _without(a, axis, keepdims)
-cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None and accumulated(
-    a._group, a.ndim, axis % a.ndim, book)
+    average (a, axis=None, *_, keepdims=False): axis is not None and _kept(a, axes_of(a.shape, axis), not keepdims)
+cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None and _kept(
+    a, [axis % a.ndim], book == "0.7", a.ndim)
 zeros ones identity (*_, result): _filled(result)
 zeros_like ones_like (a, *_, result): _filled(result, like=a)
 full (shape, fill_value, *_, result, book): _filled(result, fill_value if book != "0.7" else 0)
@@ -2270,19 +2243,19 @@ transpose permute_dims swapaxes moveaxis rollaxis
     matrix_transpose (a, *axes, name): _permuted(getattr(np, name), a, *axes)
 getitem (a, key): _picked(a, key)
 reshape atleast_1d atleast_2d atleast_3d (a, *_, result): reshaped(a._group, a.shape, result.shape)
-squeeze (a, axis=None): _squeezed(a, axis)
+squeeze (a, axis=None): _squeezed(
+    a, [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis))
 repeat roll (a, n, axis=None): None if axis is None else _untouched(a, axes_of(a.shape, axis))
-tile (a, reps): tiled(a._group, a.ndim, tuple(np.atleast_1d(bare(reps)).tolist()))
-flip fliplr flipud (m, axis=None, *_, name): flipped(
-    m._group, dict(fliplr=(1,), flipud=(0,)).get(name) or axes_of(m.shape, axis))
+tile (a, reps): _tiled(a, tuple(np.atleast_1d(bare(reps)).tolist()))
+flip fliplr flipud (m, axis=None, *_, name): _flipped(
+    m, dict(fliplr=[1], flipud=[0]).get(name) or axes_of(m.shape, axis))
 concatenate concat vstack row_stack (arrays, axis=0): _joined(arrays, axis)
 hstack column_stack (arrays): _joined(arrays, 1)
-stack (arrays, axis=0, *_, result): stacked(
-    [_group_of(a) for a in arrays], result.ndim - 1, axis % result.ndim)
-split (a, n, axis=0, *_, result): [along(a._group, a.ndim, axes_of(a.shape, axis))] * len(result)
+stack (arrays, axis=0, *_, result): common([carried(
+    _group_of(a), {i: i + (i >= axis % result.ndim) for i in range(result.ndim - 1)}, result.ndim) for a in arrays])
+split (a, n, axis=0, *_, result): [_kept(a, axes_of(a.shape, axis), False)] * len(result)
 broadcast_to (a, *_, result): broadcast_symmetry(_group_of(a), shape_of(a), result.shape)
-expand_dims (a, axis, *_, result): expanded(
-    _group_of(a), len(shape_of(a)), sorted(axes_of(result.shape, axis)))
+expand_dims (a, axis, *_, result): _expanded(a, sorted(axes_of(result.shape, axis)), result.ndim)
 """
 SYMMETRIES = {}
 for _names, _arguments, _rule in re.findall(r"(.+) \((.*?)\): (.+)", _SYMMETRIES.replace("\n    ", " ")):
