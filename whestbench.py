@@ -30,6 +30,7 @@ import queue
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -101,7 +102,7 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # Source: the observed charges of flopscope 0.7.0 and 0.12.4; the tests compare them with these, call by call.
 # ======================================================================================
 
-# A row: names | units in 0.12 | units in 0.7 | weight | dtype whose rate is charged | complex factor | notes
+# A row: names | units in 0.12 | units in 0.7 | weight ... | dtype whose rate is charged | complex factor | notes
 #
 # Left out, a cell is what the [section] says, or else: units as in 0.12, weight 1, the dtype of the first
 # operand, factor 2. `a/b` weighs a in 0.12 and b in 0.7; {a; b} is a for the first name and b for the second.
@@ -111,231 +112,216 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # `after`. `value`: depends on elements of an argument; `twins`: on which operands are one object. `plain` and
 # `plain0.7`: results are plain arrays.
 PRICE_TABLE = """
-[] pointwise: N elements, B of the operands together, both at least 1 | | | | loop
+[] pointwise: N elements, at least 1 | N | N | dtype loop
 negative positive rint conj conjugate logical_not
-                                  | N
-abs absolute square reciprocal sign sqrt
-                                  | N         |       |     |        | {4; 4; 5; 6; 7; 10}
+abs absolute square reciprocal sign sqrt | complex {4; 4; 5; 6; 7; 10}
 degrees radians deg2rad rad2deg signbit fabs ceil floor trunc spacing invert bitwise_not bitwise_invert
-  bitwise_count                   | N         |       |     |        | -
-log log2 log10 log1p              | N         |       | 16  |        | {2.25; 2.3; 2.3; 2.3}
-exp exp2 expm1                    | N         |       | 16  |        | 3.1
-sin cos sinh cosh tanh            | N         |       | 16  |        | 3.4
-arcsin arccos arctan arcsinh arccosh arctanh
-                                  | N         |       | 16  |        | 3.5
-asin acos atan asinh acosh atanh  | N         |       | 16/1 |       | 3.5
-tan cbrt                          | N         |       | 16  |        | {3.6; -}
-isnan isfinite isinf              | size      |       |     |        |      | plain
-modf frexp                        | 2 * N     | N     |     |        | -
-round around nan_to_num isreal iscomplex real_if_close
-                                  | N         |       |     | main
-fix isneginf isposinf             | N         |       |     | {main; sized; sized} | -
-angle                             | N         |       | 16  | f8 if main.kind == "b" else sized
-sinc i0                           | N         |       | 16  | inexact(main) | {14.5; -}
-real imag                         | 0         | N     |     | main
-iscomplexobj isrealobj            | free      | N     |     | main
-add subtract maximum minimum fmax fmin equal not_equal less less_equal greater greater_equal logical_and logical_or
-  logical_xor                     | B
-multiply divide true_divide       | B         |       |     |        | {6; 11; 11}
+  bitwise_count | complex -
+log log2 log10 log1p | weight 16 | complex {2.25; 2.3; 2.3; 2.3}
+exp exp2 expm1 | weight 16 | complex 3.1
+sin cos sinh cosh tanh | weight 16 | complex 3.4
+arcsin arccos arctan arcsinh arccosh arctanh | weight 16 | complex 3.5
+asin acos atan asinh acosh atanh | weight 16/1 | complex 3.5
+tan cbrt | weight 16 | complex {3.6; -}
+isnan isfinite isinf | size | size | notes plain
+modf frexp | 2 * N | complex -
+round around nan_to_num isreal iscomplex real_if_close | dtype with_out(kwargs, main)
+fix isneginf isposinf | dtype with_out(kwargs, {main; sized; sized}) | complex -
+angle | weight 16 | dtype f8 if main.kind == "b" else sized
+sinc i0 | weight 16 | dtype inexact(main) | complex {14.5; -}
+real imag | 0 | dtype main
+iscomplexobj isrealobj | free | dtype main
+
+[] pointwise: B elements of the operands together, at least 1 | B | B | dtype loop
+add subtract maximum minimum fmax fmin equal not_equal less less_equal greater greater_equal logical_and
+  logical_or logical_xor
+multiply divide true_divide | complex {6; 11; 11}
 copysign nextafter ldexp heaviside bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
-  left_shift right_shift          | B         |       |     |        | -
-power float_power                 | B         |       | 16  |        | 5.5
-pow atan2                         | B         |       | 16/1 |       | {5.5; -}
-floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm
-                                  | B         |       | 16  |        | -
-divmod(x1, x2, out=None)          | 2 * B     | B     | 16/1 | weak(*two) | -
-clip                              | max1(len(bounds)) * max1(elements(a, *bounds)) | N | | weak(a, *bounds, out)
-isclose allclose                  | {6 * B; max1(7 * elements(a, b) - 1)} | B |
-                                  | inexact({weak(a, b, rtol, atol); join(*args)})
-array_equal array_equiv           | max1({max(map(count, two)); equated}) | | | pair
-[] reductions: adds additions (R: at least 1), V results of `each` elements
-sum nansum cumsum nancumsum cumulative_sum
-                                  | R + {0; seek; 0; seek; 0} | R | | summed
-prod nanprod cumprod nancumprod cumulative_prod
-                                  | R + {0; seek; 0; seek; 0} | R | | summed | 6
-max min amax amin all any argmax argmin nanmax nanmin
-                                  | R         |       |     | reduced
-nanargmax nanargmin               | R + seek  | R     |     | reduced
-count_nonzero ptp                 | {N; 2 * R + V} | R |    | reduced
-mean nanmean                      | adds + V + {0; seek} | {size and adds + V; R} | | averaged
-var std nanvar nanstd             | 2 * (N + adds + V) + {0; V; seek; V + seek} | R | 1/2 | averaged | 2.5
-average                           | R + V + (0 if weights is None else N + R) | R | | averaged if weights is None else join(averaged, weights) | 4
-median nanmedian                  | {V * each; max1(V * each + N)} | {V * each; R} | | averaged
-percentile quantile               | quantiles | V * each |  | weak({inexact(main); main}, q) | -
-nanpercentile nanquantile         | quantiles + size | - |  | weak({inexact(main); main}, q) | -
-trace
-                                | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
-                                  | min(shape[axis1], shape[axis2]) | | summed
-[] contractions | | | | joined | complex_products
-einsum matmul dot inner outer vdot vecdot matvec vecmat
-                                  | contracted[0] |   |     |        |      | twins
-tensordot                         | contracted[0] |   |     |        |      | twins plain0.7
-einsum_path                       | 1         |       |     | -
-[] creation, copies and views: O elements of the result | | | | made
-array full_like                   | max1(size)
-full fromstring block choose      | O         |       | {1; 1; 1; 4}
-bmat fromiter fromfile fromregex  | O         |       | {1/4; 1/16; 1; 1}
-ones ones_like tri                | O         | free
-zeros zeros_like empty empty_like | 0         | free  |     | -
-identity eye                      | {n; diagonal(result, k)} | free
-arange linspace                   | 2 * {O; (O - retstep)} | {O; max1(num)}
-logspace geomspace                | O         | max1(num) | 16/1 |   | 5.5
-indices                           | O         | 1 if sparse else O
-vander                            | max1(O - 2 * size) | max1(O - size) | | join(x, i8) | 6
-meshgrid                          | max1((sum(map(count, args)) if sparse else grids) if copy else 1) | max1(grids) |
-                                  | join(*args)
-diag                              | size if len(shape) == 1 else 0
-                                  | (size + abs(k))**2 if len(shape) == 1 else min(shape) | 1/4 | main
-diagflat                          | size      | O     |     | main   |      | after
-ix_                               | O + masked(args) | O |  | join(*result)
+  left_shift right_shift | complex -
+power float_power | weight 16 | complex 5.5
+pow atan2 | weight 16/1 | complex {5.5; -}
+floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm | weight 16 | complex -
+divmod(x1, x2, out=None) | 2 * B | weight 16/1 | dtype weak(*two) | complex -
+clip | max1(len(bounds)) * max1(elements(a, *bounds)) | N | dtype weak(a, *bounds, out)
+isclose allclose | {6 * B; max1(7 * elements(a, b) - 1)}
+  | dtype inexact({weak(a, b, rtol, atol); join(*args)})
+
+[] reductions: adds additions (R: at least 1), V results of `each` elements | R | R
+sum nansum cumsum nancumsum cumulative_sum | R + {0; seek; 0; seek; 0} | dtype summed
+prod nanprod cumprod nancumprod cumulative_prod | R + {0; seek; 0; seek; 0} | dtype summed | complex 6
+max min amax amin all any argmax argmin nanmax nanmin | dtype reduced
+nanargmax nanargmin | R + seek | dtype reduced
+count_nonzero ptp | {N; 2 * R + V} | dtype reduced
+mean nanmean | adds + V + {0; seek} | {size and adds + V; R} | dtype averaged
+var std nanvar nanstd | 2 * (N + adds + V) + {0; V; seek; V + seek} | weight 1/2 | dtype averaged
+  | complex 2.5
+average | R + V + (0 if weights is None else N + R)
+  | dtype averaged if weights is None else join(averaged, weights) | complex 4
+median nanmedian | {V * each; max1(V * each + N)} | {V * each; R} | dtype averaged
+percentile quantile | quantiles | V * each | dtype weak({inexact(main); main}, q) | complex -
+nanpercentile nanquantile | quantiles + max1(size) | - | dtype weak({inexact(main); main}, q) | complex -
+trace | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
+  | max1(min(shape[axis1], shape[axis2])) | dtype summed
+
+[] contractions | dtype joined | complex complex_products
+einsum matmul dot inner outer vdot vecdot matvec vecmat | contracted[0] | notes twins
+tensordot | contracted[0] | notes twins plain0.7
+einsum_path | 1 | dtype -
+
+[] creation, copies and views: O elements of the result | dtype made
+array full_like | max1(size)
+full fromstring block choose | O | weight {1; 1; 1; 4}
+bmat fromiter fromfile fromregex | O | weight {1/4; 1/16; 1; 1}
+ones ones_like tri | O | free
+zeros zeros_like empty empty_like | 0 | free | dtype -
+identity eye | {n; diagonal(result, k)} | free
+arange linspace | 2 * {O; (O - retstep)} | {O; max1(num)}
+logspace geomspace | O | max1(num) | weight 16/1 | complex 5.5
+indices | O | 1 if sparse else O
+vander | max1(O - 2 * size) | max1(O - size) | dtype join(x, i8) | complex 6
+meshgrid | max1((sum(map(count, args)) if sparse else grids) if copy else 1) | max1(grids) | dtype join(*args)
+diag | size if len(shape) == 1 else 0 | (size + abs(k))**2 if len(shape) == 1 else min(shape) | weight 1/4
+  | dtype main
+diagflat | size | O | dtype main | notes after
+ix_ | O + masked(args) | O | dtype join(*result)
 tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
-  ravel_multi_index               | max1(O)   | free  |     | -
-mask_indices                      | n * n     | O     | 1/4 | i8
-broadcast_shapes                  | max1(count(*args)) | free | | -
-base_repr binary_repr             | max1(len(result)) | |   | -
-copy reshape ravel require        | max1(size) | {free; free; 0; free} | | {main; main; main; asked}
-astype                            | size if copy or main != asked else 0 | free | | heavier(main, asked)
-asarray                           | 0 if np.shares_memory(first, result) else O | 0 | | heavier(main, made) | | value
-asarray_chkfinite                 | size      |       |     | main   |      | after
-array_split split vsplit dsplit broadcast_arrays broadcast_to rollaxis from_dlpack frombuffer
-                                  | 0         |       |     | -
-atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hsplit moveaxis swapaxes transpose
-                                  | 0         | free  |     | -
-matrix_transpose permute_dims linalg.matrix_transpose
-                                  | free      |       |     | main
-diagonal                          | 0         | max1(diagonal(first, offset, axis1, axis2)) | | main
-unstack                           | 0         | size  |     | main
-getitem(a, keys)                  | masked(keys) + 4 * O | - | | main |     | value
-[] joining, choosing, writing
-concatenate stack vstack          | max1(count(*first)) | | | items
-hstack column_stack row_stack     | max1(count(*first)) | free | | items
-concat dstack                     | O         |       |     | items
-append                            | max1(count(arr, values)) | count(values) | | pair
-insert                            | O         | count(values) | 1/4 | weak(arr, values)
-delete trim_zeros                 | {O; size} | size - O | {1; 1/4}
-tile repeat resize                | {max1(O); max1(O); O}
-roll                              | max1(O)   | free
-pad                               | padding   | O     |     |        |      | value
-tril triu                         | max1({below(result, k); O - below(result, k - 1)}) | free
-where(condition, x=None, y=None)  | max1(spread(condition, x, y)) | size | 4 | weak(x, y)
-select                            | O * len(condlist) | max(map(count, choicelist)) | 1/4
-                                  | weak(join(*choicelist), default)
-take take_along_axis              | O         |       | {4; 4/1}
-compress                          | size + 4 * O | O  | 1/4 | join(a)
-nonzero flatnonzero argwhere extract
-                                  | size      |       | {1; 1; 1/4; 1/4} | {main; main; main; join(arr)}
-place putmask put put_along_axis  | {size; size; count(ind); placed} | size | {1/4; 1/4; 1; 1}
-copyto(dst, src, casting=None, where=True)
-                                  | copied(size, where, shape) | copied(count(src), where) | | pair | | value
-fill_diagonal                     | filled    | min(shape[:2]) | 1/4
-[] sorting and searching | | | 4/1
-sort argsort unique               | sorting(first, axis) | {sorting(a, axis); sorting(a, axis); sorting(ar)}
-unique_all unique_counts unique_inverse unique_values
-                                  | sorting(x)
-sort_complex                      | sorting(a, -1) | size * lg(size) | 1
-                                  | join(main, c8 if main.char in "bhBHFD" else c16) | | plain0.7
-partition argpartition            | max1(size * count(kth))
-lexsort(keys, axis=-1)            | sum(map(sorting, keys, [axis] * len(keys))) | len(keys) * max1(depth * lg(depth))
-                                  |                         | items
-searchsorted digitize             | max1(count({v; x})) * lg(count({a; bins})) | | | pair | {2; -}
-bincount                          | max1(size) |      |     | join(x, i8) | -
-union1d setdiff1d setxor1d        | together(*two) |  |     | pair
-intersect1d
-                          | together(*two) if assume_unique else sorting(ar1) + sorting(ar2) + together(*two, least=1)
-                                  | together(*two)    |     | pair
-isin                              | membership | together(*two) | 1 | pair
+  ravel_multi_index | max1(O) | free | dtype -
+mask_indices | n * n | O | weight 1/4 | dtype i8
+broadcast_shapes | max1(count(*args)) | free | dtype -
+base_repr binary_repr | max1(len(result)) | dtype -
+copy reshape ravel require | max1(size) | {free; free; 0; free} | dtype {main; main; main; asked}
+astype | size if copy or main != asked else 0 | free | dtype heavier(main, asked)
+asarray | 0 if np.shares_memory(first, result) else O | 0 | dtype heavier(main, made) | notes value
+asarray_chkfinite | size | dtype main | notes after
+array_split split vsplit dsplit broadcast_arrays broadcast_to rollaxis from_dlpack frombuffer | 0 | dtype -
+atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hsplit moveaxis swapaxes
+  transpose | 0 | free | dtype -
+matrix_transpose permute_dims linalg.matrix_transpose | free | dtype main
+diagonal | 0 | max1(diagonal(first, offset, axis1, axis2)) | dtype main
+unstack | 0 | size | dtype main
+getitem(a, keys) | masked(keys) + 4 * O | - | dtype main | notes value
+
+[] joining, comparing, choosing, writing
+array_equal array_equiv | max1({max(map(count, two)); equated}) | dtype pair
+concatenate stack vstack | max1(count(*first)) | dtype items
+hstack column_stack row_stack | max1(count(*first)) | free | dtype items
+concat dstack | O | dtype items
+append | max1(count(arr, values)) | count(values) | dtype pair
+insert | O | count(values) | weight 1/4 | dtype weak(arr, values)
+delete trim_zeros | {O; size} | size - O | weight {1; 1/4}
+tile repeat resize | {max1(O); max1(O); O}
+roll | max1(O) | free
+pad | padding | O | notes value
+tril triu | max1({below(result, k); O - below(result, k - 1)}) | free
+where(condition, x=None, y=None) | max1(spread(condition, x, y)) | size | weight 4 | dtype weak(x, y)
+select | O * len(condlist) | max(map(count, choicelist)) | weight 1/4 | dtype weak(join(*choicelist), default)
+take take_along_axis | O | weight {4; 4/1}
+compress | size + 4 * O | O | weight 1/4 | dtype join(a)
+nonzero flatnonzero argwhere extract | size | weight {1; 1; 1/4; 1/4} | dtype {main; main; main; join(arr)}
+place putmask put put_along_axis | {size; size; count(ind); placed} | size | weight {1/4; 1/4; 1; 1}
+copyto(dst, src, casting=None, where=True) | copied(size, where, shape) | copied(count(src), where)
+  | dtype pair | notes value
+fill_diagonal | filled | min(shape[:2]) | weight 1/4
+
+[] sorting and searching | weight 4/1
+sort argsort unique | sorting(first, axis) | {sorting(a, axis); sorting(a, axis); sorting(ar)}
+unique_all unique_counts unique_inverse unique_values | sorting(x)
+sort_complex | sorting(a, -1) | size * lg(size) | weight 1
+  | dtype join(main, c8 if main.char in "bhBHFD" else c16) | notes plain0.7
+partition argpartition | max1(size * count(kth))
+lexsort(keys, axis=-1) | sum(map(sorting, keys, [axis] * len(keys))) | len(keys) * max1(depth * lg(depth))
+  | dtype items
+searchsorted digitize | max1(count({v; x})) * lg(count({a; bins})) | dtype pair | complex {2; -}
+bincount | max1(size) | dtype join(x, i8) | complex -
+union1d setdiff1d setxor1d | together(*two) | dtype pair
+intersect1d | together(*two) if assume_unique else sorting(ar1) + sorting(ar2) + together(*two, least=1)
+  | together(*two) | dtype pair
+isin | membership | together(*two) | weight 1 | dtype pair
+
 [] 1-D numerics
-diff                              | differences(a, n, axis, prepend, append) | differences(a, n, axis) |
-                                  | join(a, prepend, append)         |      | plain0.7
-ediff1d                           | max1(size - 1 + count(*[end for end in (to_end, to_begin) if end is not None])) |
-                                  |                         |        |      | plain0.7
-gradient                          | slopes    |       |     | inexact(main) | | value plain0.7
-trapezoid                         | 4 * (size if x is None or len(shape_of(x)) == 1 else spread(y, x)) | size |
-                                  | weak(y, x, dx)                   |      | plain0.7
-interp                            | interpolation | max1(size) * lg(count(xp)) | | join(fp, f8) | 3 | plain0.7
-unwrap                            | max1(13 * size) | max1(7 * size) | | averaged | -
-cov corrcoef                      | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f * f + f} | max1(2 * f * f * s) |
-                                  | join(first, y, f8)               | 4    | plain0.7
-convolve correlate                | {max1(sliding - (mode == "full")); sliding}
-                                  | max1(2 * size * count(v) - size - count(v)) | | pair | 4 | plain0.7
-cross                             | max1(3 * O) | max1(5 * size) | | pair | 4.7  | plain0.7
-linalg.cross                      | 3 * spread(*two) | 5 * spread(*two) | | pair | 4.7
-kron                              | max1(size * count(b)) | | | pair | 6    | plain0.7
-[linalg.] a batch of m x n matrices, r the lesser of m and n | | | 1/4 | lapack(first) | 4
-cholesky eig eigvals eigh eigvalsh
-                                  | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3})
-                                  | batch * max1(n**3)
-inv                               | batch * max1(n**3 + (n**3 // 3 if group else n**3))
-                                  | batch * max1(n**3 + (n**3 // 3 if group else 0))
-det slogdet                       | batch * max1(2 * n**3 // 3 + {1; 18} * n) | batch * max1(n**3)
-solve                             | solved    | batch * max1(n**3) | | lapack(a, b)
+diff | differences(a, n, axis, prepend, append) | differences(a, n, axis) | dtype join(a, prepend, append)
+  | notes plain0.7
+ediff1d | max1(size - 1 + count(*[end for end in (to_end, to_begin) if end is not None])) | notes plain0.7
+gradient | slopes | dtype inexact(main) | notes value plain0.7
+trapezoid | 4 * (size if x is None or len(shape_of(x)) == 1 else spread(y, x)) | size | dtype weak(y, x, dx)
+  | notes plain0.7
+interp | interpolation | max1(size) * lg(count(xp)) | dtype join(fp, f8) | complex 3 | notes plain0.7
+unwrap | max1(13 * size) | max1(7 * size) | dtype averaged | complex -
+cov corrcoef | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f * f + f} | max1(2 * f * f * s)
+  | dtype join(first, y, f8) | complex 4 | notes plain0.7
+convolve correlate | {max1(sliding - (mode == "full")); sliding} | max1(2 * size * count(v) - size - count(v))
+  | dtype pair | complex 4 | notes plain0.7
+cross | max1(3 * O) | max1(5 * size) | dtype pair | complex 4.7 | notes plain0.7
+linalg.cross | 3 * spread(*two) | 5 * spread(*two) | dtype pair | complex 4.7
+kron | max1(size * count(b)) | dtype pair | complex 6 | notes plain0.7
+
+[linalg.] a batch of m x n matrices, r the lesser of m and n | weight 1/4 | dtype lapack(first) | complex 4
+cholesky eig eigvals eigh eigvalsh | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3})
+  | batch * max1(n**3)
+inv | batch * max1(n**3 + (n**3 // 3 if group else n**3)) | batch * max1(n**3 + (n**3 // 3 if group else 0))
+det slogdet | batch * max1(2 * n**3 // 3 + {1; 18} * n) | batch * max1(n**3)
+solve | solved | batch * max1(n**3) | dtype lapack(a, b)
 svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None) svdvals(x, k=None)
-                                  | batch * max1(svd(m, n, {full_matrices, compute_uv; False, False}, k))
-                                  | batch * max1(m * n * (k or r))
-qr                                | batch * max1((2 * m * n * r - 2 * r**3 // 3) * (1 if mode in ("r", "raw") else 2))
-                                  | batch * max1(m * n * r)
-lstsq pinv                        | batch * max1(svd(m, n) + {fitted; inverted})
-                                  | batch * max1(m * n * r + {fitted; inverted}) | | {lapack(a, b); lapack(a)}
-cond
-                       | batch * max1(svd(m, n, False, False) + 1 if p in (None, 2, -2) else 2 * r**3 + 4 * m * n + 1)
-                                  | batch * max1(m * n * r if p in (None, 2, -2) else r**3 + m * n)
-matrix_rank                       | ranked    | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
-tensorsolve                       | max1(2 * count(b)**3 // 3 + 2 * count(b)**2) | math.prod(shape[2:])**3 |
-                                  | lapack(a, b)
-tensorinv                         | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3 | | lapack(a)
-norm                              | measured(x, ord, axis, 2, book) | | 1 | lapack(x)
-vector_norm matrix_norm           | measured(x, ord, {axis, None; (-2, -1), 2}, book) | | 1 | lapack(x)
-multi_dot                         | chained   |       | 1   | items
-matrix_power                      | batch * squarings(n) * (2 * m**3 - m * m) | | 1 | lapack(a) if n < 0 else main
-trace                             | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1))
-                                  | max1(diagonal(x, offset, -2, -1)) | 1 | summed | 2
-diagonal(x, offset=0)             | 0         | max1(diagonal(x, offset, -2, -1)) | 1 | main | 2
-[fft.] to T points, or `back` from half a spectrum | | | | transformed | 1
-fft ifft                          | lines * fourier(T) | lines * 5 * T * levels(T)
-rfft ihfft                        | lines * fourier(T, True) | lines * 5 * {(T // 2); T} * levels(T)
-irfft hfft                        | lines * fourier(back, True) | lines * 5 * {(back // 2); back} * levels(back)
-fft2 ifft2 fftn ifftn             | staged(a, s, axes) | at_once(a, s, axes)
-rfft2 rfftn                       | staged(a, s, axes, "forth") | at_once(a, s, axes, "forth")
-irfft2 irfftn                     | staged(a, s, axes, "back") | at_once(a, s, axes, "back")
-fftfreq rfftfreq                  | max1(O)   | free  |     | made   |      | plain0.7
-fftshift ifftshift                | N         | free  |     | main   | 2    | plain0.7
-[random.] | | | | made
+  | batch * max1(svd(m, n, {full_matrices, compute_uv; False, False}, k)) | batch * max1(m * n * (k or r))
+qr | batch * max1((2 * m * n * r - 2 * r**3 // 3) * (1 if mode in ("r", "raw") else 2))
+  | batch * max1(m * n * r)
+lstsq pinv | batch * max1(svd(m, n) + {fitted; inverted}) | batch * max1(m * n * r + {fitted; inverted})
+  | dtype {lapack(a, b); lapack(a)}
+cond | batch * max1(svd(m, n, False, False) + 1 if p in (None, 2, -2) else 2 * r**3 + 4 * m * n + 1)
+  | batch * max1(m * n * r if p in (None, 2, -2) else r**3 + m * n)
+matrix_rank | ranked | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
+tensorsolve | max1(2 * count(b)**3 // 3 + 2 * count(b)**2) | math.prod(shape[2:])**3 | dtype lapack(a, b)
+tensorinv | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3 | dtype lapack(a)
+norm | measured(x, ord, axis, 2, book) | weight 1 | dtype lapack(x)
+vector_norm matrix_norm | measured(x, ord, {axis, None; (-2, -1), 2}, book) | weight 1 | dtype lapack(x)
+multi_dot | chained | weight 1 | dtype items
+matrix_power | batch * squarings(n) * (2 * m**3 - m * m) | weight 1 | dtype lapack(a) if n < 0 else main
+trace | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1)) | max1(diagonal(x, offset, -2, -1))
+  | weight 1 | dtype summed | complex 2
+diagonal(x, offset=0) | 0 | max1(diagonal(x, offset, -2, -1)) | weight 1 | dtype main | complex 2
+
+[fft.] to T points, or `back` from half a spectrum | dtype transformed | complex 1
+fft ifft | lines * fourier(T) | lines * 5 * T * levels(T)
+rfft ihfft | lines * fourier(T, True) | lines * 5 * {(T // 2); T} * levels(T)
+irfft hfft | lines * fourier(back, True) | lines * 5 * {(back // 2); back} * levels(back)
+fft2 ifft2 fftn ifftn | staged(a, s, axes) | at_once(a, s, axes)
+rfft2 rfftn | staged(a, s, axes, "forth") | at_once(a, s, axes, "forth")
+irfft2 irfftn | staged(a, s, axes, "back") | at_once(a, s, axes, "back")
+fftfreq rfftfreq | max1(O) | free | dtype made | notes plain0.7
+fftshift ifftshift | N | free | dtype main | complex 2 | notes plain0.7
+
+[random.] | max1(O) | dtype made
 rand random random_integers random_sample ranf sample randint integers tomaxint
-                                  | max1(O)
-uniform                           | 3 * max1(O) | max1(O)
-bytes                             | max1(len(result)) | |   | -
-beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic lognormal
-  logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson power randn
-  rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular vonmises wald
-  weibull zipf                    | max1(O)   |       | 16
-multivariate_normal               | 26 * count(mean)**3 + 2 * O * count(mean) + 16 * O | max1(O) | 1/16
-multivariate_hypergeometric(colors, nsample, size=None, method="marginals")
-                                  | coloured  | max1(O) | 16 |       |      | value after
-permuted permutation(x, axis=0) shuffle(x, axis=0)
-                                  | {max1(size); max1(pool(x, axis)); max1(pool(x, axis))} | | 4/1 | - | | after
-choice(a, size=None, replace=True, p=None, axis=0, shuffle=True)
-                                  | chosen    | max1(O if replace else pool(a) * lg(pool(a))) | 4/1 | - | | after
-[stats.] every: elements of all the arguments together | | | 1/16 | f8
-norm.pdf norm.cdf norm.ppf        | {27; 48; 83} * every | max1(size)
-uniform.pdf uniform.cdf uniform.ppf
-                                  | {1; 4; 1} * every | max1(size) | 1
-expon.pdf expon.cdf expon.ppf     | {22; 22; 27} * every | max1(size)
-cauchy.pdf cauchy.cdf cauchy.ppf  | {6; 20; 28} * every | max1(size) | {1/4; 1/16; 1/16}
-logistic.pdf logistic.cdf logistic.ppf
-                                  | {23; 21; 28} * every | max1(size)
-laplace.pdf laplace.cdf laplace.ppf
-                                  | {22; 40; 51} * every | max1(size)
-lognorm.pdf lognorm.cdf lognorm.ppf
-                                  | {62; 70; 106} * every | max1(size)
-truncnorm.pdf truncnorm.cdf truncnorm.ppf
-                                  | {28; 51; 81} * every | max1(size)
-[.] methods of ufuncs, with the weight (in 0.7 it is 1) and the complex factor of the ufunc | | | | folded
-reduce(a, axis=0) accumulate(a, axis=0)
-                                  | R
-outer(a, b)                       | elements(a) * elements(b) | | | looped(ufunc, a, b)
-reduceat(a, indices, axis=0)      | segments  | size  |     |        |      | value
-at(a, indices, b=None)            | touched(a, indices) | indices.size if isinstance(indices, np.ndarray) else size |
-                                  | looped(ufunc, a, b)              |      | value
+uniform | 3 * max1(O) | max1(O)
+bytes | max1(len(result)) | dtype -
+beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic
+  lognormal logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson
+  power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t
+  triangular vonmises wald weibull zipf | weight 16
+multivariate_normal | 26 * count(mean)**3 + 2 * O * count(mean) + 16 * O | max1(O) | weight 1/16
+multivariate_hypergeometric(colors, nsample, size=None, method="marginals") | coloured | max1(O)
+  | weight 16 | notes value after
+permuted permutation(x, axis=0) shuffle(x, axis=0) | {max1(size); max1(pool(x, axis)); max1(pool(x, axis))}
+  | weight 4/1 | dtype - | notes after
+choice(a, size=None, replace=True, p=None, axis=0, shuffle=True) | chosen
+  | max1(O if replace else pool(a) * lg(pool(a))) | weight 4/1 | dtype - | notes after
+
+[stats.] every: elements of all the arguments together |  | max1(size) | weight 1/16 | dtype f8
+norm.pdf norm.cdf norm.ppf | {27; 48; 83} * every
+uniform.pdf uniform.cdf uniform.ppf | {1; 4; 1} * every | weight 1
+expon.pdf expon.cdf expon.ppf | {22; 22; 27} * every
+cauchy.pdf cauchy.cdf cauchy.ppf | {6; 20; 28} * every | weight {1/4; 1/16; 1/16}
+logistic.pdf logistic.cdf logistic.ppf | {23; 21; 28} * every
+laplace.pdf laplace.cdf laplace.ppf | {22; 40; 51} * every
+lognorm.pdf lognorm.cdf lognorm.ppf | {62; 70; 106} * every
+truncnorm.pdf truncnorm.cdf truncnorm.ppf | {28; 51; 81} * every
+
+[.] methods of ufuncs, with the weight (in 0.7 it is 1) and the complex factor of the ufunc | dtype folded
+reduce(a, axis=0) accumulate(a, axis=0) | R
+outer(a, b) | max1(elements(a) * elements(b)) | dtype looped(ufunc, a, b)
+reduceat(a, indices, axis=0) | segments | max1(size) | notes value
+at(a, indices, b=None) | touched(a, indices) | max1(indices.size if isinstance(indices, np.ndarray) else size)
+  | dtype looped(ufunc, a, b) | notes value
 """
 
 
@@ -343,7 +329,7 @@ class FlopscopeError(Exception):
     """Base of the errors that the counter raises."""
 
 
-class UnsupportedFunctionError(FlopscopeError, AttributeError):
+class UnsupportedFunctionError(FlopscopeError):
     """The operation has no price here, so it must not run."""
 
 
@@ -510,13 +496,13 @@ QUANTITIES = {
     "made":     lambda result: dtype_of(result[0] if isinstance(result, tuple) and result else result),
     "asked":    lambda main, dtype: main if dtype is None else np.dtype(dtype),
     "pair":     lambda two: join(*two),
-    "items":    lambda call, first: with_out(call, join(*first)),
-    "joined":   lambda call, name, args: with_out(call, join(*(args[1:] if name == "einsum" else args[:2]))),
+    "items":    lambda kwargs, first: with_out(kwargs, join(*first)),
+    "joined":   lambda kwargs, name, args, two: with_out(kwargs, join(*(args[1:] if name == "einsum" else two))),
     "sized":    lambda main: inexact(main, np.result_type(main, np.float16)),
     "summed":   lambda call, main: of_reduction(call, main, added(main)),
     "reduced":  lambda call, main: of_reduction(call, main, main),
     "averaged": lambda call, main: of_reduction(call, main, inexact(main)),
-    "transformed": lambda call, main: with_out(call, c8 if main.char in "efF" else c16),
+    "transformed": lambda kwargs, main: with_out(kwargs, c8 if main.char in "efF" else c16),
     "contracted": lambda name, args, kwargs, book: product_of(name, args, kwargs, book)[:2],
 }
 
@@ -531,20 +517,19 @@ def added(dtype):
     return dtype if dtype.kind not in "biu" else np.zeros(0, dtype).sum().dtype
 
 
-def with_out(call, dtype):
+def with_out(kwargs, dtype):
     """The dtype joined with that of out=, if given."""
-    out = call["kwargs"].get("out")
+    out = kwargs.get("out")
     return dtype if out is None else np.result_type(dtype, (out[0] if isinstance(out, tuple) else out).dtype)
 
 
 def of_reduction(call, main, default):
-    """dtype= alone if given, else the heaviest of the default, out= and the input."""
+    """dtype= alone if given, else the heaviest of out=, the default and the input."""
     if call.get("dtype") is not None:
         return np.dtype(call["dtype"])
     out = call.get("out")
-    dtype = heavier(default if out is None else heavier(default, out.dtype), main)
-    is_complex = main.kind == "c" or out is not None and out.dtype.kind == "c"
-    return np.result_type(dtype, main if main.kind == "c" else out) if is_complex else dtype
+    dtype = heavier(default if out is None else heavier(out.dtype, default), main)
+    return np.result_type(dtype, main) if main.kind == "c" else dtype
 
 
 @quantity
@@ -566,7 +551,8 @@ def loop(call, ufunc, args, kwargs):
     for out in outs if isinstance(outs, tuple) else (outs,):
         if out is not None:
             dtype = heavier(dtype, np.result_type(dtype, out.dtype))
-            call["factor"] = 2 if out.dtype.kind == "c" and not is_complex else call["factor"]
+            if out.dtype.kind == "c" and not is_complex:
+                call["factor"] = None if ufunc.nin == 1 else 2
     return dtype
 
 
@@ -602,7 +588,7 @@ def equated(two):
 @quantity
 def quantiles(V, each, q, weights):
     """Selection of k order statistics; with weights, a sort and a running sum."""
-    k = count(q)
+    k = max1(count(q))
     if weights is not None:
         return V * (4 * each * levels(each) + 3 * each + k * (levels(each) + 4))
     return V * (each * min(k, 1 + 4 * levels(min(k, each))) + 4 * k)
@@ -852,7 +838,7 @@ def chosen(a, axis, replace, p, O):
     n = pool(a, axis)
     if p is None:
         return max1(O if replace else n)
-    return 3 * n + O * (lg(n) + 1) if replace else n * lg(n)
+    return 3 * n + max1(O) * (lg(n) + 1) if replace else n * lg(n)
 
 
 @quantity
@@ -873,7 +859,7 @@ def segments(a, indices, axis):
 
 def touched(a, indices):
     """Elements that an index picks."""
-    return count(np.broadcast_to(np.False_, shape_of(a))[indices])
+    return max1(count(np.broadcast_to(np.False_, shape_of(a))[indices]))
 
 
 # ---- the books -------------------------------------------------------------------------------------------
@@ -886,12 +872,13 @@ def _read(table):
     books = {"0.7": {}, "0.12": {}}
     for line in re.sub(r"\n +", " ", table.strip()).splitlines():
         names, *cells = [cell.strip() for cell in line.split("|")]
-        cells += [""] * (6 - len(cells))
+        keyed = dict(re.findall(r"(?m)^(weight|dtype|complex|notes) (.*)", "\n".join(cells)))
+        keyed |= zip(("late", "early"), cells[:len(cells) - len(keyed)])
         if line.startswith("["):
             prefix = names[1:names.index("]")]
-            defaults = "", "", cells[2] or "1", cells[3] or "main", cells[4] or "2", ""
+            section = dict(late="", early="", weight="1", dtype="main", complex="2", notes="") | keyed
             continue
-        cells = [cell or default for cell, default in zip(cells, defaults)]
+        cells = (section | keyed).values()
         for i, (name, parameters) in enumerate(re.findall(r"([\w.]+)(?:\((.*?)\))?", names)):
             late, early, weight, dtype, factor, notes = [
                 re.sub(r"{(.*?)}", lambda choice: choice[1].split(";")[i].strip(), cell) for cell in cells]
@@ -1087,35 +1074,6 @@ def common(symmetries):
     return proper(frozenset.intersection(*symmetries)) if symmetries and all(symmetries) else None
 
 
-# How operations pass a symmetry on. Repeat, roll and squeeze lose it along axes that are `moved`.
-
-def along(symmetry, ndim, axes):
-    """For operations that treat some axes apart but keep them: keepdims, split, concatenate."""
-    return carried(symmetry, {a: a for a in range(ndim) if a not in axes}, ndim)
-
-
-def accumulated(symmetry, ndim, axis, book):
-    """For cumsum and cumprod. 0.7 marks the result as if the axis had gone."""
-    return carried(symmetry, {a: a - (book == "0.7" and a > axis) for a in range(ndim) if a != axis}, ndim)
-
-
-def flipped(symmetry, axes):
-    """What is left after flipping these axes: the permutations that keep their set."""
-    return proper(g for g in symmetry or () if {g[a] for a in axes} == set(axes))
-
-
-def tiled(symmetry, ndim, reps):
-    """Kept if axes that change places are repeated alike."""
-    reps = (1,) * (ndim - len(reps)) + tuple(reps)
-    symmetry = carried(symmetry, {a: len(reps) - ndim + a for a in range(ndim)}, len(reps))
-    return symmetry if all(reps[g[a]] == n for g in symmetry or () for a, n in enumerate(reps)) else None
-
-
-def stacked(symmetries, ndim, axis):
-    """The symmetry shared by all the stacked arrays, the new axis fixed."""
-    return common([carried(s, {a: a + (a >= axis) for a in range(ndim)}, ndim + 1) for s in symmetries])
-
-
 def side_by_side(symmetry, ndim, other, other_ndim):
     """The direct product, for outer ufuncs and tensordot."""
     total = ndim + other_ndim
@@ -1128,13 +1086,6 @@ def broadcast_symmetry(symmetry, shape, to):
     lead = len(to) - len(shape)
     place = {a: lead + a for a, n in enumerate(shape) if n == to[lead + a]}
     return closure(carried(symmetry, place, len(to)), full_symmetry(to, range(lead)))
-
-
-def expanded(symmetry, ndim, axes):
-    """For expand_dims with these (final, non-negative) axes: those too may be permuted."""
-    ndim += len(axes)
-    place = dict(enumerate(a for a in range(ndim) if a not in axes))
-    return closure(carried(symmetry, place, ndim), full_symmetry((1,) * ndim, tuple(axes)))
 
 
 def binary(symmetries, shapes, to):
@@ -1370,6 +1321,8 @@ def contraction(parts, out, shapes, syms, same, book):
         sizes, shown = [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
         if len(parts) > 2:
             alive = [i for i, c in enumerate(labels) if c in "".join(summed)]
+            if any(not alive or sizes[i] != sizes[j] for g in group or () for i, j in enumerate(g)):
+                raise ValueError("flopscope cannot price equal operands summed along axes of unequal extents, or wholly")
             merged = carried(group, {i: i for i in alive}, len(labels))
             if merged and set(labels) <= set("".join(two)):         # none was summed before
                 met = 2 * distinct(merged, alive, sizes) - distinct(merged, shown, sizes)
@@ -1472,19 +1425,19 @@ def priced_product(name, meeting, shapes, syms, same, book):
     parts, out = subscripts(meeting, ranks) if isinstance(meeting, str) else axes_labels(*ranks, *meeting)
     cost, products, symmetry = contraction(parts, out, shapes, syms, same, book)
     if name == "tensordot":                 # marks what its operands' symmetries leave, not what they make
-        kept = [[i for i, c in enumerate(part) if c in out] for part in parts]
+        kept = [[i for i in range(rank) if i not in axes] for rank, axes in zip(ranks, meeting)]
         symmetry = side_by_side(*[x for s, axes in zip(syms, kept) for x in (stabiliser(s, axes), len(axes))])
         if book == "0.7" and not meeting[0] == meeting[1] == (*range(max(ranks)),):
             # Products alone, shared out to the distinct elements; negative axes are taken for kept.
             result = tuple([shape[i] for shape, axes in zip(shapes, kept) for i in axes])
-            dense = math.prod([*shapes[1], *(n for i, n in enumerate(shapes[0]) if i not in meeting[0])])
-            cost, products = dense * orbits(symmetry, result) // (math.prod(result) or 1), 0
+            dense = math.prod([*shapes[1], *(shapes[0][i] for i in kept[0])])
+            cost, products = max1(dense * orbits(symmetry, result) // (math.prod(result) or 1)), 0
     return cost, products, symmetry, f"{','.join(parts)}->{out}"
 
 
 def product_of(name, args, kwargs, book):
     """priced_product of a call."""
-    operands, meeting = args[:2], _BATCHED.get(name)
+    operands, meeting = [*args, *kwargs.values()][:2], _BATCHED.get(name)
     if name == "einsum":
         meeting, *operands = args
     shapes = tuple([shape_of(a) for a in operands])
@@ -1502,6 +1455,8 @@ def product_of(name, args, kwargs, book):
         if isinstance(axes, (int, np.integer)):
             axes = range(m - axes, m), range(axes)
         meeting = tuple([tuple(np.atleast_1d(side).tolist()) for side in axes])
+        if book != "0.7":
+            meeting = axes_of(shapes[0], meeting[0]), axes_of(shapes[1], meeting[1])
     syms = tuple([None if name in ("outer", "vdot") else getattr(a, "_group", None) for a in operands])
     ids = [id(a) for a in operands]
     return priced_product(name, meeting, shapes, syms, tuple([ids.index(i) for i in ids]), book)
@@ -1819,68 +1774,16 @@ def budget_reset():
 
 # ---- flops.stats: the distributions in closed form, right in both tails -----------------------------------
 
-# Coefficients, highest power first, two rows for each range: the polynomials above and below a quotient.
-_ERFC = """
-.185777706184603153 3.16112374387056560 113.864154151050156 377.485237685302021 3209.37758913846947
-1 23.6012909523441209 244.024637934444173 1282.61652607737228 2844.23683343917062
-2.15311535474403846e-8 .564188496988670089 8.88314979438837594 66.1191906371416295 298.635138197400131
-    881.952221241769090 1712.04761263407058 2051.07837782607147 1230.33935479799725
-1 15.7449261107098347 117.693950891312499 537.181101862009858 1621.38957456669019 3290.79923573345963
-    4362.61909014324716 3439.36767414372164 1230.33935480374942
-.0163153871373020978 .305326634961232344 .360344899949804439 .125781726111229246 .0160837851487422766
-    6.58749161529837803e-4
-1 2.56852019228982242 1.87295284992346725 .527905102951428412 .0605183413124413191 .00233520497626869185
-"""
-_NDTRI = """
-2509.0809287301226727 33430.575583588128105 67265.770927008700853 45921.953931549871457 13731.693765509461125
-    1971.5909503065514427 133.14166789178437745 3.3871328727963666080
-5226.4952788528545610 28729.085735721942674 39307.895800092710610 21213.794301586595867 5394.1960214247511077
-    687.18700749205790830 42.313330701600911252 1
-7.74545014278341407640e-4 .0227238449892691845833 .241780725177450611770 1.27045825245236838258
-    3.64784832476320460504 5.76949722146069140550 4.63033784615654529590 1.42343711074968357734
-1.05075007164441684324e-9 5.47593808499534494600e-4 .0151986665636164571966 .148103976427480074590
-    .689767334985100004550 1.67638483018380384940 2.05319162663775882187 1
-2.01033439929228813265e-7 2.71155556874348757815e-5 .00124266094738807843860 .0265321895265761230930
-    .296560571828504891230 1.78482653991729133580 5.46378491116411436990 6.65790464350110377720
-2.04426310338993978564e-15 1.42151175831644588870e-7 1.84631831751005468180e-5 7.86869131145613259100e-4
-    .0148753612908506148525 .136929880922735805310 .599832206555887937690 1
-"""
-_ERFC, _NDTRI = [[list(map(float, row.split())) for row in table.strip().replace("\n    ", " ").splitlines()]
-                 for table in (_ERFC, _NDTRI)]
-
-
-def _quotient(table, i, x):
-    return np.polyval(table[2 * i], x) / np.polyval(table[2 * i + 1], x)
-
-
-def erfc(x):
-    """Complementary error function (W. J. Cody, Rational Chebyshev approximations for erf, 1969)."""
-    x = np.asarray(x, float)
-    y, flat = np.abs(x), np.trunc(np.abs(x) * 16) / 16
-    gauss = np.exp(-flat * flat) * np.exp(-(y - flat) * (y + flat))         # exp(-y*y) without cancellation
-    far = 1 / (y * y)
-    beyond = (1 / math.sqrt(math.pi) - far * _quotient(_ERFC, 2, far)) / y
-    tail = gauss * np.where(y <= 4, _quotient(_ERFC, 1, y), beyond)
-    tail = np.where(np.isinf(y), 0.0, tail)
-    return np.where(y <= 0.46875, 1 - x * _quotient(_ERFC, 0, x * x), np.where(x < 0, 2 - tail, tail))
-
-
-def ndtri(p):
-    """Quantile of the standard normal distribution (M. J. Wichura, algorithm AS 241, 1988)."""
-    p = np.asarray(p, float)
-    q, r = p - 0.5, np.sqrt(-np.log(np.minimum(p, 1 - p)))
-    tail = np.where(r <= 5, _quotient(_NDTRI, 1, r - 1.6), _quotient(_NDTRI, 2, r - 5))
-    tail = np.where((p == 0) | (p == 1), np.inf, tail) * np.sign(q)
-    return np.where(np.abs(q) <= 0.425, q * _quotient(_NDTRI, 0, 0.180625 - q * q), tail)
+_normal = statistics.NormalDist()
+erfc = np.vectorize(math.erfc, otypes=[float])
+ndtri = np.vectorize(lambda p: _normal.inv_cdf(p) if 0 < p < 1 else math.copysign(math.inf, p - 0.5), otypes=[float])
 
 
 def phi(z):
-    """Standard normal density."""
     return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
 def Phi(z):
-    """Standard normal distribution function."""
     return erfc(-z / math.sqrt(2)) / 2
 
 
@@ -2012,6 +1915,8 @@ class FlopscopeArray(np.ndarray):
 class SymmetricTensor(FlopscopeArray):
     """A counted array known to be symmetric under permutations of its axes: prices count its orbits."""
 
+    _writable = False       # whether out= may break the symmetry: of zeros, ones and constants
+
     @property
     def symmetry(self):
         """The SymmetryGroup of its axes; None once writing has broken it."""
@@ -2050,10 +1955,37 @@ class SymmetricTensor(FlopscopeArray):
         return self._moved("swapaxes", *axes)
 
     def squeeze(self, axis=None):
-        return self._moved("squeeze", axis)
+        return _FUNCTIONS["squeeze"](self, axis)
+
+    def ravel(self, order="C"):
+        return _FUNCTIONS["ravel"](self, order)
+
+    @property
+    def flat(self):
+        return _Flat(self)
 
     def _moved(self, name, *axes):
         return _passed_on(name, (self, *axes), {}, getattr(self.view(FlopscopeArray), name)(*axes))
+
+
+class _Flat:
+    """`flat` of a symmetric tensor: what is written through it breaks the symmetry."""
+
+    def __init__(self, array):
+        self._array, self._flat = array, array.view(np.ndarray).flat
+
+    def __getattr__(self, name):
+        return getattr(self._flat, name)
+
+    def __len__(self):
+        return len(self._flat)
+
+    def __getitem__(self, key):
+        return self._flat[key]
+
+    def __setitem__(self, key, value):
+        self._flat[key] = value
+        _written(self._array, active_budget().book)
 
 
 def tagged(array, group):
@@ -2203,6 +2135,7 @@ def _run(name, function, args, kwargs, logged=None):
 
 def _bill(name, args, kwargs, book, logged=None):
     """The Bill of a call: the log shows all operands of products and of pointwise operations."""
+    _require_writable(name, args, kwargs)
     subscripts, shown = None, args if name in UFUNCS else args[:1]
     if name in CONTRACTIONS:
         subscripts = product_of(name, args, kwargs, book.name)[3]
@@ -2213,7 +2146,8 @@ def _bill(name, args, kwargs, book, logged=None):
 
 
 def _stays_plain(name, args, book):
-    return name in book.plain or name in _PLAIN_FROM_PLAIN[book.name] and not _any_counted(args)
+    deciding = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args       # as in NumPy, of whose type they are
+    return name in book.plain or name in _PLAIN_FROM_PLAIN[book.name] and not _any_counted(deciding)
 
 
 def _fancy_index(array, key):
@@ -2238,15 +2172,11 @@ def _shared(operands, result):
     return binary([_group_of(a) for a in arrays], [shape_of(a) for a in arrays], result.shape)
 
 
-def _without(a, axis, keepdims=False):
-    if axis is None:
-        return None
-    axes = axes_of(a.shape, axis)
-    return along(a._group, a.ndim, axes) if keepdims else _kept(a, axes)
-
-
-def _kept(a, gone):
-    return stabiliser(a._group, [i for i in range(a.ndim) if i not in gone])
+def _kept(a, gone, closed=True, ndim=None):
+    """What the other axes leave: closed up, or where they were."""
+    left = [i for i in range(np.ndim(a)) if i not in gone]
+    place = {i: k if closed else i for k, i in enumerate(left)}
+    return carried(_group_of(a), place, ndim or (len(left) if closed else a.ndim))
 
 
 def _permuted(function, a, *places):
@@ -2264,16 +2194,30 @@ def _untouched(a, axes):
     return None if moved(a._group) & set(axes) else a._group
 
 
-def _squeezed(a, axis):
-    axes = [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis)
+def _squeezed(a, axes):
     return _untouched(a, axes) and _kept(a, axes)
 
 
+def _flipped(a, axes):
+    return proper(g for g in a._group or () if {g[i] for i in axes} == set(axes))
+
+
 def _joined(arrays, axis):
-    groups, ndim = [_group_of(a) for a in arrays], np.ndim(arrays[0])
-    if axis is None or not all(groups):
-        return None
-    return common([along(group, ndim, [axis % ndim]) for group in groups])
+    return axis is not None and common(
+        [_group_of(a) and _kept(a, [axis % a.ndim], closed=False) for a in arrays])
+
+
+def _tiled(a, reps):
+    """Kept if axes that change places are repeated alike."""
+    reps = (1,) * (a.ndim - len(reps)) + reps
+    group = carried(a._group, {i: len(reps) - a.ndim + i for i in range(a.ndim)}, len(reps))
+    return group if all(reps[g[i]] == n for g in group or () for i, n in enumerate(reps)) else None
+
+
+def _expanded(a, axes, ndim):
+    """New axes may be permuted too."""
+    place = dict(enumerate(i for i in range(ndim) if i not in axes))
+    return closure(carried(_group_of(a), place, ndim), full_symmetry((1,) * ndim, tuple(axes)))
 
 
 def _filled(result, fill=0, like=None, k=0):
@@ -2287,46 +2231,45 @@ def _filled(result, fill=0, like=None, k=0):
 UNARY, BINARY = [[op for op, ufunc in UFUNCS.items()
                   if (ufunc.nin, ufunc.nout) == arity and op not in PRICES["0.12"].plain] for arity in ((1, 1), (2, 1))]
 # What a result is symmetric under: where an operand is symmetric, or whatever the operands, for the makers.
-_SYMMETRIES = f"""
-{" ".join(UNARY)} fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
+_SYMMETRIES = " ".join(UNARY) + """ fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
     copy linalg.inv (x): x._group
-{" ".join(BINARY)} clip (*operands, result): _shared(operands, result)
+""" + " ".join(BINARY) + """ clip (*operands, result): _shared(operands, result)
 sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
     nanmean nanstd nanvar nanargmax nanargmin median nanmedian ptp
-    average (a, axis=None, *_, keepdims=False): _without(a, axis, keepdims)
-cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None and accumulated(
-    a._group, a.ndim, axis % a.ndim, book)
+    average (a, axis=None, *_, keepdims=False): axis is not None and _kept(a, axes_of(a.shape, axis), not keepdims)
+cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None and _kept(
+    a, [axis % a.ndim], book == "0.7", a.ndim)
 zeros ones identity (*_, result): _filled(result)
 zeros_like ones_like (a, *_, result): _filled(result, like=a)
-full (shape, fill, *_, result, book): _filled(result, fill if book != "0.7" else 0)
-full_like (a, fill, *_, result): _filled(result, fill, a)
+full (shape, fill_value, *_, result, book): _filled(result, fill_value if book != "0.7" else 0)
+full_like (a, fill_value, *_, result): _filled(result, fill_value, a)
 eye (N, M=None, k=0, *_, result): _filled(result, k=k)
 diag (v, k=0, *_, result): _filled(result, k=k or len(shape_of(v)) != 1)
 diagflat (v, k=0, *_, result): _filled(result, k=k)
 transpose permute_dims swapaxes moveaxis rollaxis
     matrix_transpose (a, *axes, name): _permuted(getattr(np, name), a, *axes)
 getitem (a, key): _picked(a, key)
-reshape (a, *_, result): reshaped(a._group, a.shape, result.shape)
-squeeze (a, axis=None): _squeezed(a, axis)
+reshape atleast_1d atleast_2d atleast_3d (a, *_, result): reshaped(a._group, a.shape, result.shape)
+squeeze (a, axis=None): _squeezed(
+    a, [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis))
 repeat roll (a, n, axis=None): None if axis is None else _untouched(a, axes_of(a.shape, axis))
-tile (a, reps): tiled(a._group, a.ndim, tuple(np.atleast_1d(bare(reps)).tolist()))
-flip fliplr flipud (m, axis=None, *_, name): flipped(
-    m._group, dict(fliplr=(1,), flipud=(0,)).get(name) or axes_of(m.shape, axis))
+tile (a, reps): _tiled(a, tuple(np.atleast_1d(bare(reps)).tolist()))
+flip fliplr flipud (m, axis=None, *_, name): _flipped(
+    m, dict(fliplr=[1], flipud=[0]).get(name) or axes_of(m.shape, axis))
 concatenate concat vstack row_stack (arrays, axis=0): _joined(arrays, axis)
 hstack column_stack (arrays): _joined(arrays, 1)
-stack (arrays, axis=0, *_, result): stacked(
-    [_group_of(a) for a in arrays], result.ndim - 1, axis % result.ndim)
-split array_split (a, n, axis=0, *_, result): [along(a._group, a.ndim, axes_of(a.shape, axis))] * len(result)
+stack (arrays, axis=0, *_, result): common([carried(
+    _group_of(a), {i: i + (i >= axis % result.ndim) for i in range(result.ndim - 1)}, result.ndim) for a in arrays])
+split (a, n, axis=0, *_, result): [_kept(a, axes_of(a.shape, axis), False)] * len(result)
 broadcast_to (a, *_, result): broadcast_symmetry(_group_of(a), shape_of(a), result.shape)
-expand_dims (a, axis, *_, result): expanded(
-    _group_of(a), len(shape_of(a)), sorted(axes_of(result.shape, axis)))
+expand_dims (a, axis, *_, result): _expanded(a, sorted(axes_of(result.shape, axis)), result.ndim)
 """
 SYMMETRIES = {}
 for _names, _arguments, _rule in re.findall(r"(.+) \((.*?)\): (.+)", _SYMMETRIES.replace("\n    ", " ")):
     _rest = "**__" if "*" in _arguments else "*_, **__"
     SYMMETRIES |= dict.fromkeys(_names.split(), eval(f"lambda {_arguments}, {_rest}: {_rule}", globals()))
-_MAKERS = {*CONTRACTIONS, *"""zeros ones full zeros_like ones_like full_like eye identity diag diagflat
-    broadcast_to expand_dims""".split()}
+_FILLED = "zeros ones full zeros_like ones_like full_like".split()
+_MAKERS = {*CONTRACTIONS, *_FILLED, *"eye identity diag diagflat broadcast_to expand_dims".split()}
 
 
 def _of_product(name, args, kwargs, result, book):
@@ -2336,22 +2279,44 @@ def _of_product(name, args, kwargs, result, book):
     return group if group and (book == "0.7" or np.isfinite(bare(result)).all()) else None
 
 
+def _any_symmetric(args):
+    operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
+    return any([_group_of(a) for a in operands])
+
+
+def _symmetry_of(name, args, kwargs, result):
+    """The symmetry of a result, or of each of several."""
+    book = active_budget().book.name
+    if name in CONTRACTIONS:
+        return _of_product(name, args, kwargs, result, book)
+    return SYMMETRIES[name](*args, **{**kwargs, "name": name, "result": result, "book": book})
+
+
 def _passed_on(name, args, kwargs, result):
     """`result` as a SymmetricTensor, if the operation keeps or makes a symmetry."""
-    operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
-    symmetric = any([_group_of(a) for a in operands])
+    symmetric = _any_symmetric(args)
     if not (symmetric or name in _MAKERS) or not isinstance(result, (np.ndarray, list)):
         return result
-    book, multiplies = active_budget().book.name, name in CONTRACTIONS
-    if multiplies:
-        group = _of_product(name, args, kwargs, result, book)
-    else:
-        group = SYMMETRIES[name](*args, **{**kwargs, "name": name, "result": result, "book": book})
+    group = _symmetry_of(name, args, kwargs, result)
     if isinstance(result, list):
         return [tagged(a, g) for a, g in zip(result, group)]
-    if symmetric and not (group or multiplies) and result.ndim and _SETTINGS["symmetry_warnings"]:
+    if symmetric and not (group or name in CONTRACTIONS) and result.ndim and _SETTINGS["symmetry_warnings"]:
         _warn(f"{name} loses the symmetry of its operand", SymmetryLossWarning)
-    return tagged(result, group)
+    result = tagged(result, group)
+    if group and not symmetric and name in _FILLED:
+        result._writable = True
+    return result
+
+
+def _require_writable(name, args, kwargs):
+    """ValueError if what goes into out= has not the symmetry known of out=, unless that is just being constant."""
+    out = kwargs.get("out")
+    if out is not None and name in ("dot", "matmul") and (name == "dot" or not active_budget().book.immutable):
+        raise TypeError(f"{name} has no out= in this book")
+    if not _group_of(out) or out._writable or name in ("take", "concatenate"):
+        return
+    if not _any_symmetric(args) or _symmetry_of(name, args, kwargs, out) != out._group:
+        raise ValueError(f"{name} would break the symmetry of out=: give it a plain copy")
 
 
 def _written(array, book):
@@ -2408,7 +2373,12 @@ def symmetrize(data, *, symmetry):
     data = np.asarray(bare(data))
     data = data.astype(np.result_type(data, f8), copy=False)
     plain, group = _claimed("symmetrize", data, symmetry, lambda group, size: (group.order() + 1) * size)
-    return tagged((sum(plain.transpose(g) for g in sorted(group)) / len(group)).view(FlopscopeArray), group)
+    return _averaged(plain, group)
+
+
+def _averaged(plain, group):
+    group = group or [range(plain.ndim)]
+    return tagged((sum(plain.transpose(g) for g in sorted(group)) / len(group)).view(FlopscopeArray), proper(group))
 
 
 _SETTINGS = dict(symmetry_warnings=True, check_nan_inf=False, partition_budget=100000, dimino_budget=50000,
@@ -2429,17 +2399,16 @@ def _within(namespace, names):
 
 
 _SCALARS_STAY = """trace vdot interp searchsorted take digitize corrcoef unravel_index ravel_multi_index
-    trapezoid linspace""".split() + _within("linalg", """multi_dot trace norm det matrix_norm vector_norm cond
+    trapezoid linspace unstack""".split() + _within("linalg", """multi_dot trace norm det matrix_norm vector_norm cond
     matrix_rank slogdet lstsq""") + [name for name in PRICES["0.12"].rows if name.startswith("random.")]
 _FINISH = dict.fromkeys(_SCALARS_STAY, _dress_arrays) | {           # how results become what callers see
     "bmat": lambda result, args: dress(np.asarray(result)) if active_budget().book.immutable else result,
-    "count_nonzero": lambda result, args: dress(result) if np.ndim(result) or len(args) > 1 else int(result),
     "isclose": lambda result, args: dress(result) if any(hasattr(a, "shape") for a in args) else bool(result),
     "average": lambda result, args: dress(np.stack(result) if isinstance(result, tuple) else result),
     **dict.fromkeys(("round", "around"), lambda result, args:
                     result.item() if type(args[0]) in _SCALARS else dress(result)),
     **dict.fromkeys("matmul dot inner vecdot".split(), lambda result, args:
-                    result if isinstance(result, np.floating) and not _any_counted(args) else dress(result)),
+                    dress(result, scalars=_any_counted(args))),
     **dict.fromkeys("isreal iscomplex real imag".split(), lambda result, args: dress(np.asarray(result))),
     **dict.fromkeys(("iscomplexobj", "isrealobj"), lambda result, args:
                     result if active_budget().book.immutable else dress(np.asarray(result))),
@@ -2485,8 +2454,10 @@ _UNREFLECTED = dict(lt="less", le="less_equal", gt="greater", ge="greater_equal"
 def _einsum(text, *operands, optimize=None, out=None, **kwargs):
     """einsum pair by pair along the charged path, as the real package does: the bits depend on it."""
     if out is not None:
-        copyto = _FUNCTIONS["copyto"] if active_budget().book.immutable else np.copyto      # book 0.12 bills it
-        return copyto(out, _einsum(text, *operands, **kwargs), casting="unsafe")
+        if not active_budget().book.immutable:
+            return np.copyto(out, _einsum(text, *operands, **kwargs), casting="unsafe")
+        operands = [np.asarray(a, np.result_type(out, *operands)) for a in operands]
+        return _FUNCTIONS["copyto"](out, _einsum(text, *operands, **kwargs), casting="safe")    # a second bill
     if len(operands) == 1:
         return np.einsum(text, *operands, **kwargs)
     parts, out = subscripts(text, tuple(map(np.ndim, operands)))
@@ -2505,15 +2476,28 @@ def _einsum(text, *operands, optimize=None, out=None, **kwargs):
     return arrays[-1]
 
 
+def _count_nonzero(a, axis=None, *, keepdims=False):
+    total = np.count_nonzero(a, axis, keepdims=keepdims)
+    return int(total) if axis is None and not keepdims else total
+
+
 def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
     if k is None:
         return np.linalg.svd(a, full_matrices, compute_uv, hermitian)
+    if k > min(np.shape(a)[-2:]) > 0:
+        raise ValueError(f"there are no {k} singular values in a matrix of this shape")
     u, s, vh = svd_result = np.linalg.svd(a, full_matrices=False)
     return type(svd_result)(u[..., :k], s[..., :k], vh[..., :k, :])
 
 
+def _unique(ar, return_index=False, return_inverse=False, return_counts=False, **kwargs):
+    result = np.unique(ar, return_index, return_inverse, return_counts, **kwargs)
+    return np.sort(result) if isinstance(result, np.ndarray) and result.dtype.kind == "c" else result
+
+
 _IMPLEMENTED = STATS | {
-    "einsum": _einsum, "row_stack": np.vstack, "linalg.svd": _svd,
+    "count_nonzero": _count_nonzero, "einsum": _einsum, "row_stack": np.vstack, "unique": _unique,
+    "linalg.svd": _svd, "inner": lambda a, b: np.inner(a, b), "vdot": lambda a, b: np.vdot(a, b),
     "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
     "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1),
 }
@@ -2528,7 +2512,8 @@ _FUNCTIONS = {name: counted(name, _IMPLEMENTED.get(name) or _numpy_function(name
               if name in _IMPLEMENTED or _numpy_function(name) is not None}
 
 
-def _where(condition, *choices, three_way=_FUNCTIONS["where"]):
+def _where(condition, *choices, three_way=_FUNCTIONS["where"], **named):
+    choices += *named.values(),
     alone = not choices and active_budget().book.immutable
     return _FUNCTIONS["nonzero"](condition) if alone else three_way(condition, *choices)
 
@@ -2579,6 +2564,8 @@ def _in_place(function, name):
         result = function(self, other)
         if result.shape != self.shape:
             return result
+        if _group_of(self) and _group_of(result) != self._group:
+            raise ValueError(f"{name} in place would break a symmetry: write x = fnp.{name}(x, y)")
         np.copyto(self.view(np.ndarray), bare(result), casting="same_kind")
         return self
     return operate
@@ -2671,15 +2658,28 @@ def default_rng(seed=None):
     return _CountedGenerator(np.random.default_rng(seed).bit_generator)
 
 
+def symmetric(shape, symmetry, distribution="randn", **parameters):
+    """The mean over a SymmetryGroup's permutations of an array drawn by numpy.random's function of that name."""
+    draw, context = getattr(np.random, distribution), active_budget()
+    data = draw(*shape) if distribution in ("rand", "randn") else draw(size=shape, **parameters)
+    units = max1(data.size) * (symmetry.order() + 1 + context.book.immutable)
+    context.charge(Bill("random.symmetric", units, None, (data.shape,)))
+    return _averaged(data, symmetry.over(data.ndim))
+
+
 # ---- modules ----------------------------------------------------------------------------------------------
 
 class _Module(types.ModuleType):
     def __getattr__(self, name):
         if self is _spaces["testing"] and name in ("assert_allclose", "assert_array_equal"):    # slow to import
             return _uncounted(getattr(np.testing, name))
-        known = f"{self.__name__}.{name}".startswith("flopscope.numpy.") and hasattr(np, name)
-        why = "has no price here: the README lists what was left out" if known else "does not exist"
-        raise UnsupportedFunctionError(f"{self.__name__}.{name} {why}")
+        raise AttributeError(f"{self.__name__}.{name} does not exist")
+
+
+def _left_out(name):
+    def refuse(*_, **__):
+        raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
+    return refuse
 
 
 def _uncounted(function):
@@ -2709,9 +2709,12 @@ _fill(fnp, np, _QUERIES, _uncounted)
 _fill(fnp, np, """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
     complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf
     nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr""")
+vars(fnp).update((name, _left_out(name)) for name in """histogram histogram2d histogram_bin_edges histogramdd bartlett
+    blackman hamming hanning kaiser packbits unpackbits poly polyadd polyder polydiv polyfit polyint polymul polysub
+    polyval roots apply_along_axis apply_over_axes fromfunction piecewise save savez savez_compressed""".split())
 _fill(fnp.random, np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state")
 vars(fnp.random).update({name: _sampler(np.random, name) for name in _SAMPLERS if hasattr(np.random, name)},
-                        default_rng=default_rng, Generator=_CountedGenerator, RandomState=_CountedRandomState)
+                        default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator, RandomState=_CountedRandomState)
 for _name in STANDARD:
     setattr(stats, _name, types.SimpleNamespace(**{method: _FUNCTIONS[f"stats.{_name}.{method}"]
                                                    for method in ("pdf", "cdf", "ppf")}))
