@@ -232,7 +232,7 @@ partition argpartition | max1(size * count(kth))
 lexsort(keys, axis=-1) | sum(map(sorting, keys, [axis] * len(keys))) | len(keys) * max1(depth * lg(depth))
   | dtype items
 searchsorted digitize | max1(count({v; x})) * lg(count({a; bins})) | dtype pair | complex {2; -}
-bincount | max1(size) | dtype join(x, i8) | complex -
+bincount(x, weights=None, minlength=0) | max1(size) | dtype join(x, i8) | complex -
 union1d setdiff1d setxor1d | together(*two) | dtype pair
 intersect1d | together(*two) if assume_unique else sorting(ar1) + sorting(ar2) + together(*two, least=1)
   | together(*two) | dtype pair
