@@ -14,6 +14,7 @@ runners, reports, checklist, command line. Each uses only the rooms above it.
 from __future__ import annotations
 
 import abc
+import bisect
 import concurrent.futures
 import contextlib
 import difflib
@@ -4012,7 +4013,9 @@ class Baseline(BaseEstimator):
         self.name = name
 
     def predict(self, mlp: MLP, budget: int):
-        return BASELINES[self.name](mlp, budget)
+        with warnings.catch_warnings():         # about our code, which its user cannot mend
+            warnings.simplefilter("ignore", SymmetryLossWarning)
+            return BASELINES[self.name](mlp, budget)
 
 
 # ======================================================================================
@@ -4129,16 +4132,23 @@ class TruthError:
         return max(self.noise_floor / aim, noise / (2 * aim ** 2))
 
 
-def final_error(prediction, truth):
-    """Error of a prediction of the final layer (width,)."""
-    S, delta, width = truth.covariance, prediction - truth.mean[-1], len(prediction)
+def final_error(prediction, truth, multipliers=1.0):
+    """Error of a prediction of the final layer (width,), or the weighted sum of those of several (k, width).
+
+    Multipliers (k,) may be negative: noise that two scores share cancels in their difference. Where the truth
+    is off by e ~ N(0, S), the sum of m |d - e|^2 is off by -2 g'e + sum(m) |e|^2, with g the sum of m d.
+    """
+    S, m = truth.covariance, np.reshape(multipliers, (-1, 1))
+    # Summed one by one, so that equal predictions of opposite sign leave exactly nothing.
+    deltas = np.atleast_2d(prediction) - truth.mean[-1]
+    g, total, width = (m * deltas).sum(0), float(m.sum()), deltas.shape[1]
     # Taken out: the excess of tr SS, S being a sample covariance of f degrees of freedom (Wishart moments),
-    # and that of d'Sd, delta holding the truth's noise.
+    # and that of g'Sg, the deltas holding the truth's noise.
     f = max(truth.n_samples / (POOL * GROUP) - 1, 2)
     trace_SS = max(((S * S).sum() - np.trace(S) ** 2 / f) * f * f / ((f + 2) * (f - 1)), 0)
-    linear = max((S * np.outer(delta, delta)).sum() - trace_SS, 0)
-    return TruthError(float(delta @ delta / width), float(np.trace(S) / width),
-                 float(4 * linear / width ** 2), float(2 * trace_SS / width ** 2))
+    linear = max((S * np.outer(g, g)).sum() - total ** 2 * trace_SS, 0)
+    return TruthError(float((m[:, 0] * (deltas ** 2).mean(1)).sum()), float(total * np.trace(S) / width),
+                      float(4 * linear / width ** 2), float(2 * total ** 2 * trace_SS / width ** 2))
 
 
 def suite_error(errors, multipliers):
@@ -4154,13 +4164,19 @@ def suite_error(errors, multipliers):
                  float(m ** 2 @ quadratic / n ** 2), between, n)
 
 
+def student_cdf(t, dof):
+    """P(T <= t) of Student's t: the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    angle, odd = math.atan2(t, math.sqrt(dof)), dof % 2
+    powers = itertools.accumulate(range(2 + odd, dof, 2), lambda x, k: x * math.cos(angle) ** 2 * (k - 1) / k,
+                                  initial=math.cos(angle) * (dof > 1) if odd else 1.0)
+    total = math.sin(angle) * sum(powers)
+    return (1 + (2 / math.pi * (angle + total) if odd else total)) / 2
+
+
 def student_975(dof):
-    """97.5% quantile of Student's t: by its Cornish-Fisher series, within 0.1%, where not tabulated."""
-    if dof <= 4:
-        return (12.7062, 4.3027, 3.1824, 2.7764)[dof - 1]
-    z = NORMAL_975
-    return (z + (z ** 3 + z) / (4 * dof) + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * dof ** 2)
-            + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * dof ** 3))
+    """97.5% quantile of Student's t, to 1e-6."""
+    return bisect.bisect(range(13 * 10**6), 0.975, key=lambda micro: student_cdf(micro / 1e6, dof)) / 1e6
+
 
 def corrected_report(score: TruthError, precision: float) -> dict:
     """The `corrected` block of the document."""
@@ -4192,6 +4208,37 @@ def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Itera
     """The score of these outcomes against these truths."""
     errors = [final_error(outcome.scored(truth)[-1], truth) for outcome, truth in zip(outcomes, truths)]
     return suite_error(errors, list(multipliers))
+
+
+def compare(ours: list, theirs: list, truths: list[Truth], rules: Round) -> dict:
+    """The paired difference of two suite scores, ours less theirs, and how sure it is.
+
+    `ours`, `theirs`: outcomes by repeat and network. The 95% interval is for all such networks, or the only one.
+    `networks_needed` would settle it with a chance of 80%, were the difference what it seems (Guenther 1981).
+    """
+    n, n_repeats = len(truths), len(ours)
+
+    def errors(repeats) -> list[TruthError]:
+        signed = [(sign / len(repeats), o[r]) for r in repeats for sign, o in ((1, ours), (-1, theirs))]
+        return [final_error([o[i].scored(t)[-1] for _, o in signed], t,
+                            [m * o[i].multiplier(rules) for m, o in signed]) for i, t in enumerate(truths)]
+
+    mean = suite_error(errors(range(n_repeats)), np.ones(n))
+    each = np.array([[error.corrected for error in errors([r])] for r in range(n_repeats)])
+    own = math.sqrt(each.var(0, ddof=1).mean() / (n_repeats * n)) if n_repeats > 1 else None
+    # The scatter between networks, where there are several, holds what the seeds do.
+    error = math.hypot(mean.standard_error, (own or 0.0) if mean.between is None else mean.between)
+    t = mean.corrected / error if error else math.copysign(math.inf, mean.corrected)
+    dof = n - 1 or 9999         # as good as normal
+    p, half = max(2 * student_cdf(-abs(t), dof), 1e-12) if each.any() else None, student_975(dof) * error
+    networks = mean.between and math.sqrt(max(mean.between ** 2 - (own or 0.0) ** 2, 0))
+    needed = None
+    if n > 1 and p and t and p > 0.05:
+        needed = max(n + 1, math.ceil(n * ((NORMAL_975 + 0.8416) / t) ** 2 + NORMAL_975 ** 2 / 2))
+    return {"score": mean.corrected, "standard_error": error, "p": p, "networks_needed": needed,
+            "interval": (mean.corrected - half, mean.corrected + half), "n_repeats": n_repeats,
+            "truth_standard_error": mean.standard_error, "network_standard_error": networks,
+            "own_standard_error": own, "per_mlp": each.mean(0).tolist()}
 
 
 def failed(entry: dict) -> bool:
@@ -4278,17 +4325,22 @@ def table_lines(rows: list[dict]) -> list[str]:
     return lines
 
 
-def grow_truths(suite: list[MLP], outcomes: list[Outcome], rules: Round, options, progress: Callable) -> list[Truth]:
-    """Truths for these outcomes: `--n-samples` exactly, or as many as make the suite's score precise.
+def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress: Callable) -> list[Truth]:
+    """Truths for estimators' outcomes: `--n-samples` exactly, or as many as make each suite score precise.
 
     Whether to stop is judged by FLOPs alone: neither the clock nor the store moves a reported number.
     """
-    multipliers = [1.0 if o.failed else max(MULTIPLIER_FLOOR, o.flops_used / rules.flop_budget) for o in outcomes]
+    timeless = replace(rules, lambda_flops_per_second=0.0)
+
+    def least_precise(truths: list[Truth]) -> TruthError:
+        scores = [suite_score(each, truths, [o.multiplier(timeless) for o in each]) for each in rivals]
+        return min(scores, key=lambda score: score.precise(options.precision))
+
     store = None if options.no_store else TruthStore()
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:      # hashing is half of a second run
         sources = list(threads.map(lambda mlp: TruthSource(mlp.weights, store, options.plain_truth), suite))
-    return grow_together(sources, options.n_samples, lambda truths: suite_score(outcomes, truths, multipliers),
-                         options.precision, options.max_work, progress=progress)[0]
+    return grow_together(sources, options.n_samples, least_precise, options.precision, options.max_work,
+                         progress=progress)[0]
 
 
 # ======================================================================================
@@ -4444,18 +4496,22 @@ def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
 
 class LocalRunner:
     """Runs the estimator in this process: the fastest, and the one to debug in. A context manager: entering it
-    loads the file and calls setup() within the round's set-up time, raising WhestError; leaving it tears down."""
+    loads the file or baseline and calls setup() within the round's set-up time, raising WhestError; leaving
+    it tears down and forgets the file's siblings, as a rival's may have the same names."""
 
     def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False):
-        self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
+        self.path = path if path in BASELINES else str(Path(path).expanduser().resolve())
+        self.class_name, self.rules, self.seed, self.fail_fast = class_name, rules, seed, fail_fast
 
     def __enter__(self):
         rules, limit, start = self.rules, self.rules.setup_timeout, time.perf_counter()
         context = SetupContext(rules.width, rules.depth, rules.flop_budget, api_version="1.0",
                                submission_dir=str(Path(self.path).resolve().parent), seed=self.seed)
+        self.modules = set(sys.modules)
         try:
             with Alarm(limit, "setup"):
-                self.estimator = load_estimator(self.path, self.class_name)
+                known = self.path in BASELINES
+                self.estimator = Baseline(self.path) if known else load_estimator(self.path, self.class_name)
                 self.estimator.setup(context)
             elapsed = time.perf_counter() - start
             if limit is not None and elapsed > limit:
@@ -4484,6 +4540,10 @@ class LocalRunner:
     def __exit__(self, *_):
         with contextlib.suppress(Exception):
             self.estimator.teardown()
+        for name in set(sys.modules) - self.modules:
+            found_beside = str(Path(self.path).parent / name.partition(".")[0])
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(found_beside):
+                del sys.modules[name]
 
 
 def open_debugger(screen) -> None:
@@ -4543,7 +4603,7 @@ class SubprocessRunner(LocalRunner):
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.frames: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self.listen, args=(self.process.stdout, self.frames), daemon=True).start()
-        answer, _ = self.ask({"path": str(Path(self.path).resolve()), "class_name": self.class_name, "seed": self.seed,
+        answer, _ = self.ask({"path": self.path, "class_name": self.class_name, "seed": self.seed,
                               "rules": asdict(self.rules), "memory_limit": self.memory_limit,
                               "max_threads": self.max_threads},
                              b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
@@ -4771,6 +4831,7 @@ def report_run(document: dict, screen: Screen, debug: bool = False) -> None:
         return screen.write(json.dumps(document, indent=2))
     results, config = document["results"], document["run_config"]
     per_mlp, breakdown = results["per_mlp"], results["breakdowns"]["estimator"]
+    against = document.get("against")
     errors = [entry for entry in per_mlp if "error_code" in entry]
     exhausted = [entry for entry in per_mlp if any(entry[flag] for flag in FLAGS)]
     panels = (("Run context", True, context_lines(config)),
@@ -4780,7 +4841,8 @@ def report_run(document: dict, screen: Screen, debug: bool = False) -> None:
               ("Where the FLOPs went", breakdown, flops_lines(breakdown, screen)),
               ("Error by layer", True, layer_lines(results["per_layer_mse"], screen)),
               ("Each MLP", debug, mlp_lines(per_mlp)),
-              ("Final score", True, score_lines(results, config, screen)))
+              ("Final score", True, score_lines(results, config, screen)),
+              (f"Against {against and against['estimator']}", against, against and against_lines(against)))
     for title, present, lines in panels:
         if present:
             screen.panel(title, lines)
@@ -4893,6 +4955,34 @@ def sampling_score(results: dict, config: dict) -> tuple[float, int]:
     return multiplier * float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]])) / n_samples, n_samples
 
 
+def verdict(difference: dict, us: str, them: str) -> str:
+    """Which of two estimators is better and how sure that is, in one sentence to be quoted."""
+    n, p, needed = len(difference["per_mlp"]), difference["p"], difference["networks_needed"]
+    on = f"on {n} networks" if n > 1 else "on this one network"
+    if p is None:
+        return f"{us} and {them} score exactly the same {on}: the difference is 0."
+    sign, better, worse = (-1, us, them) if difference["score"] < 0 else (1, them, us)
+    low, high = sorted(sign * end for end in difference["interval"])
+    says = "{} is better than {}" if p <= 0.05 else "Not settled: {} seems better than {}"
+    settle = f"; about {readable(needed)} networks would settle it." if needed else "."
+    return (f"{says.format(better, worse)} by {abs(difference['score']):.3g} {on} (95% interval {low:.3g} to "
+            f"{high:.3g}, p = {p:.2g}){settle}")
+
+
+def against_lines(against: dict) -> Iterator[str]:
+    """Which is better, how sure that is, and where the doubt comes from."""
+    difference, rival = against["difference"], against["results"]
+    yield against["verdict"]
+    yield (f"{against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
+           f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
+           f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}")
+    parts = [(name, difference[f"{key}standard_error"]) for name, key in (
+        ("standard error", ""), ("of it the truth's noise", "truth_"), ("the choice of networks", "network_"),
+        ("own randomness", "own_"))]
+    yield (", ".join(f"{name} {'not known' if value is None else f'{value:.2g}'}" for name, value in parts)
+           + " (--repeats 3 tells it apart)" * (difference["n_repeats"] == 1))
+
+
 def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
     """The score, how sure it is, what it beats, and what to do next."""
     corrected = results["corrected"]
@@ -4967,7 +5057,8 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", number, "FLOPS"),
     "seed": (0, "of the suite's networks [0]", integer, "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", integer, "N"),
-    "repeats": (5, "measurements, of which the median counts [5]", integer, "N"),
+    "repeats": (None, "of a measurement [5]; --against: of predict(), under other seeds [1]", integer, "N"),
+    "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
     "runner": ("local", "local (or inprocess): here, for debuggers; subprocess (or server): isolated [local]", str,
                ["local", "inprocess", "subprocess", "server"]),
     "memory_limit": (8.0, "of the isolated worker, in GB [8]", number, "GB"),
@@ -5037,15 +5128,17 @@ def estimator_path(options) -> str:
     return options.file or options.estimator
 
 
-def runner_for(options, rules: Round) -> LocalRunner:
-    """The runner that the options ask for; not started yet."""
-    arguments = estimator_path(options), options.class_, rules, options.seed, getattr(options, "fail_fast", False)
+def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
+    """The runner that the options ask for, of the estimator or a rival to it; not started yet."""
+    named = (rival, None) if rival else (estimator_path(options), options.class_)
+    arguments = *named, rules, options.seed, getattr(options, "fail_fast", False)
     if options.runner in ("local", "inprocess"):
         return LocalRunner(*arguments)
     return SubprocessRunner(*arguments, memory_limit=int(options.memory_limit * 2**30), max_threads=options.max_threads)
 
 
-@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split seed max_threads runner memory_limit format json debug fail_fast")
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset
+    split seed max_threads runner memory_limit against repeats format json debug fail_fast""")
 def run(options, screen: Screen) -> int:
     """Score an estimator on a suite of random networks, and say what to do next.
 
@@ -5053,34 +5146,57 @@ def run(options, screen: Screen) -> int:
     estimator failed on any network, 2 for misuse.
     """
     rules, started = rules_of(options), datetime.now(timezone.utc)
-    for name in ("n_mlps", "n_samples", "max_threads"):
+    for name in ("n_mlps", "n_samples", "max_threads", "repeats"):
         if getattr(options, name) is not None and getattr(options, name) <= 0:
             raise Misuse(f"--{name.replace('_', '-')} must be positive.")
+    rival = options.against
+    if options.repeats and not rival:
+        raise Misuse("--repeats is for --against: name a rival.")
+    if rival and rival not in BASELINES and not Path(rival).expanduser().is_file():
+        raise Misuse(f"--against {rival}: no such file, nor one of the baselines {', '.join(BASELINES)}.")
     limit_threads(options.max_threads)
     dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
     suite = dataset.mlps if dataset else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
     rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
-    with runner_for(options, rules) as runner:
-        outcomes = []
-        for i, mlp in enumerate(suite):
-            screen.live(f"predict  MLP {i + 1}/{len(suite)}")
-            outcomes.append(runner.predict(mlp))
-    truths = dataset.truths if dataset else grow_truths(suite, outcomes, rules, options, truth_progress(screen))
-    results = score_suite(suite, outcomes, truths, rules, options.precision)
+    classes, outcomes = [], []          # of the estimator, then of its rival
+    for which in (None, rival) if rival else (None,):
+        with runner_for(options, rules, which) as runner:
+            outcomes.append(predictions(runner, suite, options.repeats or 1, screen))
+            classes.append(runner.class_found)
+    first = [repeats[0] for repeats in outcomes]
+    truths = dataset.truths if dataset else grow_truths(suite, first, rules, options, truth_progress(screen))
+    results, *theirs = (score_suite(suite, each, truths, rules, options.precision) for each in first)
     config = {"n_mlps": len(suite), "width": rules.width, "depth": rules.depth, "seed": options.seed,
               "flop_budget": rules.flop_budget, "setup_timeout_s": rules.setup_timeout,
               "wall_time_limit_s": rules.wall_time_limit, "residual_wall_time_limit_s": rules.residual_wall_time_limit,
               "lambda_flops_per_second": rules.lambda_flops_per_second, "round": rules.tag, "prices": rules.prices,
-              "estimator": estimator_path(options), "class": runner.class_found, "runner": options.runner,
+              "estimator": estimator_path(options), "class": classes[0], "runner": options.runner,
               "n_samples": "the dataset's" if dataset else options.n_samples or "auto"}
     if dataset:
         config["dataset"] = dataset.about
-    report_run({"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
-                "run_config": config, "whestbench_version": __version__}, screen, options.debug)
+    document = {"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
+                "run_config": config, "whestbench_version": __version__}
+    if rival:
+        difference = compare(*outcomes, truths, rules)
+        document["against"] = {"estimator": rival, "class": classes[1], "difference": difference,
+                               "verdict": verdict(difference, config["estimator"], rival), "results": theirs[0]}
+    report_run(document, screen, options.debug)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
         print(f"whest: predict() failed on {n_errors} of {len(suite)} MLPs; the report says where and why.", file=sys.stderr)
     return 1 if n_errors else 0
+
+
+def predictions(runner: LocalRunner, suite: list[MLP], n_repeats: int, screen: Screen) -> list[list[Outcome]]:
+    """The outcomes on a suite, again under other seeds for each repeat after the first."""
+    outcomes: list[list[Outcome]] = []
+    for repeat in range(n_repeats):
+        outcomes.append([])
+        for i, mlp in enumerate(suite):
+            screen.live(f"predict  MLP {i + 1}/{len(suite)}" + f", repeat {repeat}" * (repeat > 0))
+            other = np.random.SeedSequence(mlp.seed, spawn_key=(repeat,)).generate_state(1)[0]
+            outcomes[-1].append(runner.predict(replace(mlp, seed=int(other)) if repeat else mlp))
+    return outcomes
 
 
 def truth_progress(screen: Screen) -> Callable:
@@ -5360,7 +5476,7 @@ def bench(options, screen: Screen) -> int:
     limit_threads(options.max_threads)
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
         peak = fma_peak(threads)
-        shapes = [bench_shape(rules, options.repeats, threads, peak) for rules in ROUNDS.values()]
+        shapes = [bench_shape(rules, options.repeats or 5, threads, peak) for rules in ROUNDS.values()]
     tools: dict[str, Any] = {}
     exec(RIVAL_CODE, tools)
     plain = tools["overhead"](np)
