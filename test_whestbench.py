@@ -8,6 +8,7 @@ Without it these tests are skipped, except where CI=true: there they fail.
 import concurrent.futures
 import functools
 import hashlib
+import html.parser
 import importlib
 import inspect
 import io
@@ -25,6 +26,7 @@ import textwrap
 import threading
 import time
 import warnings
+import xml.etree.ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -1854,7 +1856,8 @@ def test_a_rival_is_scored_on_the_same_networks_and_the_difference_is_of_the_sco
         assert difference["per_mlp"] == pytest.approx([
             0.1 * (a["corrected_final_layer_mse"] - b["corrected_final_layer_mse"])
             for a, b in zip(ours["per_mlp"], theirs["per_mlp"])])
-        assert difference["own_standard_error"] is None and difference["interval"][0] < difference["score"]
+        low, high = difference["interval"]
+        assert difference["parts"]["own randomness"] is None and low < difference["score"] < high
 
 def test_a_baseline_is_a_rival_by_its_name_and_the_better_one_is_named(score):
     for runner in ("local", "subprocess"):
@@ -1874,10 +1877,10 @@ def test_repeats_under_other_seeds_measure_the_estimators_own_randomness(score):
     flags = "--against", "zeros", "--n-mlps", "1", "--n-samples", "8192", "--repeats"
     few, many, sure = (score(NOISY.format(0, level), *flags, n)[1]["against"]["difference"]
                        for level, n in ((1, "4"), (1, "64"), (0, "4")))
-    assert 0 < many["own_standard_error"] < few["own_standard_error"] and sure["own_standard_error"] < 1e-15
-    parts = few["own_standard_error"], few["truth_standard_error"]
-    assert few["standard_error"] == pytest.approx(math.hypot(*parts))
-    assert 0.5 < many["own_standard_error"] / (few["own_standard_error"] / 4) < 2 and many["n_repeats"] == 64
+    own = [difference["parts"]["own randomness"] for difference in (few, many, sure)]
+    assert 0.5 < own[1] / (own[0] / 4) < 2 and own[2] < 1e-15 and many["n_repeats"] == 64
+    assert few["standard_error"] == pytest.approx(math.hypot(own[0], few["parts"]["truth noise"]))
+    assert few["parts"]["choice of networks"] is None
 
 def test_what_is_not_settled_says_how_many_networks_would_do(score):
     found = []
@@ -2017,6 +2020,113 @@ def test_the_rich_report_draws_frames_and_honours_no_color(command):
             _, out, _ = command("run", ZEROS, *SMALL, "--format", "rich")
         assert ("╭─" in out or "== " in out) and ("\x1b[" in out) == coloured
 
+PLOTS = ["Error by layer", "Score by MLP", "Predicted vs true"]
+LEVELS = "return fnp.full((mlp.depth, mlp.width), 0.5 + 0.01 * (mlp.seed % 7))"
+
+@pytest.mark.parametrize("form", ["plain", "rich"])
+@pytest.mark.parametrize("columns", [40, 80, 100, 120])
+def test_plots_stand_side_by_side_where_the_terminal_has_room(form, columns, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = command("run", LEVELS, *SMALL, "--depth", "8", "--n-mlps", "10", "--format", form)
+    lines = wb.uncoloured(out).splitlines()
+    assert max(map(len, lines)) <= columns and (columns == 40 or len(lines) <= 45)
+    titled = [i for title in PLOTS for i, line in enumerate(lines) if title in line]
+    assert len(titled) == 3 and (len(set(titled)) == 1) == (columns > 40)
+    if form == "plain" and columns == 100:
+        rows = [line.split() for line in lines[titled[0] + 1:titled[0] + 11]]
+        bars = [len(row[2]) for row in rows[:8]]
+        assert [row[0] for row in rows[:8]] == list("12345678") and max(bars) == 17 and min(bars) > 0
+
+def test_bars_stand_for_neighbours_together_where_there_are_many():
+    one, many = (list(wb.bars([float(i + 1) for i in range(n)], 1)) for n in (3, 40))
+    assert [bar.text.split()[0] for bar in one] == ["1", "2", "3"]
+    assert [bar.share for bar in one] == [1 / 3, 2 / 3, 1]
+    assert [bar.text.split()[0] for bar in many] == [*(f"{i}-{i + 2}" for i in range(1, 40, 3)), "40"]
+    assert [bar.text.split()[1] for bar in many[::13]] == ["2.00e+00", "4.00e+01"]
+    assert [bar.share for bar in wb.bars([0.0, 0.0], 0)] == [0, 0]
+    low, middle, high = (bar.share for bar in wb.bars([1e-4, 1e-3, 1e-2], 1, log=True))
+    assert 0 < low < middle < high == 1 and high - middle == pytest.approx(middle - low)
+    assert [bar.share for bar in wb.bars([1e-16, 1e-3, 1e-2], 1, log=True)] == pytest.approx([0, 2 / 3, 1])
+
+def test_a_scatter_has_the_diagonal_and_its_points_in_their_places():
+    screen, points = wb.Screen("plain"), wb.scatter([0.0, 2.0, 2.0], [0.0, 2.0, -1.0])
+    assert list(screen.plot(points, 6, 3)) == ["    -*", "  --  ", "*-   *", "0 to 2, MLP 0"]
+    screen.unicode = True           # dots of a character, from above: 1 2 4 64 on the left, 8 16 32 128
+    corners = [chr(0x2800 + dot) for dot in (8, 64, 128)]
+    rows = ["    ·" + corners[0], "  ··  ", corners[1] + "·   " + corners[2]]
+    assert list(screen.plot(points, 6, 3)) == [*rows, "0 to 2, MLP 0"]
+
+class Page(html.parser.HTMLParser):
+    """A page's tags, its text, and whether every tag is closed in its order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open += [tag] * (tag != "meta")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+def test_the_page_has_the_panels_of_the_report_and_needs_nothing_else(tmp_path, capsys):
+    hostile = "a <img src=x onerror=alert(1)> & 'b' \".py"
+    path, page = estimator_file(tmp_path, LEVELS, hostile), tmp_path / "report.html"
+    arguments = ["run", path, *SMALL, "--n-mlps", "5", "--against", "zeros", "--html", str(page), "--format"]
+    assert wb.main([*arguments, "plain"]) == 0
+    told, text = capsys.readouterr().out, page.read_text("utf-8")
+    parsed = Page(text)
+    assert parsed.open == [] and "://" not in text and "prefers-color-scheme: dark" in text
+    tags = [tag for tag, _ in parsed.tags]
+    known = "html meta title style h1 h2 main section pre span svg path rect circle text"
+    assert set(tags) == set(known.split())
+    assert {name for _, attrs in parsed.tags for name in attrs}.isdisjoint(["src", "href", "onerror"])
+    assert tags.count("circle") == 16 and tags.count("rect") == 3 + 5 + 1       # only one operation is billed
+    titles = re.findall(r"== (\w.*?) =", told)
+    assert len(titles) == tags.count("h2") == 8 and all(title in parsed.words for title in titles)
+    assert hostile in parsed.words and "beats zeros" in parsed.words
+    for svg in re.findall("<svg.*?</svg>", text):
+        assert len(xml.etree.ElementTree.fromstring(svg)) >= 2
+    assert wb.main([*arguments, "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["against"]["verdict"] in Page(page.read_text("utf-8")).words
+    assert sorted(os.listdir(tmp_path)) == sorted([hostile, "report.html"])
+
+def test_the_page_escapes_what_an_estimator_says_and_shows_colours_as_classes(command, tmp_path):
+    page = tmp_path / "report.html"
+    body = "raise ValueError('</pre><script>rows</script>')"
+    status, _, _ = command("run", body, *SMALL, "--html", str(page), "--debug")
+    text = page.read_text("utf-8")
+    assert status == 1 and "<script" not in text and "\x1b" not in text and '"bad">ValueError' in text
+    assert "</pre><script>rows</script>" in Page(text).words
+
+@pytest.mark.parametrize("target", ["none/report.html", "folder.html", "report.html"])
+def test_a_page_that_cannot_be_written_gets_one_sentence(target, tmp_path, capsys, monkeypatch):
+    path, page = estimator_file(tmp_path, ZEROS), tmp_path / "report.html"
+    page.write_text("old")
+    (tmp_path / "folder.html").mkdir()
+
+    def full_disk(self, *_):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    if target == page.name:
+        monkeypatch.setattr(Path, "write_text", full_disk)
+    for form in ("plain", "json"):
+        assert wb.main(["run", path, *SMALL, "--html", str(tmp_path / target), "--format", form]) == 2
+        out, err = capsys.readouterr()
+        assert err.strip().count("\n") == 0 and target in err and len(err.split()) >= 4
+        assert out == "" if form == "plain" else json.loads(out)["ok"] is False
+    assert page.read_text() == "old" and len(os.listdir(tmp_path)) == 3
+
 def test_errors_have_a_panel_with_the_line_and_debug_adds_tracebacks(command):
     body = "x = 1\nraise ValueError('rows do not add up')"
     status, out, _ = command("run", body, *SMALL, "--format", "plain")
@@ -2101,7 +2211,7 @@ def test_help_explains_every_flag_of_a_command(name):
     listed = dict(validate="estimator class round prices", loop="baseline width depth seed", run="""
         estimator class runner format json debug fail-fast round width depth flop-budget prices seed n-mlps
         n-samples lambda-flops-per-second wall-time-limit residual-wall-time-limit no-residual-wall-time-limit
-        setup-timeout max-threads against repeats""")
+        setup-timeout max-threads against repeats html""")
     for flag in listed.get(name, "").split():
         assert re.search(rf"(?<![\w-])--{flag}(?![\w-])", done.stdout), flag
 
