@@ -2197,6 +2197,7 @@ def test_a_missing_file_is_named(capsys):
         assert wb.main([name, "no_such_file.py", *SHAPE]) == 1
         out, err = capsys.readouterr()
         assert "no_such_file.py" in out + err and "Traceback" not in out + err
+    assert wb.main(["run", "zeros", *SHAPE]) == 1       # a baseline is a rival, not a file
 
 def test_misuse_under_json_is_answered_in_json(capsys):
     assert wb.main(["run", "x.py", "--n-mlps", "0", "--format", "json"]) == 2

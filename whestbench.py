@@ -4511,8 +4511,7 @@ class LocalRunner:
     it tears down and forgets the file's siblings, as a rival's may have the same names."""
 
     def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False):
-        self.path = path if path in BASELINES else str(Path(path).expanduser().resolve())
-        self.class_name, self.rules, self.seed, self.fail_fast = class_name, rules, seed, fail_fast
+        self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
 
     def __enter__(self):
         rules, limit, start = self.rules, self.rules.setup_timeout, time.perf_counter()
@@ -5248,8 +5247,9 @@ def estimator_path(options) -> str:
 
 def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
     """The runner that the options ask for, of the estimator or a rival to it; not started yet."""
-    named = (rival, None) if rival else (estimator_path(options), options.class_)
-    arguments = *named, rules, options.seed, getattr(options, "fail_fast", False)
+    path = rival if rival in BASELINES else str(Path(rival or estimator_path(options)).expanduser().resolve())
+    class_name = None if rival else options.class_
+    arguments = path, class_name, rules, options.seed, getattr(options, "fail_fast", False)
     if options.runner in ("local", "inprocess"):
         return LocalRunner(*arguments)
     return SubprocessRunner(*arguments, memory_limit=int(options.memory_limit * 2**30), max_threads=options.max_threads)
