@@ -8,6 +8,7 @@ Without it these tests are skipped, except where CI=true: there they fail.
 import concurrent.futures
 import functools
 import hashlib
+import html.parser
 import importlib
 import inspect
 import itertools
@@ -26,6 +27,7 @@ import threading
 import time
 import venv
 import warnings
+import xml.etree.ElementTree
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -1043,14 +1045,32 @@ def test_the_corrected_error_is_unbiased_and_its_interval_covers(truths):
         half = [1.96 * math.hypot(e.standard_error, exact.standard_error) for e in errors]
         assert 0.9 < (abs(corrected - exact.corrected) < half).mean() < 0.99
 
+@pytest.mark.parametrize("multipliers", [(0.1, -0.1), (0.1, -0.3)])
+def test_the_difference_of_two_errors_is_unbiased_and_its_interval_covers(multipliers, truths):
+    long, family, _ = truths
+    draw = np.random.default_rng(0).standard_normal
+    for size in (0.3, 0.03, 0.01):
+        shared = long.mean[-1] + size * draw(48)
+        two = [shared, shared + size / 3 * draw(48)]
+        exact = wb.final_error(two, long, multipliers)
+        errors = [wb.final_error(two, t, multipliers) for t in family]
+        one_by_one = [m * wb.final_error(p, long).corrected for p, m in zip(two, multipliers)]
+        assert exact.corrected == pytest.approx(sum(one_by_one))
+        corrected = np.array([e.corrected for e in errors])
+        noise = math.hypot(corrected.std() / math.sqrt(len(errors)), exact.standard_error)
+        assert abs(corrected.mean() - exact.corrected) < 3.5 * noise
+        half = [1.96 * math.hypot(e.standard_error, exact.standard_error) for e in errors]
+        assert 0.9 < (abs(corrected - exact.corrected) < half).mean() < 0.99
+
 def test_sampling_stops_when_the_score_is_precise_enough():
     error = wb.TruthError(raw=1.01, noise_floor=0.01, linear=0.09, quadratic=0.07)
     r = error.growth_needed(0.02)
     grown = wb.TruthError(1 + 0.01 / r, 0.01 / r, 0.09 / r, 0.07 / r**2)
     assert not error.precise(0.02) and grown.standard_error == pytest.approx(0.02) and grown.precise(0.0201)
     assert not grown.precise(0.0199) and wb.TruthError(0.5, 1.0, 0.1, 0.1).growth_needed(0.02) is None
-    for dof, t in ((1, 12.706), (5, 2.5706), (9, 2.2622), (30, 2.0423)):
-        assert wb.student_975(dof) == pytest.approx(t, rel=2e-3)
+    for dof, t in ((1, 12.7062), (2, 4.30265), (5, 2.57058), (9, 2.26216), (30, 2.04227), (99, 1.98422)):
+        assert wb.student_975(dof) == pytest.approx(t, rel=3e-6)
+    assert wb.student_cdf(-1.0, 1) == pytest.approx(0.25) and wb.student_cdf(0.0, 4) == 0.5
 
 def test_an_explicit_number_of_samples_is_kept_and_auto_reaches_its_precision(score):
     fixed = score("return fnp.full((mlp.depth, mlp.width), 0.5)")[1]["results"]
@@ -1689,6 +1709,37 @@ def test_the_corrected_error_leaves_out_the_truth_s_own_noise():
     assert results["corrected"]["standard_error"] == pytest.approx(0.1 * math.sqrt(sum(variance)) / 2,
                             rel=1e-6)
 
+@pytest.fixture(scope="module")
+def population():
+    """32 networks of 16 x 3: their long truths, and for each eight short ones whose noise is felt."""
+    mlps = [wb.build_mlp(16, 3, seed) for seed in range(32)]
+    weights = [np.array([np.asarray(w) for w in mlp.weights]) for mlp in mlps]
+    return ([wb.TruthSource(mlp.weights).at(2**18) for mlp in mlps],
+            [[moments_at(w, key, 512).truth() for key in range(8)] for w in weights])
+
+@pytest.mark.parametrize("sizes, flops_used", [((0.05, 0.06), 100), ((0.05, 0.08), 300),
+                                               ((0.01, 0.012), 100)])
+def test_the_paired_interval_covers_and_is_narrower_than_the_unpaired(sizes, flops_used, population):
+    long, short = population
+    rules, rng = replace(RULES, lambda_flops_per_second=0.0), np.random.default_rng(0)
+    hardness = rng.lognormal(sigma=0.3, size=32)        # what is hard for one is hard for the other
+    a, b = ([wb.Outcome((t.mean + size * hard * rng.standard_normal((3, 16))).astype("f4"), used)
+             for t, hard in zip(long, hardness)] for size, used in zip(sizes, (100, flops_used)))
+    exact = wb.compare([a], [b], long, rules)["score"]
+    covered, paired, unpaired = [], [], []
+    for _ in range(300):                # suites of six networks with their truths, each drawn anew
+        pick = rng.integers(32, size=6)
+        truths = [short[i][rng.integers(8)] for i in pick]
+        ours, theirs = ([outcomes[i] for i in pick] for outcomes in (a, b))
+        difference = wb.compare([ours], [theirs], truths, rules)
+        low, high = difference["interval"]
+        covered.append(low < exact < high)
+        assert (difference["p"] < 0.05) == (not low < 0 < high)
+        paired.append(difference["standard_error"])
+        each = [wb.suite_score(x, truths, [o.multiplier(rules) for o in x]) for x in (ours, theirs)]
+        unpaired.append(math.hypot(*(part for e in each for part in (e.between, e.standard_error))))
+    assert 0.91 < np.mean(covered) < 0.995 and np.mean(paired) < np.mean(unpaired)
+
 
 # ======================================================================================
 # Runners
@@ -1783,6 +1834,69 @@ def test_the_same_command_gives_the_same_numbers_on_any_number_of_threads(score)
                             "1")))
     assert numbers(first) == numbers(again) == numbers(single)
     assert numbers(score(SAMPLER, "--seed", "1")[1]["results"]) != numbers(first)
+
+NOISY = "return fnp.full((mlp.depth, mlp.width), {}) + {} * fnp.random.default_rng(mlp.seed).uniform()"
+
+def test_a_rival_is_scored_on_the_same_networks_and_the_difference_is_of_the_scores(score, tmp_path, capsys):
+    rival = estimator_file(tmp_path, "return fnp.full((mlp.depth, mlp.width), 0.4)", "rival.py")
+    assert wb.main(["run", rival, *SMALL, "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)["results"]
+    for runner in ("local", "subprocess"):
+        status, document, _ = score(ZEROS, "--against", rival, "--runner", runner)
+        ours, against = document["results"], document["against"]
+        theirs, difference = against["results"], against["difference"]
+        assert status == 0 and (against["estimator"], against["class"]) == (rival, "Estimator")
+        assert numbers(theirs) == numbers(alone)
+        assert difference["score"] == pytest.approx(ours["corrected"]["score"] - theirs["corrected"]["score"])
+        assert difference["per_mlp"] == pytest.approx([
+            0.1 * (a["corrected_final_layer_mse"] - b["corrected_final_layer_mse"])
+            for a, b in zip(ours["per_mlp"], theirs["per_mlp"])])
+        low, high = difference["interval"]
+        assert difference["parts"]["own randomness"] is None and low < difference["score"] < high
+
+def test_a_baseline_is_a_rival_by_its_name_and_the_better_one_is_named(score):
+    for runner in ("local", "subprocess"):
+        _, document, err = score(ZEROS, "--against", "mean_propagation", "--n-mlps", "6", "--runner", runner)
+        difference, verdict = document["against"]["difference"], document["against"]["verdict"]
+        assert difference["score"] > 0 and difference["p"] < 0.05 and difference["networks_needed"] is None
+        assert verdict.startswith("mean_propagation is better than ") and "p = " in verdict and err == ""
+
+def test_an_estimator_against_itself_differs_by_exactly_0(score, tmp_path):
+    for repeats in ("1", "3"):
+        _, document, _ = score(SAMPLER, "--against", str(tmp_path / "estimator.py"), "--repeats", repeats)
+        difference = document["against"]["difference"]
+        assert difference["score"] == difference["standard_error"] == 0 and difference["per_mlp"] == [0, 0]
+        assert difference["p"] is None and "exactly the same" in document["against"]["verdict"]
+
+def test_repeats_under_other_seeds_measure_the_estimators_own_randomness(score):
+    flags = "--against", "zeros", "--n-mlps", "1", "--n-samples", "8192", "--repeats"
+    few, many, sure = (score(NOISY.format(0, level), *flags, n)[1]["against"]["difference"]
+                       for level, n in ((1, "4"), (1, "64"), (0, "4")))
+    own = [difference["parts"]["own randomness"] for difference in (few, many, sure)]
+    assert 0.5 < own[1] / (own[0] / 4) < 2 and own[2] < 1e-15 and many["n_repeats"] == 64
+    assert few["standard_error"] == pytest.approx(math.hypot(own[0], few["parts"]["truth noise"]))
+    assert few["parts"]["choice of networks"] is None
+
+def test_what_is_not_settled_says_how_many_networks_would_do(score):
+    found = []
+    for n_mlps in ("3", "200"):
+        against = score(NOISY.format(0.4, 0.1), "--n-mlps", n_mlps, "--against", "zeros")[1]["against"]
+        found.append((against["difference"], against["verdict"]))
+    (few, unsure), (many, sure) = found
+    assert few["p"] > 0.05 and few["networks_needed"] > 3 and unsure.startswith("Not settled: ")
+    assert f"about {few['networks_needed']} networks would settle it" in unsure
+    assert many["p"] <= 0.05 and many["networks_needed"] is None and "is better than" in sure
+
+def test_siblings_of_the_same_name_do_not_leak_from_one_estimator_to_its_rival(tmp_path, capsys):
+    for name, level in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "levels.py").write_text(f"LEVEL = {level}.0")
+        body = "import levels\nreturn fnp.full((mlp.depth, mlp.width), levels.LEVEL)"
+        estimator_file(tmp_path / name, body)
+    a, b = (str(tmp_path / name / "estimator.py") for name in "ab")
+    assert wb.main(["run", a, "--against", b, *SMALL, "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["results"]["final_layer_mse"] != both["against"]["results"]["final_layer_mse"]
 
 def test_the_isolated_runner_gives_the_same_numbers_and_may_be_printed_to(score):
     local, isolated = (score(SAMPLER, "--runner", runner)[1]["results"] for runner in ("local", "subprocess"))
@@ -1901,6 +2015,113 @@ def test_the_rich_report_draws_frames_and_honours_no_color(command):
             _, out, _ = command("run", ZEROS, *SMALL, "--format", "rich")
         assert ("╭─" in out or "== " in out) and ("\x1b[" in out) == coloured
 
+PLOTS = ["Error by layer", "Score by MLP", "Predicted vs true"]
+LEVELS = "return fnp.full((mlp.depth, mlp.width), 0.5 + 0.01 * (mlp.seed % 7))"
+
+@pytest.mark.parametrize("form", ["plain", "rich"])
+@pytest.mark.parametrize("columns", [40, 80, 100, 120])
+def test_plots_stand_side_by_side_where_the_terminal_has_room(form, columns, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = command("run", LEVELS, *SMALL, "--depth", "8", "--n-mlps", "10", "--format", form)
+    lines = wb.uncoloured(out).splitlines()
+    assert max(map(len, lines)) <= columns and (columns == 40 or len(lines) <= 45)
+    titled = [i for title in PLOTS for i, line in enumerate(lines) if title in line]
+    assert len(titled) == 3 and (len(set(titled)) == 1) == (columns > 40)
+    if form == "plain" and columns == 100:
+        rows = [line.split() for line in lines[titled[0] + 1:titled[0] + 11]]
+        bars = [len(row[2]) for row in rows[:8]]
+        assert [row[0] for row in rows[:8]] == list("12345678") and max(bars) == 17 and min(bars) > 0
+
+def test_bars_stand_for_neighbours_together_where_there_are_many():
+    one, many = (list(wb.bars([float(i + 1) for i in range(n)], 1)) for n in (3, 40))
+    assert [bar.text.split()[0] for bar in one] == ["1", "2", "3"]
+    assert [bar.share for bar in one] == [1 / 3, 2 / 3, 1]
+    assert [bar.text.split()[0] for bar in many] == [*(f"{i}-{i + 2}" for i in range(1, 40, 3)), "40"]
+    assert [bar.text.split()[1] for bar in many[::13]] == ["2.00e+00", "4.00e+01"]
+    assert [bar.share for bar in wb.bars([0.0, 0.0], 0)] == [0, 0]
+    low, middle, high = (bar.share for bar in wb.bars([1e-4, 1e-3, 1e-2], 1, log=True))
+    assert 0 < low < middle < high == 1 and high - middle == pytest.approx(middle - low)
+    assert [bar.share for bar in wb.bars([1e-16, 1e-3, 1e-2], 1, log=True)] == pytest.approx([0, 2 / 3, 1])
+
+def test_a_scatter_has_the_diagonal_and_its_points_in_their_places():
+    screen, points = wb.Screen("plain"), wb.scatter([0.0, 2.0, 2.0], [0.0, 2.0, -1.0])
+    assert list(screen.plot(points, 6, 3)) == ["    -*", "  --  ", "*-   *", "0 to 2, MLP 0"]
+    screen.unicode = True           # dots of a character, from above: 1 2 4 64 on the left, 8 16 32 128
+    corners = [chr(0x2800 + dot) for dot in (8, 64, 128)]
+    rows = ["    ·" + corners[0], "  ··  ", corners[1] + "·   " + corners[2]]
+    assert list(screen.plot(points, 6, 3)) == [*rows, "0 to 2, MLP 0"]
+
+class Page(html.parser.HTMLParser):
+    """A page's tags, its text, and whether every tag is closed in its order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open += [tag] * (tag != "meta")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+def test_the_page_has_the_panels_of_the_report_and_needs_nothing_else(tmp_path, capsys):
+    hostile = "a <img src=x onerror=alert(1)> & 'b' \".py"
+    path, page = estimator_file(tmp_path, LEVELS, hostile), tmp_path / "report.html"
+    arguments = ["run", path, *SMALL, "--n-mlps", "5", "--against", "zeros", "--html", str(page), "--format"]
+    assert wb.main([*arguments, "plain"]) == 0
+    told, text = capsys.readouterr().out, page.read_text("utf-8")
+    parsed = Page(text)
+    assert parsed.open == [] and "://" not in text and "prefers-color-scheme: dark" in text
+    tags = [tag for tag, _ in parsed.tags]
+    known = "html meta title style h1 h2 main section pre span svg path rect circle text"
+    assert set(tags) == set(known.split())
+    assert {name for _, attrs in parsed.tags for name in attrs}.isdisjoint(["src", "href", "onerror"])
+    assert tags.count("circle") == 16 and tags.count("rect") == 3 + 5 + 1       # only one operation is billed
+    titles = re.findall(r"== (\w.*?) =", told)
+    assert len(titles) == tags.count("h2") == 8 and all(title in parsed.words for title in titles)
+    assert hostile in parsed.words and "beats zeros" in parsed.words
+    for svg in re.findall("<svg.*?</svg>", text):
+        assert len(xml.etree.ElementTree.fromstring(svg)) >= 2
+    assert wb.main([*arguments, "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["against"]["verdict"] in Page(page.read_text("utf-8")).words
+    assert sorted(os.listdir(tmp_path)) == sorted([hostile, "report.html"])
+
+def test_the_page_escapes_what_an_estimator_says_and_shows_colours_as_classes(command, tmp_path):
+    page = tmp_path / "report.html"
+    body = "raise ValueError('</pre><script>rows</script>')"
+    status, _, _ = command("run", body, *SMALL, "--html", str(page), "--debug")
+    text = page.read_text("utf-8")
+    assert status == 1 and "<script" not in text and "\x1b" not in text and '"bad">ValueError' in text
+    assert "</pre><script>rows</script>" in Page(text).words
+
+@pytest.mark.parametrize("target", ["none/report.html", "folder.html", "report.html"])
+def test_a_page_that_cannot_be_written_gets_one_sentence(target, tmp_path, capsys, monkeypatch):
+    path, page = estimator_file(tmp_path, ZEROS), tmp_path / "report.html"
+    page.write_text("old")
+    (tmp_path / "folder.html").mkdir()
+
+    def full_disk(self, *_):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    if target == page.name:
+        monkeypatch.setattr(Path, "write_text", full_disk)
+    for form in ("plain", "json"):
+        assert wb.main(["run", path, *SMALL, "--html", str(tmp_path / target), "--format", form]) == 2
+        out, err = capsys.readouterr()
+        assert err.strip().count("\n") == 0 and target in err and len(err.split()) >= 4
+        assert out == "" if form == "plain" else json.loads(out)["ok"] is False
+    assert page.read_text() == "old" and len(os.listdir(tmp_path)) == 3
+
 def test_errors_have_a_panel_with_the_line_and_debug_adds_tracebacks(command):
     body = "x = 1\nraise ValueError('rows do not add up')"
     status, out, _ = command("run", body, *SMALL, "--format", "plain")
@@ -1953,6 +2174,8 @@ MISUSE = [["run"], ["run", "x.py", "--no-such-flag"], ["walk"], [], ["run", "x.p
           ["run", "x.py", "--n-mlps", "many"], ["run", "x.py", "--flop-budget", "-1"], ["run", "x.py",
                                   "--runner", "cloud"],
           ["run", "x.py", "--setup-timeout", "0"], ["run", "x.py", "--lambda-flops-per-second", "-1"],
+          ["run", "x.py", "--against", "nothing.py"], ["run", "x.py", "--repeats", "2"],
+          ["run", "x.py", "--against", "zeros", "--repeats", "0"],
           ["run", "x.py", "--prices", "0.9"], ["run", "x.py", "--n-samples", "0", *SHAPE, "--flop-budget",
                                   "1e6"], ["run", "x.py", "--width", "1.5"],
           ["validate"], ["loop"], ["loop", "estimator.py", "--baseline", "nothing"]]
@@ -1969,6 +2192,7 @@ def test_a_missing_file_is_named(capsys):
         assert wb.main([name, "no_such_file.py", *SHAPE]) == 1
         out, err = capsys.readouterr()
         assert "no_such_file.py" in out + err and "Traceback" not in out + err
+    assert wb.main(["run", "zeros", *SHAPE]) == 1       # a baseline is a rival, not a file
 
 def test_misuse_under_json_is_answered_in_json(capsys):
     assert wb.main(["run", "x.py", "--n-mlps", "0", "--format", "json"]) == 2
@@ -1983,7 +2207,7 @@ def test_help_explains_every_flag_of_a_command(name):
     listed = dict(validate="estimator class round prices", loop="baseline width depth seed", run="""
         estimator class runner format json debug fail-fast round width depth flop-budget prices seed n-mlps
         n-samples lambda-flops-per-second wall-time-limit residual-wall-time-limit no-residual-wall-time-limit
-        setup-timeout max-threads""")
+        setup-timeout max-threads against repeats html""")
     for flag in listed.get(name, "").split():
         assert re.search(rf"(?<![\w-])--{flag}(?![\w-])", done.stdout), flag
 

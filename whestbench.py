@@ -14,11 +14,13 @@ runners, reports, checklist, command line. Each uses only the rooms above it.
 from __future__ import annotations
 
 import abc
+import bisect
 import concurrent.futures
 import contextlib
 import difflib
 import functools
 import hashlib
+import html
 import importlib.util
 import inspect
 import itertools
@@ -3702,14 +3704,21 @@ def unpack_truth(arrays: dict) -> Truth:
     return Truth(**{name: a.astype(np.float64) if a.ndim else a.item() for name, a in arrays.items()})
 
 
-def write_npz(path: Path, arrays: dict) -> None:
-    """Write beside the place and move there: all of it or nothing. Each member of a .npz carries a CRC-32."""
-    part = path.with_name(f".{os.urandom(6).hex()}.npz")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside this one, to be written and then moved there: all of it or nothing."""
+    part = path.with_name(f".{os.urandom(6).hex()}{path.suffix}")
     try:
-        np.savez(part, **arrays)
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_npz(path: Path, arrays: dict) -> None:
+    """Write all of a .npz or nothing; each of its members carries a CRC-32."""
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 class TruthStore:
@@ -3973,7 +3982,9 @@ class Baseline(BaseEstimator):
         self.name = name
 
     def predict(self, mlp: MLP, budget: int):
-        return BASELINES[self.name](mlp, budget)
+        with warnings.catch_warnings():         # about our code, which its user cannot mend
+            warnings.simplefilter("ignore", SymmetryLossWarning)
+            return BASELINES[self.name](mlp, budget)
 
 
 # ======================================================================================
@@ -4090,16 +4101,23 @@ class TruthError:
         return max(self.noise_floor / aim, noise / (2 * aim ** 2))
 
 
-def final_error(prediction, truth):
-    """Error of a prediction of the final layer (width,)."""
-    S, delta, width = truth.covariance, prediction - truth.mean[-1], len(prediction)
+def final_error(prediction, truth, multipliers=1.0):
+    """Error of a prediction of the final layer (width,), or the weighted sum of those of several (k, width).
+
+    Multipliers (k,) may be negative: noise that two scores share cancels in their difference. Where the truth
+    is off by e ~ N(0, S), the sum of m |d - e|^2 is off by -2 g'e + sum(m) |e|^2, with g the sum of m d.
+    """
+    S, m = truth.covariance, np.reshape(multipliers, (-1, 1))
+    # Summed one by one, so that equal predictions of opposite sign leave exactly nothing.
+    deltas = np.atleast_2d(prediction) - truth.mean[-1]
+    g, total, width = (m * deltas).sum(0), float(m.sum()), deltas.shape[1]
     # Taken out: the excess of tr SS, S being a sample covariance of f degrees of freedom (Wishart moments),
-    # and that of d'Sd, delta holding the truth's noise.
+    # and that of g'Sg, the deltas holding the truth's noise.
     f = max(truth.n_samples / (POOL * GROUP) - 1, 2)
     trace_SS = max(((S * S).sum() - np.trace(S) ** 2 / f) * f * f / ((f + 2) * (f - 1)), 0)
-    linear = max((S * np.outer(delta, delta)).sum() - trace_SS, 0)
-    return TruthError(float(delta @ delta / width), float(np.trace(S) / width),
-                 float(4 * linear / width ** 2), float(2 * trace_SS / width ** 2))
+    linear = max((S * np.outer(g, g)).sum() - total ** 2 * trace_SS, 0)
+    return TruthError(float((m[:, 0] * (deltas ** 2).mean(1)).sum()), float(total * np.trace(S) / width),
+                      float(4 * linear / width ** 2), float(2 * total ** 2 * trace_SS / width ** 2))
 
 
 def suite_error(errors, multipliers):
@@ -4115,13 +4133,19 @@ def suite_error(errors, multipliers):
                  float(m ** 2 @ quadratic / n ** 2), between, n)
 
 
+def student_cdf(t, dof):
+    """P(T <= t) of Student's t: the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    angle, odd = math.atan2(t, math.sqrt(dof)), dof % 2
+    powers = itertools.accumulate(range(2 + odd, dof, 2), lambda x, k: x * math.cos(angle) ** 2 * (k - 1) / k,
+                                  initial=math.cos(angle) * (dof > 1) if odd else 1.0)
+    total = math.sin(angle) * sum(powers)
+    return (1 + (2 / math.pi * (angle + total) if odd else total)) / 2
+
+
 def student_975(dof):
-    """97.5% quantile of Student's t: by its Cornish-Fisher series, within 0.1%, where not tabulated."""
-    if dof <= 4:
-        return (12.7062, 4.3027, 3.1824, 2.7764)[dof - 1]
-    z = NORMAL_975
-    return (z + (z ** 3 + z) / (4 * dof) + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * dof ** 2)
-            + (3 * z ** 7 + 19 * z ** 5 + 17 * z ** 3 - 15 * z) / (384 * dof ** 3))
+    """97.5% quantile of Student's t, to 1e-6."""
+    return bisect.bisect(range(13 * 10**6), 0.975, key=lambda micro: student_cdf(micro / 1e6, dof)) / 1e6
+
 
 def corrected_report(score: TruthError, precision: float) -> dict:
     """The `corrected` block of the document."""
@@ -4155,6 +4179,38 @@ def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Itera
     return suite_error(errors, list(multipliers))
 
 
+def compare(ours: list, theirs: list, truths: list[Truth], rules: Round) -> dict:
+    """The paired difference of two suite scores, ours less theirs, and how sure it is.
+
+    `ours`, `theirs`: outcomes by repeat and network. The 95% interval is for all such networks, or the one.
+    `networks_needed` would settle it with a chance of 80%, were the difference what it seems (Guenther 1981).
+    """
+    n, n_repeats = len(truths), len(ours)
+
+    def errors(repeats) -> list[TruthError]:
+        signed = [(sign / len(repeats), o[r]) for r in repeats for sign, o in ((1, ours), (-1, theirs))]
+        return [final_error([o[i].scored(t)[-1] for _, o in signed], t,
+                            [m * o[i].multiplier(rules) for m, o in signed]) for i, t in enumerate(truths)]
+
+    mean = suite_error(errors(range(n_repeats)), np.ones(n))
+    each = np.array([[error.corrected for error in errors([r])] for r in range(n_repeats)])
+    own = math.sqrt(each.var(0, ddof=1).mean() / (n_repeats * n)) if n_repeats > 1 else None
+    # The scatter between networks, where there are several, holds what the seeds do.
+    spread = max(mean.between or 0.0, own or 0.0)
+    error = math.hypot(mean.standard_error, spread)
+    t = mean.corrected / error if error else math.copysign(math.inf, mean.corrected)
+    dof = n - 1 or 9999         # as good as normal
+    p, half = max(2 * student_cdf(-abs(t), dof), 1e-12) if each.any() else None, student_975(dof) * error
+    networks = math.sqrt(spread ** 2 - (own or 0.0) ** 2) if n > 1 else None
+    needed = None
+    if n > 1 and p and t and p > 0.05:
+        needed = max(n + 1, math.ceil(n * ((NORMAL_975 + 0.8416) / t) ** 2 + NORMAL_975 ** 2 / 2))
+    parts = {"truth noise": mean.standard_error, "choice of networks": networks, "own randomness": own}
+    return {"score": mean.corrected, "interval": (mean.corrected - half, mean.corrected + half), "p": p,
+            "networks_needed": needed, "standard_error": error, "parts": parts, "n_repeats": n_repeats,
+            "per_mlp": each.mean(0).tolist()}
+
+
 def failed(entry: dict) -> bool:
     """Whether a per-MLP entry of the report is a failure of any kind."""
     return "error_code" in entry or any(entry[flag] for flag in FLAGS)
@@ -4167,6 +4223,8 @@ def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], 
         return float(np.mean([entry[key] for entry in per_mlp]))
 
     scores = [entry["adjusted_final_layer_score"] for entry in per_mlp]
+    final = np.array([truths[0].mean[-1], outcomes[0].scored(truths[0])[-1]])
+    points = np.round(final[:, ::-(-rules.width // 128)], 6).tolist()       # at most 128 neurons, for a plot
     counts = {flag: sum(entry[flag] for entry in per_mlp) for flag in FLAGS}
     return {"adjusted_final_layer_score": mean("adjusted_final_layer_score"), "final_layer_mse": mean("final_layer_mse"),
             "all_layers_mse": mean("all_layers_mse"),
@@ -4177,7 +4235,7 @@ def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], 
             "n_failed_mlps": sum(map(failed, per_mlp)), "mean_effective_compute": mean("effective_compute"),
             "failure_breakdown": counts | {"error": sum("error_code" in entry for entry in per_mlp)},
             "corrected": corrected_report(suite_score(outcomes, truths, [o.multiplier(rules) for o in outcomes]), precision),
-            "per_mlp": per_mlp,
+            "final_layer_of_mlp_0": dict(zip(("true", "predicted"), points)), "per_mlp": per_mlp,
             "breakdowns": {"sampling": None,
                            "estimator": add_breakdowns([e["breakdowns"]["estimator"] for e in per_mlp])}}
 
@@ -4239,17 +4297,22 @@ def table_lines(rows: list[dict]) -> list[str]:
     return lines
 
 
-def grow_truths(suite: list[MLP], outcomes: list[Outcome], rules: Round, options, progress: Callable) -> list[Truth]:
-    """Truths for these outcomes: `--n-samples` exactly, or as many as make the suite's score precise.
+def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress: Callable) -> list[Truth]:
+    """Truths for estimators' outcomes: `--n-samples` exactly, or as many as make each suite score precise.
 
     Whether to stop is judged by FLOPs alone: neither the clock nor the store moves a reported number.
     """
-    multipliers = [1.0 if o.failed else max(MULTIPLIER_FLOOR, o.flops_used / rules.flop_budget) for o in outcomes]
+    timeless = replace(rules, lambda_flops_per_second=0.0)
+
+    def least_precise(truths: list[Truth]) -> TruthError:
+        scores = [suite_score(each, truths, [o.multiplier(timeless) for o in each]) for each in rivals]
+        return min(scores, key=lambda score: score.precise(options.precision))
+
     store = None if options.no_store else TruthStore()
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:      # hashing is half of a second run
         sources = list(threads.map(lambda mlp: TruthSource(mlp.weights, store, options.plain_truth), suite))
-    return grow_together(sources, options.n_samples, lambda truths: suite_score(outcomes, truths, multipliers),
-                         options.precision, options.max_work, progress=progress)[0]
+    return grow_together(sources, options.n_samples, least_precise, options.precision, options.max_work,
+                         progress=progress)[0]
 
 
 # ======================================================================================
@@ -4405,7 +4468,8 @@ def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
 
 class LocalRunner:
     """Runs the estimator in this process: the fastest, and the one to debug in. A context manager: entering it
-    loads the file and calls setup() within the round's set-up time, raising WhestError; leaving it tears down."""
+    loads the file or baseline and calls setup() within the round's set-up time, raising WhestError; leaving
+    it tears down and forgets the file's siblings, as a rival's may have the same names."""
 
     def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False):
         self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
@@ -4414,9 +4478,11 @@ class LocalRunner:
         rules, limit, start = self.rules, self.rules.setup_timeout, time.perf_counter()
         context = SetupContext(rules.width, rules.depth, rules.flop_budget, api_version="1.0",
                                submission_dir=str(Path(self.path).resolve().parent), seed=self.seed)
+        self.modules = set(sys.modules)
         try:
             with Alarm(limit, "setup"):
-                self.estimator = load_estimator(self.path, self.class_name)
+                known = self.path in BASELINES
+                self.estimator = Baseline(self.path) if known else load_estimator(self.path, self.class_name)
                 self.estimator.setup(context)
             elapsed = time.perf_counter() - start
             if limit is not None and elapsed > limit:
@@ -4445,6 +4511,10 @@ class LocalRunner:
     def __exit__(self, *_):
         with contextlib.suppress(Exception):
             self.estimator.teardown()
+        for name in set(sys.modules) - self.modules:
+            found_beside = str(Path(self.path).parent / name.partition(".")[0])
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(found_beside):
+                del sys.modules[name]
 
 
 def open_debugger(screen) -> None:
@@ -4504,7 +4574,7 @@ class SubprocessRunner(LocalRunner):
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.frames: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self.listen, args=(self.process.stdout, self.frames), daemon=True).start()
-        answer, _ = self.ask({"path": str(Path(self.path).resolve()), "class_name": self.class_name, "seed": self.seed,
+        answer, _ = self.ask({"path": self.path, "class_name": self.class_name, "seed": self.seed,
                               "rules": asdict(self.rules), "memory_limit": self.memory_limit,
                               "max_threads": self.max_threads},
                              b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
@@ -4621,11 +4691,24 @@ def _no_debugger_here(*args, **kwargs):
 # Reports
 #
 # A report is drawn from one plain dictionary, the document that `--format json` prints, so
-# nothing on the page is unavailable to a script. A panel is a title and lines of text; how
-# it is framed, coloured and fitted to the terminal is the Screen's business alone.
+# nothing on the page is unavailable to a script. A panel is a title and lines of text, bars
+# and plots; how it is framed, coloured and fitted to the terminal is the Screen's business
+# alone, and how it looks in a browser that of `page`.
 # ======================================================================================
 
 STYLES = {"title": "1;36", "good": "32", "bad": "31", "strong": "1"}
+
+
+class Bar(typing.NamedTuple):
+    """A line of a panel that ends in a bar: it fills `share` of the room that the text leaves."""
+    text: str
+    share: float
+
+
+class Scatter(typing.NamedTuple):
+    """A plot in a panel: points (x, y) of the unit square, with its diagonal."""
+    points: list
+    caption: str
 
 
 class Screen:
@@ -4669,28 +4752,62 @@ class Screen:
             self.kept = None
 
     def paint(self, text: str, style: str) -> str:
-        return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if self.colour else text
+        """The text in a style; `write` takes it off where there is no colour."""
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
 
     def bar(self, share: float, width: int = 20) -> str:
         """A bar that fills `share` of `width` cells."""
         return ("█" if self.unicode else "#") * round(max(0.0, min(share, 1.0)) * width)
 
-    def panel(self, title: str, lines: Iterable[str]) -> None:
+    def plot(self, scatter: Scatter, width: int, height: int = 9) -> Iterator[str]:
+        """The points in braille, 2 x 4 to a character, or as *; and the diagonal."""
+        across, down = (2, 4) if self.unicode else (1, 1)
+        diagonal = ((height - 1 - column * height // width, column) for column in range(width))
+        cells = dict.fromkeys(diagonal, "·" if self.unicode else "-")
+        dots: Counter = Counter()
+        for x, y in set(scatter.points):
+            column, dx = divmod(round(x * (width * across - 1)), across)
+            row, dy = divmod(round((1 - y) * (height * down - 1)), down)
+            dots[row, column] |= 1 << ((0, 1, 2, 6), (3, 4, 5, 7))[dx][dy]
+            cells[row, column] = chr(0x2800 + dots[row, column]) if self.unicode else "*"
+        for row in range(height):
+            yield "".join(cells.get((row, column), " ") for column in range(width))
+        yield scatter.caption
+
+    def drawn(self, item: str | Bar | Scatter, width: int) -> Iterable[str]:
+        """The lines of text that one line of a panel takes."""
+        if isinstance(item, Scatter):
+            return self.plot(item, width)
+        if isinstance(item, Bar):
+            item = item.text + self.bar(item.share, width - len(item.text))
+        return wrap(item, width)
+
+    def panel(self, title: str, lines: Iterable) -> None:
         """Print a titled panel; long lines are wrapped."""
-        inner = self.width - 4
-        wrapped = [part for line in lines for part in wrap(line, inner)]
-        if self.unicode:
-            rows = [f"╭─ {self.paint(title, 'title')} ".ljust(self.width - len(title) + len(self.paint(title, 'title')) - 1, "─") + "╮"]
-            rows += [f"│ {line}{' ' * (inner - len(uncoloured(line)))} │" for line in wrapped]
-            rows += ["╰" + "─" * (self.width - 2) + "╯"]
-        else:
-            rows = [f"== {title} ".ljust(self.width, "="), *(f"  {line}".rstrip() for line in wrapped), ""]
-        self.write("\n".join(rows))
+        self.panels([(title, lines)])
+
+    def panels(self, row: list) -> None:
+        """Print panels, `(title, lines)`, side by side."""
+        width = (self.width + 1) // len(row) - 1
+        bodies = [[line for item in items for line in self.drawn(item, width - 4)] for _, items in row]
+        printed = []
+        for (title, _), body in zip(row, bodies):
+            body += [""] * (max(map(len, bodies)) - len(body))
+            title = title[:width - 6]
+            if self.unicode:
+                top = f"╭─ {self.paint(title, 'title')} {'─' * (width - len(title) - 5)}╮"
+                body = [f"│ {line}{' ' * (width - 4 - len(uncoloured(line)))} │" for line in body]
+                printed.append([top, *body, f"╰{'─' * (width - 2)}╯"])
+            else:
+                body = [f"  {line}{' ' * (width - 2 - len(uncoloured(line)))}" for line in body]
+                printed.append([f"== {title} ".ljust(width, "="), *body, ""])
+        self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
 
     def write(self, text: str) -> None:
         """Print on stdout; characters that its encoding lacks are replaced."""
         self.live(None)
         self.release_stdout()
+        text = text if self.colour else uncoloured(text)
         print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
 
     def live(self, text: str | None) -> None:
@@ -4726,25 +4843,73 @@ def readable(n: float) -> str:
     return f"{n:,.0f}" if abs(n) < 1e6 else f"{n:.2e}".replace("e+", "e")
 
 
-def report_run(document: dict, screen: Screen, debug: bool = False) -> None:
-    """Print the report of a scored run, or its document."""
-    if screen.format == "json":
-        return screen.write(json.dumps(document, indent=2))
+PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>{0}</title><style>
+:root {{ color-scheme: light dark; --bar: #3a6fd8; --good: #14703a; --bad: #b3261e }}
+@media (prefers-color-scheme: dark) {{ :root {{ --bar: #78a5ff; --good: #62d48c; --bad: #ff8b80 }} }}
+body {{ max-width: 64rem; margin: 2rem auto; font: 15px/1.5 system-ui }}
+h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1rem }} main {{ display: flex; flex-wrap: wrap; gap: 1rem }}
+section {{ flex: 1 1 18rem; padding: 0 1rem 1rem; background: #8882; border-radius: 6px; overflow: auto }}
+section:has(pre) {{ flex-basis: 100% }} pre {{ margin: 0 }} svg {{ display: block; fill: var(--bar) }}
+pre, text {{ font: 12px/1.6 monospace; white-space: pre-wrap; fill: CanvasText }}
+path {{ fill: none; stroke: #8888 }} circle {{ fill-opacity: .6 }}
+.good {{ color: var(--good) }} .bad {{ color: var(--bad) }} .strong {{ font-weight: bold }}
+</style><h1>{0}</h1><main>{1}</main></html>
+"""
+
+
+def page(title: str, panels: list) -> str:
+    """The panels as one HTML page that needs nothing else, light or dark as the reader's system is."""
+    def drawn(item: str | Bar | Scatter) -> str:
+        if isinstance(item, Scatter):
+            dots = (f'<circle cx="{260 * x + 3:.1f}" cy="{263 - 260 * y:.1f}" r="2.5"/>' for x, y in item[0])
+            return (f'<svg width="266" height="284"><path d="M3 3v260h260M3 263L263 3"/>{"".join(dots)}'
+                    f'<text y="280">{html.escape(item.caption)}</text></svg>')
+        if isinstance(item, Bar):
+            start = 7.5 * len(item.text)        # wide enough for any monospaced font of 12 pixels
+            return (f'<svg width="{start + 170}" height="20"><text y="14">{html.escape(item.text)}</text>'
+                    f'<rect x="{start}" y="3" width="{170 * item.share:.1f}" height="14" rx="2"/></svg>')
+        text = html.escape(item)
+        for name, code in STYLES.items():
+            text = re.sub(rf"\x1b\[{code}m(.*?)\x1b\[0m", rf'<span class="{name}">\1</span>', text)
+        return f"<pre>{uncoloured(text) or ' '}</pre>"
+
+    return PAGE.format(html.escape(title), "".join(
+        f"<section><h2>{html.escape(heading)}</h2>{''.join(map(drawn, items))}</section>"
+        for heading, items in panels))
+
+
+def report_run(document: dict, screen: Screen, debug: bool = False, html_path: str | None = None) -> None:
+    """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
     results, config = document["results"], document["run_config"]
     per_mlp, breakdown = results["per_mlp"], results["breakdowns"]["estimator"]
+    against = document.get("against")
     errors = [entry for entry in per_mlp if "error_code" in entry]
     exhausted = [entry for entry in per_mlp if any(entry[flag] for flag in FLAGS)]
     panels = (("Run context", True, context_lines(config)),
               ("Estimator Errors", errors, error_lines(errors, len(per_mlp), screen, debug)),
               ("Exhausted limits", exhausted, exhausted_lines(exhausted, config, debug)),
               ("Truth", True, truth_lines(results, config)),
-              ("Where the FLOPs went", breakdown, flops_lines(breakdown, screen)),
-              ("Error by layer", True, layer_lines(results["per_layer_mse"], screen)),
+              ("Where the FLOPs went", breakdown, flops_lines(breakdown)),
+              ("Error by layer", True, bars(results["per_layer_mse"], 1, log=True)),
+              ("Score by MLP", True, bars([entry["adjusted_final_layer_score"] for entry in per_mlp], 0)),
+              ("Predicted vs true", True, [scatter(**results["final_layer_of_mlp_0"])]),
               ("Each MLP", debug, mlp_lines(per_mlp)),
-              ("Final score", True, score_lines(results, config, screen)))
-    for title, present, lines in panels:
-        if present:
-            screen.panel(title, lines)
+              ("Final score", True, score_lines(results, config, screen)),
+              (f"Against {against and against['estimator']}", against, against and against_lines(against)))
+    panels = [(title, list(lines)) for title, present, lines in panels if present]
+    if html_path:
+        try:
+            with replacing(Path(html_path)) as part:
+                part.write_text(page(f"whestbench: {config['estimator']}", panels), "utf-8", "replace")
+        except OSError as exc:
+            raise Misuse(f"--html {html_path}: {exc.strerror}.") from exc
+    if screen.format == "json":
+        return screen.write(json.dumps(document, indent=2))
+    for has_text, group in itertools.groupby(panels, lambda panel: str in map(type, panel[1])):
+        row, across = list(group), 1 if has_text else max(1, screen.width // 26)
+        for first in range(0, len(row), across):
+            screen.panels(row[first:first + across])
 
 
 def context_lines(config: dict) -> Iterator[str]:
@@ -4806,7 +4971,7 @@ def truth_lines(results: dict, config: dict) -> Iterator[str]:
         yield f"2% precision would take {corrected['growth_needed']:.2g} times as many samples"
 
 
-def flops_lines(breakdown: dict, screen: Screen) -> Iterator[str]:
+def flops_lines(breakdown: dict) -> Iterator[str | Bar]:
     """The operations that cost most, and where the time went."""
     totals: dict[str, Counter] = defaultdict(Counter)
     for row in breakdown["by_namespace"].values():
@@ -4816,20 +4981,34 @@ def flops_lines(breakdown: dict, screen: Screen) -> Iterator[str]:
     rows = sorted((item for item in totals.items() if item[1]["cost"]), key=lambda item: -item[1]["cost"])
     for name, total in rows[:8]:
         cost = total["cost"]
-        yield (f"{name.removeprefix('random.'):<26}{cost / used:>6.1%}  {readable(cost):>10} FLOPs  {total['calls']:>7,} calls  "
-               + screen.bar(cost / used))
+        yield Bar(f"{name.removeprefix('random.'):<26}{cost / used:>6.1%}  {readable(cost):>10} FLOPs  "
+                  f"{total['calls']:>7,} calls  ", cost / used)
     if rows[8:]:
         yield f"{f'{len(rows) - 8} others':<26}{sum(total['cost'] for _, total in rows[8:]) / used:>6.1%}"
     backend, overhead, residual = (breakdown[name] for name in TIMES[1:])
     yield f"wall {breakdown['wall_time_s']:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, {residual:.3f} s residual"
 
 
-def layer_lines(per_layer: list[float], screen: Screen) -> Iterator[str]:
-    """The mean squared error of each layer, as bars on a log scale."""
-    logs = [math.log10(max(mse, 1e-30)) for mse in per_layer]
-    low, high = min(logs) - 0.3, max(logs)
-    for layer, (mse, log) in enumerate(zip(per_layer, logs), 1):
-        yield f"layer {layer:>3}  {mse:9.2e}  {screen.bar((log - low) / (high - low), screen.width - 40)}"
+def bars(values: list[float], first: int, log: bool = False) -> Iterator[Bar]:
+    """A bar for each value, numbered from `first`; of more than 16 values, for the mean of neighbours.
+
+    A `log` bar spans three decades, or fewer.
+    """
+    size = -(-len(values) // 16)
+    parts = {i: values[i:i + size] for i in range(0, len(values), size)}
+    names = [f"{first + i}" + f"-{first + i + len(part) - 1}" * (len(part) > 1) for i, part in parts.items()]
+    means = [float(np.mean(part)) for part in parts.values()]
+    heights = [math.log10(max(mean, 1e-30)) for mean in means] if log else means
+    low, high = max(min(heights) - 0.3, max(heights) - 3) if log else 0.0, max(heights)
+    for name, mean, height in zip(names, means, heights):
+        yield Bar(f"{name:>{max(map(len, names))}} {mean:.2e} ", max(height - low, 0.0) / (high - low or 1))
+
+
+def scatter(true: list[float], predicted: list[float]) -> Scatter:
+    """The final layer as predicted, upwards, against its truth; a prediction below 0 counts as 0."""
+    high = max(*true, *predicted) or 1.0
+    points = [(x / high, max(y, 0.0) / high) for x, y in zip(true, predicted)]
+    return Scatter(points, f"0 to {high:.3g}, MLP 0")
 
 
 def mlp_lines(per_mlp: list[dict]) -> Iterator[str]:
@@ -4852,6 +5031,33 @@ def sampling_score(results: dict, config: dict) -> tuple[float, int]:
     width, depth, multiplier = config["width"], config["depth"], results["mean_score_multiplier"]
     n_samples = max(1, int(multiplier * config["flop_budget"] / (depth * (2 * width**2 + 2 * width) + 16 * width)))
     return multiplier * float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]])) / n_samples, n_samples
+
+
+def verdict(difference: dict, us: str, them: str) -> str:
+    """Which of two estimators is better and how sure that is, in one sentence to be quoted."""
+    n, p, needed = len(difference["per_mlp"]), difference["p"], difference["networks_needed"]
+    on = f"on {n} networks" if n > 1 else "on this one network"
+    if p is None:
+        return f"{us} and {them} score exactly the same {on}: the difference is 0."
+    sign, better, worse = (-1, us, them) if difference["score"] < 0 else (1, them, us)
+    low, high = sorted(sign * end for end in difference["interval"])
+    says = "{} is better than {}" if p <= 0.05 else "Not settled: {} seems better than {}"
+    settle = f"; about {readable(needed)} networks would settle it." if needed else "."
+    return (f"{says.format(better, worse)} by {abs(difference['score']):.3g} {on} (95% interval {low:.3g} to "
+            f"{high:.3g}, p = {p:.2g}){settle}")
+
+
+def against_lines(against: dict) -> Iterator[str]:
+    """Which is better, how sure that is, and where the doubt comes from."""
+    difference, rival = against["difference"], against["results"]
+    yield against["verdict"]
+    yield (f"{against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
+           f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
+           f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}")
+    parts = (f"{name} {'not known' if part is None else f'{part:.2g}'}"
+             for name, part in difference["parts"].items())
+    yield (f"standard error {difference['standard_error']:.2g}: {', '.join(parts)}"
+           + " (--repeats 3 tells it apart)" * (difference["n_repeats"] == 1))
 
 
 def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
@@ -4928,7 +5134,9 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", number, "FLOPS"),
     "seed": (0, "of the suite's networks [0]", integer, "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", integer, "N"),
-    "repeats": (5, "measurements, of which the median counts [5]", integer, "N"),
+    "repeats": (None, "of a measurement [5]; --against: of predict(), under other seeds [1]", integer, "N"),
+    "html": (None, "write the report as a page, too", str, "FILE"),
+    "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
     "runner": ("local", "local (or inprocess): here, for debuggers; subprocess (or server): isolated [local]", str,
                ["local", "inprocess", "subprocess", "server"]),
     "memory_limit": (8.0, "of the isolated worker, in GB [8]", number, "GB"),
@@ -4998,15 +5206,18 @@ def estimator_path(options) -> str:
     return options.file or options.estimator
 
 
-def runner_for(options, rules: Round) -> LocalRunner:
-    """The runner that the options ask for; not started yet."""
-    arguments = estimator_path(options), options.class_, rules, options.seed, getattr(options, "fail_fast", False)
+def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
+    """The runner that the options ask for, of the estimator or a rival to it; not started yet."""
+    path = rival if rival in BASELINES else str(Path(rival or estimator_path(options)).expanduser().resolve())
+    class_name = None if rival else options.class_
+    arguments = path, class_name, rules, options.seed, getattr(options, "fail_fast", False)
     if options.runner in ("local", "inprocess"):
         return LocalRunner(*arguments)
     return SubprocessRunner(*arguments, memory_limit=int(options.memory_limit * 2**30), max_threads=options.max_threads)
 
 
-@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split seed max_threads runner memory_limit format json debug fail_fast")
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset
+    split seed max_threads runner memory_limit against repeats html format json debug fail_fast""")
 def run(options, screen: Screen) -> int:
     """Score an estimator on a suite of random networks, and say what to do next.
 
@@ -5014,34 +5225,59 @@ def run(options, screen: Screen) -> int:
     estimator failed on any network, 2 for misuse.
     """
     rules, started = rules_of(options), datetime.now(timezone.utc)
-    for name in ("n_mlps", "n_samples", "max_threads"):
+    for name in ("n_mlps", "n_samples", "max_threads", "repeats"):
         if getattr(options, name) is not None and getattr(options, name) <= 0:
             raise Misuse(f"--{name.replace('_', '-')} must be positive.")
+    rival = options.against
+    if options.repeats and not rival:
+        raise Misuse("--repeats is for --against: name a rival.")
+    if rival and rival not in BASELINES and not Path(rival).expanduser().is_file():
+        raise Misuse(f"--against {rival}: no such file, nor one of the baselines {', '.join(BASELINES)}.")
+    if options.html and not os.access(Path(options.html).parent, os.W_OK):
+        raise Misuse(f"--html {options.html}: cannot write in that folder.")
     limit_threads(options.max_threads)
     dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
     suite = dataset.mlps if dataset else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
     rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
-    with runner_for(options, rules) as runner:
-        outcomes = []
-        for i, mlp in enumerate(suite):
-            screen.live(f"predict  MLP {i + 1}/{len(suite)}")
-            outcomes.append(runner.predict(mlp))
-    truths = dataset.truths if dataset else grow_truths(suite, outcomes, rules, options, truth_progress(screen))
-    results = score_suite(suite, outcomes, truths, rules, options.precision)
+    classes, outcomes = [], []          # of the estimator, then of its rival
+    for which in (None, rival) if rival else (None,):
+        with runner_for(options, rules, which) as runner:
+            outcomes.append(predictions(runner, suite, options.repeats or 1, screen))
+            classes.append(runner.class_found)
+    first = [repeats[0] for repeats in outcomes]
+    truths = dataset.truths if dataset else grow_truths(suite, first, rules, options, truth_progress(screen))
+    results, *theirs = (score_suite(suite, each, truths, rules, options.precision) for each in first)
     config = {"n_mlps": len(suite), "width": rules.width, "depth": rules.depth, "seed": options.seed,
               "flop_budget": rules.flop_budget, "setup_timeout_s": rules.setup_timeout,
               "wall_time_limit_s": rules.wall_time_limit, "residual_wall_time_limit_s": rules.residual_wall_time_limit,
               "lambda_flops_per_second": rules.lambda_flops_per_second, "round": rules.tag, "prices": rules.prices,
-              "estimator": estimator_path(options), "class": runner.class_found, "runner": options.runner,
+              "estimator": estimator_path(options), "class": classes[0], "runner": options.runner,
               "n_samples": "the dataset's" if dataset else options.n_samples or "auto"}
     if dataset:
         config["dataset"] = dataset.about
-    report_run({"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
-                "run_config": config, "whestbench_version": __version__}, screen, options.debug)
+    document = {"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
+                "run_config": config, "whestbench_version": __version__}
+    if rival:
+        difference = compare(*outcomes, truths, rules)
+        document["against"] = {"verdict": verdict(difference, config["estimator"], rival), "estimator": rival,
+                               "class": classes[1], "difference": difference, "results": theirs[0]}
+    report_run(document, screen, options.debug, options.html)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
         print(f"whest: predict() failed on {n_errors} of {len(suite)} MLPs; the report says where and why.", file=sys.stderr)
     return 1 if n_errors else 0
+
+
+def predictions(runner: LocalRunner, suite: list[MLP], n_repeats: int, screen: Screen) -> list[list[Outcome]]:
+    """The outcomes on a suite, again under other seeds for each repeat after the first."""
+    outcomes: list[list[Outcome]] = []
+    for repeat in range(n_repeats):
+        outcomes.append([])
+        for i, mlp in enumerate(suite):
+            screen.live(f"predict  MLP {i + 1}/{len(suite)}")
+            other = np.random.SeedSequence(mlp.seed, spawn_key=(repeat,)).generate_state(1)[0]
+            outcomes[-1].append(runner.predict(replace(mlp, seed=int(other)) if repeat else mlp))
+    return outcomes
 
 
 def truth_progress(screen: Screen) -> Callable:
@@ -5321,7 +5557,7 @@ def bench(options, screen: Screen) -> int:
     limit_threads(options.max_threads)
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
         peak = fma_peak(threads)
-        shapes = [bench_shape(rules, options.repeats, threads, peak) for rules in ROUNDS.values()]
+        shapes = [bench_shape(rules, options.repeats or 5, threads, peak) for rules in ROUNDS.values()]
     tools: dict[str, Any] = {}
     exec(RIVAL_CODE, tools)
     plain = tools["overhead"](np)
