@@ -1715,7 +1715,7 @@ def population():
     mlps = [wb.build_mlp(16, 3, seed) for seed in range(32)]
     weights = [np.array([np.asarray(w) for w in mlp.weights]) for mlp in mlps]
     return ([wb.TruthSource(mlp.weights).at(2**18) for mlp in mlps],
-            [[moments_at(w, key, 512).truth() for key in range(8)] for w in weights])
+            [[sampled_truths(w, key, 512)[0] for key in range(8)] for w in weights])
 
 @pytest.mark.parametrize("sizes, flops_used", [((0.05, 0.06), 100), ((0.05, 0.08), 300),
                                                ((0.01, 0.012), 100)])
