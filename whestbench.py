@@ -16,7 +16,6 @@ from __future__ import annotations
 import abc
 import concurrent.futures
 import contextlib
-import copy
 import difflib
 import functools
 import hashlib
@@ -788,10 +787,9 @@ def measured(x, ord, axis, rank, book):
 def chained(arrays, book):
     """multi_dot: the cheapest order of the products. Book 0.7 takes vectors at the ends for matrices."""
     shapes, early = [shape_of(a) for a in arrays], book == "0.7"
-    dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
     if not early:
-        dims[0] = dims[0] if len(shapes[0]) > 1 else 1
-        dims[-2:] = dims[-2:] if len(shapes[-1]) > 1 else [shapes[-1][0], 1]
+        shapes[0], shapes[-1] = (1, *shapes[0])[-2:], (*shapes[-1], 1)[:2]
+    dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
     once = (lambda m, k, n: 2 * m * k * n) if early else product
 
     @functools.cache
@@ -955,8 +953,8 @@ class PriceBook:
     """The prices of one version of the rules."""
 
     def __init__(self, name, rows):
-        self.name, self.rows, self.rates, self._known = name, rows, name != "0.7", {}
-        self.immutable = self.rates                         # 0.12 refuses to write into arrays
+        self.name, self.rows, self._known = name, rows, {}
+        self.immutable = name != "0.7"                      # 0.12 refuses to write into arrays, and charges rates
         self.after = {op for op in rows if "after" in rows[op].notes}
         self.plain, self.alike = [{op for op in rows if note in rows[op].notes} for note in ("plain", "alike")]
         self.unlogged = {op for op in rows if rows[op].units == "free"}
@@ -985,7 +983,7 @@ class PriceBook:
 
     def _price(self, row, call):
         units = call.evaluate(row.units)
-        if not self.rates or row.dtype == "-":
+        if not self.immutable or row.dtype == "-":
             return int(units * row.weight), None
         dtype = call.evaluate(row.dtype)
         factor = call.get("factor", None if dtype.kind == "c" else 1)
@@ -1002,7 +1000,7 @@ class PriceBook:
             row, of = self.rows["." + method], self.rows[ufunc]
         except KeyError:
             raise UnsupportedFunctionError(f"{name} has no price in book {self.name}") from None
-        self.rows[name] = row._replace(weight=of.weight if self.rates else 1, factor=of.factor)
+        self.rows[name] = row._replace(weight=of.weight if self.immutable else 1, factor=of.factor)
         return self.rows[name]
 
 
@@ -1541,7 +1539,7 @@ class BudgetContext:
         self.flopscope_backend_time_s = 0.0         # seconds inside NumPy
         self.flopscope_overhead_time_s = 0.0        # seconds inside this counter
         self._paused, self._deadline, self._start, self._wall = 0.0, math.inf, None, None
-        self.mark_recorded(None)
+        self.mark_collected(None)
 
     def charge(self, op_name, cost, dtype=None, shapes=(), subscripts=None, start=None):
         """Pay `cost` FLOPs for one operation and log it."""
@@ -1564,10 +1562,10 @@ class BudgetContext:
         if now > self._deadline:
             self._out_of_time(self._log[-1][0])
 
-    def mark_recorded(self, session):
-        """Remember how far the session's totals (those of this session) include this context."""
-        self._recorded = (session, len(self._log),
-                          self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
+    def mark_collected(self, session):
+        """Remember how far the totals of this session include this context."""
+        self._collected = (session, len(self._log), self.wall_time_s or 0.0,
+                           self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
 
     def _out_of_time(self, op_name):
         self.exhausted = TimeExhaustedError(op_name, elapsed_s=self.elapsed_s, limit_s=self.wall_time_limit_s)
@@ -1580,13 +1578,14 @@ class BudgetContext:
         if not self._quiet:
             print(f"flopscope prices {self.prices} | budget: {self.flop_budget:.2e} FLOPs", file=sys.stderr)
         self._wall, self._paused, self._start = None, 0.0, _clock()
+        self._collected = (*self._collected[:2], 0.0, *self._collected[3:])
         if self.wall_time_limit_s is not None:
             self._deadline = self._start + self.wall_time_limit_s
         return self
 
     def __exit__(self, *_):
         self._wall, self._deadline, _thread.active = self.elapsed_s, math.inf, None
-        _session.record(self)
+        _session.collect(self)
 
     def __call__(self, function):
         @functools.wraps(function)
@@ -1700,30 +1699,25 @@ class _Session:
     """Totals of the process: of every context that was closed, and of those that are open now."""
 
     def __init__(self):
-        self.key = object()
         self.rows = defaultdict(Counter)
         self.flop_budget, self.wall, self.backend, self.overhead = 0, None, 0.0, 0.0
 
-    def record(self, context, keep=True):
-        """Add what this context did since it was recorded last."""
-        key, done, backend, overhead = context._recorded
-        self.flop_budget += 0 if key is self.key else context.flop_budget
+    def collect(self, context):
+        """Add what this context did since it was collected last."""
+        known, done, wall, backend, overhead = context._collected
+        self.flop_budget += 0 if known is self else context.flop_budget
         _totals(self.rows, context._log[done:])
         if context.wall_time_s is not None:
-            self.wall = (self.wall or 0.0) + context.wall_time_s
+            self.wall = (self.wall or 0.0) + context.wall_time_s - wall
         self.backend += context.flopscope_backend_time_s - backend
         self.overhead += context.flopscope_overhead_time_s - overhead
-        if keep:
-            context.mark_recorded(self.key)
+        context.mark_collected(self)
 
     def summary_dict(self, by_namespace):
-        total = copy.copy(self)
-        total.rows = copy.deepcopy(self.rows)
         for live in (_thread.active, _default_context):
             if live is not None and live._log:
-                total.record(live, keep=False)
-        return _summary(total.flop_budget, total.rows, by_namespace,
-                        total.wall, total.backend, total.overhead)
+                self.collect(live)
+        return _summary(self.flop_budget, self.rows, by_namespace, self.wall, self.backend, self.overhead)
 
 
 _session, _default_context = _Session(), None
@@ -1769,7 +1763,7 @@ def budget_reset():
     global _session, _default_context
     _session, _default_context = _Session(), None
     if _thread.active is not None:
-        _thread.active.mark_recorded(None)
+        _thread.active.mark_collected(None)
 
 
 # ---- flops.stats: the distributions in closed form, right in both tails -----------------------------------
