@@ -446,18 +446,15 @@ def loop_dtype(ufunc, inputs, dtype=None):
     """(heaviest dtype, whether complex) of the loop that NumPy picks for dtypes or weak Python types."""
     if all(isinstance(t, type) for t in inputs):
         inputs = tuple(map(np.dtype, inputs))
-    free, fixed = (None,) * ufunc.nout, {}
-    if dtype is not None:
-        fixed = dict(signature=(None,) * ufunc.nin + (dtype,) * ufunc.nout, casting="unsafe")
-    loop = ufunc.resolve_dtypes(inputs + free, **fixed)
-    is_complex = any(t.kind == "c" for t in loop)
-    if dtype is not None:
-        return functools.reduce(heavier, loop), is_complex
-    # an integer that feeds an inexact output (ldexp's exponent) steers; it is no number to compute with
-    data = [i for i in range(ufunc.nin) if loop[i].kind not in "iu" or loop[-1].kind not in "fc"]
-    heavy = [*[loop[i] for i in data], *(loop[ufunc.nin:] if ufunc.nout == 1 else ())]
-    promoted = np.result_type(*[inputs[i](0) if isinstance(inputs[i], type) else inputs[i] for i in data])
-    return functools.reduce(heavier, [*heavy, promoted]), is_complex
+    fixed = {} if dtype is None else dict(
+        signature=(None,) * ufunc.nin + (dtype,) * ufunc.nout, casting="unsafe")
+    loop = ufunc.resolve_dtypes(inputs + (None,) * ufunc.nout, **fixed)
+    heavy = loop
+    if dtype is None:
+        inputs = inputs[:1] if ufunc is np.ldexp else inputs                # its exponent only steers
+        promoted = np.result_type(*[t(0) if isinstance(t, type) else t for t in inputs])
+        heavy = [*loop[:len(inputs)], *(loop[ufunc.nin:] if ufunc.nout == 1 else ()), promoted]
+    return functools.reduce(heavier, heavy), any(t.kind == "c" for t in loop)
 
 
 # ---- quantities ------------------------------------------------------------------------------------------
@@ -1265,14 +1262,18 @@ def meetings(symmetry, shown, sizes):
     return still * total // len(group)
 
 
+def additions(symmetry, shown, sizes, book):
+    """What meets, less the orbits of the output that it ends in. Book 0.7 lets nothing meet, and counts below 0."""
+    met = meetings(symmetry, shown, sizes)
+    return met - distinct(symmetry, shown, sizes) if met or book == "0.7" else 0
+
+
 @functools.lru_cache(4096)
 def summing(shape, axes, symmetry, book):
-    """Additions that reduce these axes of an array: its meetings less the orbits that they end in."""
+    """Additions that reduce these axes of an array."""
     if book != "0.7" and len(symmetry or ()) > LARGEST_GROUP:
         symmetry = None
-    kept = [a for a in range(len(shape)) if a not in axes]
-    met = meetings(symmetry, kept, shape)
-    return met - distinct(symmetry, kept, shape) if axes and (met or book == "0.7") else 0
+    return additions(symmetry, [a for a in range(len(shape)) if a not in axes], shape, book) if axes else 0
 
 
 # --- Contractions ---------------------------------------------------------------------------------
@@ -1293,8 +1294,8 @@ def product_cost(parts, out, size, syms, same, book):
         raise IndexError("flopscope cannot price one operand used twice but summed to different ranks")
     labels, symmetry = label_group(parts, syms, same)
     sizes, shown = tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in out]
-    products, met = orbits(symmetry, sizes) * (len(parts) - 1), meetings(symmetry, shown, sizes)
-    return products + met - distinct(symmetry, shown, sizes) if met or book == "0.7" else 0, products
+    products = orbits(symmetry, sizes) * (len(parts) - 1)
+    return products + additions(symmetry, shown, sizes, book), products
 
 
 def contraction(parts, out, shapes, syms, same, book):
@@ -1933,7 +1934,7 @@ class SymmetricTensor(FlopscopeArray):
         return tagged, (self.view(FlopscopeArray), self._group)
 
     def flatten(self, order="C"):
-        return _FUNCTIONS["ravel"](self, order).view(np.ndarray)
+        return self.ravel(order).view(np.ndarray)
 
     def __getitem__(self, key):
         return _passed_on("getitem", (self, key), {}, self.view(FlopscopeArray)[key])
@@ -1943,23 +1944,15 @@ class SymmetricTensor(FlopscopeArray):
         return self.transpose()
 
     def transpose(self, *axes):
-        return self._moved("transpose", axes[0] if len(axes) == 1 else axes or None)
+        order = axes[0] if len(axes) == 1 else axes or None
+        return _passed_on("transpose", (self, order), {}, self.view(FlopscopeArray).transpose(order))
 
     def swapaxes(self, *axes):
-        return self._moved("swapaxes", *axes)
-
-    def squeeze(self, axis=None):
-        return _FUNCTIONS["squeeze"](self, axis)
-
-    def ravel(self, order="C"):
-        return _FUNCTIONS["ravel"](self, order)
+        return _passed_on("swapaxes", (self, *axes), {}, self.view(FlopscopeArray).swapaxes(*axes))
 
     @property
     def flat(self):
         return _Flat(self)
-
-    def _moved(self, name, *axes):
-        return _passed_on(name, (self, *axes), {}, getattr(self.view(FlopscopeArray), name)(*axes))
 
 
 class _Flat:
@@ -2594,6 +2587,7 @@ for _names, _make in ((_METHODS, _FUNCTIONS.get), (_COPYING_METHODS, _copying_me
     for _name in _names.split():
         setattr(FlopscopeArray, _name, _make(_name))
 FlopscopeArray.conj = FlopscopeArray.conjugate
+SymmetricTensor.squeeze, SymmetricTensor.ravel = _FUNCTIONS["squeeze"], _FUNCTIONS["ravel"]
 FlopscopeArray.compress = lambda self, condition, *args, **kwargs: _FUNCTIONS["compress"](
     condition, self, *args, **kwargs)
 
