@@ -111,8 +111,9 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # Cells are Python. They know the arguments by NumPy's names (or the row's own), the QUANTITIES
 # below and the functions of this room. `free` is 0 and not even logged; `-`: no price, no dtype, or no sense
 # for complex numbers. What looks at the result (O, made) is charged after the work, as is a row that notes
-# `after`. `value`: depends on elements of an argument; `twins`: on which operands are one object. `plain` and
-# `plain0.7`: results are plain arrays.
+# `after`. `value`: depends on elements of an argument; `twins`: on which operands are one object. Results are
+# counted arrays, even single numbers unless `scalars` stay; `plain`: never, `alike`: like the operands. Such a
+# note may name its book.
 PRICE_TABLE = """
 [] pointwise: N elements, at least 1 | N | N | dtype loop
 negative positive rint conj conjugate logical_not
@@ -163,12 +164,15 @@ median nanmedian | {V * each; max1(V * each + N)} | {V * each; R} | dtype averag
 percentile quantile | quantiles | V * each | dtype weak({inexact(main); main}, q) | complex -
 nanpercentile nanquantile | quantiles + max1(size) | - | dtype weak({inexact(main); main}, q) | complex -
 trace | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
-  | max1(min(shape[axis1], shape[axis2])) | dtype summed
+  | max1(min(shape[axis1], shape[axis2])) | dtype summed | notes scalars
 
-[] contractions | dtype joined | complex complex_products
-einsum matmul dot inner outer vdot vecdot matvec vecmat | contracted[0] | notes twins
-tensordot | contracted[0] | notes twins plain0.7
-einsum_path | 1 | dtype -
+[] contractions | dtype with_out(kwargs, join(*(args[1:] if name == "einsum" else two)))
+  | complex complex_products | notes twins
+einsum | contracted[0]
+outer tensordot | contracted[0] | notes twins plain0.7
+matmul dot inner vecdot matvec vecmat | contracted[0] | notes twins alike0.7
+vdot | contracted[0] | notes twins scalars
+einsum_path | 1 | dtype - | notes -
 
 [] creation, copies and views: O elements of the result | dtype made
 array full_like | max1(size)
@@ -177,7 +181,7 @@ bmat fromiter fromfile fromregex | O | weight {1/4; 1/16; 1; 1}
 ones ones_like tri | O | free
 zeros zeros_like empty empty_like | 0 | free | dtype -
 identity eye | {n; diagonal(result, k)} | free
-arange linspace | 2 * {O; (O - retstep)} | {O; max1(num)}
+arange linspace | 2 * {O; (O - retstep)} | {O; max1(num)} | notes scalars
 logspace geomspace | O | max1(num) | weight 16/1 | complex 5.5
 indices | O | 1 if sparse else O
 vander | max1(O - 2 * size) | max1(O - size) | dtype join(x, i8) | complex 6
@@ -187,7 +191,7 @@ diag | size if len(shape) == 1 else 0 | (size + abs(k))**2 if len(shape) == 1 el
 diagflat | size | O | dtype main | notes after
 ix_ | O + masked(args) | O | dtype join(*result)
 tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
-  ravel_multi_index | max1(O) | free | dtype -
+  ravel_multi_index | max1(O) | free | dtype - | notes scalars
 mask_indices | n * n | O | weight 1/4 | dtype i8
 broadcast_shapes | max1(count(*args)) | free | dtype -
 base_repr binary_repr | max1(len(result)) | dtype -
@@ -200,7 +204,7 @@ atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hs
   transpose | 0 | free | dtype -
 matrix_transpose permute_dims linalg.matrix_transpose | free | dtype main
 diagonal | 0 | max1(diagonal(first, offset, axis1, axis2)) | dtype main
-unstack | 0 | size | dtype main
+unstack | 0 | size | dtype main | notes scalars
 getitem(a, keys) | masked(keys) + 4 * O | - | dtype main | notes value
 
 [] joining, comparing, choosing, writing
@@ -217,7 +221,7 @@ pad | padding | O | notes value
 tril triu | max1({below(result, k); O - below(result, k - 1)}) | free
 where(condition, x=None, y=None) | max1(spread(condition, x, y)) | size | weight 4 | dtype weak(x, y)
 select | O * len(condlist) | max(map(count, choicelist)) | weight 1/4 | dtype weak(join(*choicelist), default)
-take take_along_axis | O | weight {4; 4/1}
+take take_along_axis | O | weight {4; 4/1} | notes scalars
 compress | size + 4 * O | O | weight 1/4 | dtype join(a)
 nonzero flatnonzero argwhere extract | size | weight {1; 1; 1/4; 1/4} | dtype {main; main; main; join(arr)}
 place putmask put put_along_axis | {size; size; count(ind); placed} | size | weight {1/4; 1/4; 1; 1}
@@ -225,7 +229,7 @@ copyto(dst, src, casting=None, where=True) | copied(size, where, shape) | copied
   | dtype pair | notes value
 fill_diagonal | filled | min(shape[:2]) | weight 1/4
 
-[] sorting and searching | weight 4/1
+[] sorting and searching | weight 4/1 | notes scalars
 sort argsort unique | sorting(first, axis) | {sorting(a, axis); sorting(a, axis); sorting(ar)}
 unique_all unique_counts unique_inverse unique_values | sorting(x)
 sort_complex | sorting(a, -1) | size * lg(size) | weight 1
@@ -240,24 +244,23 @@ intersect1d | together(*two) if assume_unique else sorting(ar1) + sorting(ar2) +
   | together(*two) | dtype pair
 isin | membership | together(*two) | weight 1 | dtype pair
 
-[] 1-D numerics
+[] 1-D numerics | notes plain0.7 scalars
 diff | differences(a, n, axis, prepend, append) | differences(a, n, axis) | dtype join(a, prepend, append)
-  | notes plain0.7
-ediff1d | max1(size - 1 + count(*[end for end in (to_end, to_begin) if end is not None])) | notes plain0.7
+ediff1d | max1(size - 1 + count(*[end for end in (to_end, to_begin) if end is not None]))
 gradient | slopes | dtype inexact(main) | notes value plain0.7
 trapezoid | 4 * (size if x is None or len(shape_of(x)) == 1 else spread(y, x)) | size | dtype weak(y, x, dx)
-  | notes plain0.7
-interp | interpolation | max1(size) * lg(count(xp)) | dtype join(fp, f8) | complex 3 | notes plain0.7
-unwrap | max1(13 * size) | max1(7 * size) | dtype averaged | complex -
+interp | interpolation | max1(size) * lg(count(xp)) | dtype join(fp, f8) | complex 3
+unwrap | max1(13 * size) | max1(7 * size) | dtype averaged | complex - | notes -
 cov corrcoef | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f * f + f} | max1(2 * f * f * s)
-  | dtype join(first, y, f8) | complex 4 | notes plain0.7
+  | dtype join(first, y, f8) | complex 4
 convolve correlate | {max1(sliding - (mode == "full")); sliding} | max1(2 * size * count(v) - size - count(v))
-  | dtype pair | complex 4 | notes plain0.7
-cross | max1(3 * O) | max1(5 * size) | dtype pair | complex 4.7 | notes plain0.7
-linalg.cross | 3 * spread(*two) | 5 * spread(*two) | dtype pair | complex 4.7
-kron | max1(size * count(b)) | dtype pair | complex 6 | notes plain0.7
+  | dtype pair | complex 4
+cross | max1(3 * O) | max1(5 * size) | dtype pair | complex 4.7
+linalg.cross | 3 * spread(*two) | 5 * spread(*two) | dtype pair | complex 4.7 | notes alike0.7
+kron | max1(size * count(b)) | dtype pair | complex 6
 
 [linalg.] a batch of m x n matrices, r the lesser of m and n | weight 1/4 | dtype lapack(first) | complex 4
+  | notes alike0.7 scalars
 cholesky eig eigvals eigh eigvalsh | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3})
   | batch * max1(n**3)
 inv | batch * max1(n**3 + (n**3 // 3 if group else n**3)) | batch * max1(n**3 + (n**3 // 3 if group else 0))
@@ -276,13 +279,14 @@ tensorsolve | max1(2 * count(b)**3 // 3 + 2 * count(b)**2) | math.prod(shape[2:]
 tensorinv | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3 | dtype lapack(a)
 norm | measured(x, ord, axis, 2, book) | weight 1 | dtype lapack(x)
 vector_norm matrix_norm | measured(x, ord, {axis, None; (-2, -1), 2}, book) | weight 1 | dtype lapack(x)
-multi_dot | chained | weight 1 | dtype items
+multi_dot | chained | weight 1 | dtype items | notes alike scalars
 matrix_power | batch * squarings(n) * (2 * m**3 - m * m) | weight 1 | dtype lapack(a) if n < 0 else main
 trace | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1)) | max1(diagonal(x, offset, -2, -1))
   | weight 1 | dtype summed | complex 2
-diagonal(x, offset=0) | 0 | max1(diagonal(x, offset, -2, -1)) | weight 1 | dtype main | complex 2
+diagonal(x, offset=0) | 0 | max1(diagonal(x, offset, -2, -1)) | weight 1 | dtype main | complex 2 | notes -
 
-[fft.] to T points, or `back` from half a spectrum | dtype transformed | complex 1
+[fft.] to T points, or `back` from half a spectrum | dtype with_out(kwargs, c8 if main.char in "efF" else c16)
+  | complex 1
 fft ifft | lines * fourier(T) | lines * 5 * T * levels(T)
 rfft ihfft | lines * fourier(T, True) | lines * 5 * {(T // 2); T} * levels(T)
 irfft hfft | lines * fourier(back, True) | lines * 5 * {(back // 2); back} * levels(back)
@@ -292,21 +296,21 @@ irfft2 irfftn | staged(a, s, axes, "back") | at_once(a, s, axes, "back")
 fftfreq rfftfreq | max1(O) | free | dtype made | notes plain0.7
 fftshift ifftshift | N | free | dtype main | complex 2 | notes plain0.7
 
-[random.] | max1(O) | dtype made
+[random.] | max1(O) | dtype made | notes scalars
 rand random random_integers random_sample ranf sample randint integers tomaxint
 uniform | 3 * max1(O) | max1(O)
 bytes | max1(len(result)) | dtype -
 beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic
   lognormal logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson
-  power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t
-  triangular vonmises wald weibull zipf | weight 16
+  power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular
+  vonmises wald weibull zipf | weight 16
 multivariate_normal | 26 * count(mean)**3 + 2 * O * count(mean) + 16 * O | max1(O) | weight 1/16
-multivariate_hypergeometric(colors, nsample, size=None, method="marginals") | coloured | max1(O)
-  | weight 16 | notes value after
+multivariate_hypergeometric(colors, nsample, size=None, method="marginals") | coloured | max1(O) | weight 16
+  | notes value after scalars
 permuted permutation(x, axis=0) shuffle(x, axis=0) | {max1(size); max1(pool(x, axis)); max1(pool(x, axis))}
-  | weight 4/1 | dtype - | notes after
+  | weight 4/1 | dtype - | notes after scalars
 choice(a, size=None, replace=True, p=None, axis=0, shuffle=True) | chosen
-  | max1(O if replace else pool(a) * lg(pool(a))) | weight 4/1 | dtype - | notes after
+  | max1(O if replace else pool(a) * lg(pool(a))) | weight 4/1 | dtype - | notes after scalars
 
 [stats.] every: elements of all the arguments together |  | max1(size) | weight 1/16 | dtype f8
 norm.pdf norm.cdf norm.ppf | {27; 48; 83} * every
@@ -444,74 +448,72 @@ def loop_dtype(ufunc, inputs, dtype=None):
     """(heaviest dtype, whether complex) of the loop that NumPy picks for dtypes or weak Python types."""
     if all(isinstance(t, type) for t in inputs):
         inputs = tuple(map(np.dtype, inputs))
-    free, fixed = (None,) * ufunc.nout, {}
-    if dtype is not None:
-        fixed = dict(signature=(None,) * ufunc.nin + (dtype,) * ufunc.nout, casting="unsafe")
-    loop = ufunc.resolve_dtypes(inputs + free, **fixed)
-    is_complex = any(t.kind == "c" for t in loop)
-    if dtype is not None:
-        return functools.reduce(heavier, loop), is_complex
-    # an integer that feeds an inexact output (ldexp's exponent) steers; it is no number to compute with
-    data = [i for i in range(ufunc.nin) if loop[i].kind not in "iu" or loop[-1].kind not in "fc"]
-    heavy = [*[loop[i] for i in data], *(loop[ufunc.nin:] if ufunc.nout == 1 else ())]
-    promoted = np.result_type(*[inputs[i](0) if isinstance(inputs[i], type) else inputs[i] for i in data])
-    return functools.reduce(heavier, [*heavy, promoted]), is_complex
+    fixed = {} if dtype is None else dict(
+        signature=(None,) * ufunc.nin + (dtype,) * ufunc.nout, casting="unsafe")
+    loop = ufunc.resolve_dtypes(inputs + (None,) * ufunc.nout, **fixed)
+    heavy = loop
+    if dtype is None:
+        inputs = inputs[:1] if ufunc is np.ldexp else inputs                # its exponent only steers
+        promoted = np.result_type(*[t(0) if isinstance(t, type) else t for t in inputs])
+        heavy = [*loop[:len(inputs)], *(loop[ufunc.nin:] if ufunc.nout == 1 else ()), promoted]
+    return functools.reduce(heavier, heavy), any(t.kind == "c" for t in loop)
 
 
 # ---- quantities ------------------------------------------------------------------------------------------
 #
-# What cells may use besides arguments. Each is computed when asked for, from the arguments and quantities
-# that its parameters name; `first` is the first argument, `two` the first two, `call` all of them.
+# What cells may use besides arguments, computed when asked for; `first` is the first argument. Some are cells
+# themselves, some functions of the arguments and quantities that their parameters name (`call` is all of them).
 
-QUANTITIES = {
-    "two":      lambda args, kwargs: [*args, *kwargs.values()][:2],
-    "shape":    lambda first: shape_of(first),
-    "size":     lambda first: count(first),
-    "N":        lambda first: max1(elements(first)),
-    "B":        lambda two: max1(elements(*two)),
-    "O":        lambda result: count(*result) if isinstance(result, (tuple, list)) else count(result),
-    "group":    lambda first: getattr(first, "_group", None),
-    "axes":     lambda shape, axis: axes_of(shape, axis),
-    "adds":     lambda reduction: reduction[0],
-    "R":        lambda adds: max1(adds),
-    "V":        lambda reduction: reduction[1],
-    "each":     lambda shape, axes: math.prod([shape[i] for i in axes]),
-    "seek":     lambda N, main: N if main.kind in "fc" else 0,      # looking for NaN where there can be any
-    "m":        lambda shape: shape[-2],
-    "n":        lambda shape: shape[-1],
-    "r":        lambda m, n: min(m, n),
-    "batch":    lambda shape: math.prod(shape[:-2]) if math.prod(shape[-2:]) else 0,
-    "lines":    lambda size, shape, axis: size // (shape[axis] or 1),
-    "T":        lambda n, shape, axis: shape[axis] if n is None else n,
-    "back":     lambda n, shape, axis: 2 * (shape[axis] - 1) if n is None else n,
-    "f":        lambda samples: samples[0],
-    "s":        lambda samples: samples[1],
-    "depth":    lambda keys, axis: shape_of(keys[0])[axis],
-    "bounds":   lambda a_min, a_max, min, max: [
-        b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue],
-    "every":    lambda args, kwargs: max1(spread(*args, *kwargs.values())),
-    "grids":    lambda args: math.prod(map(count, args)) * len(args),
-    "inverted": lambda m, n, r: r + n * r + product(n, r, m),           # pinv, once the matrix is decomposed
-    "ufunc":    lambda name: getattr(np, name.partition(".")[0]),
-    # dtypes
-    "main":     lambda first: dtype_of(first),
-    "made":     lambda result: dtype_of(result[0] if isinstance(result, tuple) and result else result),
-    "asked":    lambda main, dtype: main if dtype is None else np.dtype(dtype),
-    "pair":     lambda two: join(*two),
-    "items":    lambda kwargs, first: with_out(kwargs, join(*first)),
-    "joined":   lambda kwargs, name, args, two: with_out(kwargs, join(*(args[1:] if name == "einsum" else two))),
-    "sized":    lambda main: inexact(main, np.result_type(main, np.float16)),
-    "summed":   lambda call, main: of_reduction(call, main, added(main)),
-    "reduced":  lambda call, main: of_reduction(call, main, main),
-    "averaged": lambda call, main: of_reduction(call, main, inexact(main)),
-    "transformed": lambda kwargs, main: with_out(kwargs, c8 if main.char in "efF" else c16),
-    "contracted": lambda name, args, kwargs, book: product_of(name, args, kwargs, book)[:2],
-}
+QUANTITIES = dict(line.split(" = ") for line in """\
+two = [*args, *kwargs.values()][:2]
+shape = shape_of(first)
+size = count(first)
+N = max1(elements(first))
+B = max1(elements(*two))
+group = getattr(first, "_group", None)
+axes = axes_of(shape, axis)
+adds = reduction[0]
+R = max1(adds)
+V = reduction[1]
+each = math.prod(map(shape.__getitem__, axes))
+seek = N if main.kind in "fc" else 0
+m = shape[-2]
+n = shape[-1]
+r = min(m, n)
+batch = math.prod(shape[:-2]) if m * n else 0
+lines = size // (shape[axis] or 1)
+T = shape[axis] if n is None else n
+back = 2 * (shape[axis] - 1) if n is None else n
+f = samples[0]
+s = samples[1]
+depth = shape_of(keys[0])[axis]
+bounds = [b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue]
+every = max1(spread(*args, *kwargs.values()))
+grids = math.prod(map(count, args)) * len(args)
+inverted = r + n * r + product(n, r, m)
+ufunc = getattr(np, name.partition(".")[0])
+main = dtype_of(first)
+made = dtype_of(result[0] if isinstance(result, tuple) and result else result)
+asked = main if dtype is None else np.dtype(dtype)
+pair = join(*two)
+items = with_out(kwargs, join(*first))
+sized = inexact(main, np.result_type(main, np.float16))
+summed = of_reduction(call, main, added(main))
+reduced = of_reduction(call, main, main)
+averaged = of_reduction(call, main, inexact(main))
+contracted = product_of(name, args, kwargs, book)[:2]
+""".splitlines())
 
 
 def quantity(formula):
     """Add the function below to QUANTITIES, under its own name."""
     QUANTITIES[formula.__name__] = formula
+
+
+@quantity
+def O(result):
+    """Elements of the result, or of all its arrays."""
+    return count(*result) if isinstance(result, (tuple, list)) else count(result)
 
 
 def added(dtype):
@@ -784,10 +786,9 @@ def measured(x, ord, axis, rank, book):
 def chained(arrays, book):
     """multi_dot: the cheapest order of the products. Book 0.7 takes vectors at the ends for matrices."""
     shapes, early = [shape_of(a) for a in arrays], book == "0.7"
-    dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
     if not early:
-        dims[0] = dims[0] if len(shapes[0]) > 1 else 1
-        dims[-2:] = dims[-2:] if len(shapes[-1]) > 1 else [shapes[-1][0], 1]
+        shapes[0], shapes[-1] = (1, *shapes[0])[-2:], (*shapes[-1], 1)[:2]
+    dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
     once = (lambda m, k, n: 2 * m * k * n) if early else product
 
     @functools.cache
@@ -885,7 +886,7 @@ def _read(table):
             late, early, weight, dtype, factor, notes = [
                 re.sub(r"{(.*?)}", lambda choice: choice[1].split(";")[i].strip(), cell) for cell in cells]
             for book, units, weight in zip(("0.12", "0.7"), (late, early or late), weight.split("/") * 2):
-                seen = {*notes.replace("plain" + book, "plain").split()}
+                seen = {*notes.replace(book, "").split()}
                 if re.search(r"\b(O|result|made)\b", units + " " + dtype * (book == "0.12")):
                     seen.add("after")
                 bare = None if "value" in seen else _SCALARS if dtype == "loop" else frozenset()
@@ -906,10 +907,14 @@ class Call(dict):
         self["kwargs"] = kwargs
 
     def __missing__(self, name):
-        formula = QUANTITIES[name]
-        needs = formula.__code__.co_varnames[:formula.__code__.co_argcount]
-        value = self[name] = formula(*[self if need == "call" else self[need] for need in needs])
-        return value
+        formula = self if name == "call" else QUANTITIES[name]
+        if isinstance(formula, str):
+            formula = self.evaluate(formula)
+        elif callable(formula):
+            needs = formula.__code__.co_varnames[:formula.__code__.co_argcount]
+            formula = formula(*[self[need] for need in needs])
+        self[name] = formula
+        return formula
 
     def evaluate(self, cell):
         return eval(_compiled(cell), globals(), self)
@@ -947,10 +952,10 @@ class PriceBook:
     """The prices of one version of the rules."""
 
     def __init__(self, name, rows):
-        self.name, self.rows, self.rates, self._known = name, rows, name != "0.7", {}
-        self.immutable = self.rates                         # 0.12 refuses to write into arrays
+        self.name, self.rows, self._known = name, rows, {}
+        self.immutable = name != "0.7"                      # 0.12 refuses to write into arrays, and charges rates
         self.after = {op for op in rows if "after" in rows[op].notes}
-        self.plain = {op for op in rows if "plain" in rows[op].notes}
+        self.plain, self.alike = [{op for op in rows if note in rows[op].notes} for note in ("plain", "alike")]
         self.unlogged = {op for op in rows if rows[op].units == "free"}
 
     def __repr__(self):
@@ -977,7 +982,7 @@ class PriceBook:
 
     def _price(self, row, call):
         units = call.evaluate(row.units)
-        if not self.rates or row.dtype == "-":
+        if not self.immutable or row.dtype == "-":
             return int(units * row.weight), None
         dtype = call.evaluate(row.dtype)
         factor = call.get("factor", None if dtype.kind == "c" else 1)
@@ -994,7 +999,7 @@ class PriceBook:
             row, of = self.rows["." + method], self.rows[ufunc]
         except KeyError:
             raise UnsupportedFunctionError(f"{name} has no price in book {self.name}") from None
-        self.rows[name] = row._replace(weight=of.weight if self.rates else 1, factor=of.factor)
+        self.rows[name] = row._replace(weight=of.weight if self.immutable else 1, factor=of.factor)
         return self.rows[name]
 
 
@@ -1259,14 +1264,18 @@ def meetings(symmetry, shown, sizes):
     return still * total // len(group)
 
 
+def additions(symmetry, shown, sizes, book):
+    """What meets, less the orbits of the output that it ends in. Book 0.7 lets nothing meet, and counts below 0."""
+    met = meetings(symmetry, shown, sizes)
+    return met - distinct(symmetry, shown, sizes) if met or book == "0.7" else 0
+
+
 @functools.lru_cache(4096)
 def summing(shape, axes, symmetry, book):
-    """Additions that reduce these axes of an array: its meetings less the orbits that they end in."""
+    """Additions that reduce these axes of an array."""
     if book != "0.7" and len(symmetry or ()) > LARGEST_GROUP:
         symmetry = None
-    kept = [a for a in range(len(shape)) if a not in axes]
-    met = meetings(symmetry, kept, shape)
-    return met - distinct(symmetry, kept, shape) if axes and (met or book == "0.7") else 0
+    return additions(symmetry, [a for a in range(len(shape)) if a not in axes], shape, book) if axes else 0
 
 
 # --- Contractions ---------------------------------------------------------------------------------
@@ -1287,8 +1296,8 @@ def product_cost(parts, out, size, syms, same, book):
         raise IndexError("flopscope cannot price one operand used twice but summed to different ranks")
     labels, symmetry = label_group(parts, syms, same)
     sizes, shown = tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in out]
-    products, met = orbits(symmetry, sizes) * (len(parts) - 1), meetings(symmetry, shown, sizes)
-    return products + met - distinct(symmetry, shown, sizes) if met or book == "0.7" else 0, products
+    products = orbits(symmetry, sizes) * (len(parts) - 1)
+    return products + additions(symmetry, shown, sizes, book), products
 
 
 def contraction(parts, out, shapes, syms, same, book):
@@ -1534,7 +1543,7 @@ class BudgetContext:
         self.flopscope_backend_time_s = 0.0         # seconds inside NumPy
         self.flopscope_overhead_time_s = 0.0        # seconds inside this counter
         self._paused, self._deadline, self._start, self._wall = 0.0, math.inf, None, None
-        self.mark_recorded(None)
+        self.mark_collected(None)
 
     def charge(self, bill, start=None):
         """Pay for one operation and log it: a Bill, and when its call began."""
@@ -1558,10 +1567,10 @@ class BudgetContext:
         if now > self._deadline:
             self._out_of_time(entry[0].op_name)
 
-    def mark_recorded(self, session):
-        """Remember how far the session's totals (those of this session) include this context."""
-        self._recorded = (session, len(self._log),
-                          self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
+    def mark_collected(self, session):
+        """Remember how far the totals of this session include this context."""
+        self._collected = (session, len(self._log), self.wall_time_s or 0.0,
+                           self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
 
     def _out_of_time(self, op_name):
         self.exhausted = TimeExhaustedError(op_name, elapsed_s=self.elapsed_s, limit_s=self.wall_time_limit_s)
@@ -1574,13 +1583,14 @@ class BudgetContext:
         if not self._quiet:
             print(f"flopscope prices {self.prices} | budget: {self.flop_budget:.2e} FLOPs", file=sys.stderr)
         self._wall, self._paused, self._start = None, 0.0, _clock()
+        self._collected = (*self._collected[:2], 0.0, *self._collected[3:])
         if self.wall_time_limit_s is not None:
             self._deadline = self._start + self.wall_time_limit_s
         return self
 
     def __exit__(self, *_):
         self._wall, self._deadline, _thread.active = self.elapsed_s, math.inf, None
-        _session.record(self)
+        _session.collect(self)
 
     def __call__(self, function):
         @functools.wraps(function)
@@ -1637,7 +1647,7 @@ class BudgetContext:
 
     def summary_dict(self, by_namespace=False):
         """Totals, by operation and, if asked, by namespace."""
-        return _summary(self.flop_budget, _totals({}, self._log), by_namespace, self.wall_time_s,
+        return _summary(self.flop_budget, _totals(defaultdict(Counter), self._log), by_namespace, self.wall_time_s,
                         self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
 
     def summary(self, by_namespace=False):
@@ -1645,35 +1655,28 @@ class BudgetContext:
         return _summary_text(self.summary_dict(by_namespace=True), by_namespace, self._label)
 
 
-_TOTALS = "flop_cost", "calls", "flopscope_backend_time_s", "flopscope_overhead_time_s"
-
-
-def _added(row, *amounts):
-    return [a + b for a, b in zip(row or (0, 0, 0.0, 0.0), amounts)]
-
-
 def _totals(rows, log):
-    """{(namespace, operation): [flops, calls, backend s, overhead s]}, with this log added."""
+    """rows[namespace, operation], Counters, with this log added."""
     for (op_name, cost, *_), _, space, _, backend, overhead in log:
-        rows[space, op_name] = _added(rows.get((space, op_name)), cost, 1, backend, overhead)
+        rows[space, op_name].update(flop_cost=cost, calls=1, flopscope_backend_time_s=backend,
+                                    flopscope_overhead_time_s=overhead)
     return rows
 
 
 def _summary(flop_budget, rows, by_namespace, wall, backend, overhead):
-    operations, spaces, inside = {}, {}, {}
+    operations, spaces, used = defaultdict(Counter), {}, 0
     for (space, op_name), row in rows.items():
-        operations[op_name] = _added(operations.get(op_name), *row)
-        spaces[space] = _added(spaces.get(space), *row)
-        inside.setdefault(space, {})[op_name] = dict(zip(_TOTALS, row))
-    used = sum(row[0] for row in rows.values())
+        operations[op_name].update(row)
+        total = spaces.setdefault(space, Counter(flops_used=0))
+        total.update(flops_used=row["flop_cost"], **{key: row[key] for key in [*row][1:]})
+        used += row["flop_cost"]
     summary = {"flop_budget": flop_budget, "flops_used": used, "flops_remaining": flop_budget - used,
-               "operations": {name: dict(zip(_TOTALS, row)) for name, row in operations.items()},
+               "operations": {name: dict(row) for name, row in operations.items()},
                "wall_time_s": wall, "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead,
                "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead)}
     if by_namespace:
-        summary["by_namespace"] = {
-            space: dict(zip(("flops_used", *_TOTALS[1:]), row)) | {"operations": inside[space]}
-            for space, row in spaces.items()}
+        summary["by_namespace"] = {space: {**total, "operations": {
+            name: dict(row) for (of, name), row in rows.items() if of == space}} for space, total in spaces.items()}
     return summary
 
 
@@ -1703,29 +1706,25 @@ class _Session:
     """Totals of the process: of every context that was closed, and of those that are open now."""
 
     def __init__(self):
-        self.key = object()
-        self.flop_budget, self.rows, self.wall, self.backend, self.overhead = 0, {}, None, 0.0, 0.0
+        self.rows = defaultdict(Counter)
+        self.flop_budget, self.wall, self.backend, self.overhead = 0, None, 0.0, 0.0
 
-    def record(self, context, keep=True):
-        """Add what this context did since it was recorded last."""
-        key, done, backend, overhead = context._recorded
-        self.flop_budget += 0 if key is self.key else context.flop_budget
+    def collect(self, context):
+        """Add what this context did since it was collected last."""
+        known, done, wall, backend, overhead = context._collected
+        self.flop_budget += 0 if known is self else context.flop_budget
         _totals(self.rows, context._log[done:])
         if context.wall_time_s is not None:
-            self.wall = (self.wall or 0.0) + context.wall_time_s
+            self.wall = (self.wall or 0.0) + context.wall_time_s - wall
         self.backend += context.flopscope_backend_time_s - backend
         self.overhead += context.flopscope_overhead_time_s - overhead
-        if keep:
-            context.mark_recorded(self.key)
+        context.mark_collected(self)
 
     def summary_dict(self, by_namespace):
-        total = _Session()
-        total.__dict__ |= vars(self) | {"rows": dict(self.rows)}
         for live in (_thread.active, _default_context):
             if live is not None and live._log:
-                total.record(live, keep=False)
-        return _summary(total.flop_budget, total.rows, by_namespace,
-                        total.wall, total.backend, total.overhead)
+                self.collect(live)
+        return _summary(self.flop_budget, self.rows, by_namespace, self.wall, self.backend, self.overhead)
 
 
 _session, _default_context = _Session(), None
@@ -1771,7 +1770,7 @@ def budget_reset():
     global _session, _default_context
     _session, _default_context = _Session(), None
     if _thread.active is not None:
-        _thread.active.mark_recorded(None)
+        _thread.active.mark_collected(None)
 
 
 # ---- flops.stats: the distributions in closed form, right in both tails -----------------------------------
@@ -1891,7 +1890,7 @@ class FlopscopeArray(np.ndarray):
         name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if name in _PASSED_THROUGH:
             return function(*bare(args), **_bare_values(kwargs))
-        if name not in _ROUTED:
+        if name not in _FUNCTIONS or name in _UNROUTED or name.startswith(("fft.", "nan")):
             return NotImplemented
         _warn(f"np.{name} met a counted array: call fnp.{name} instead")
         return _FUNCTIONS[name](*args, **kwargs)
@@ -1941,7 +1940,7 @@ class SymmetricTensor(FlopscopeArray):
         return tagged, (self.view(FlopscopeArray), self._group)
 
     def flatten(self, order="C"):
-        return _FUNCTIONS["ravel"](self, order).view(np.ndarray)
+        return self.ravel(order).view(np.ndarray)
 
     def __getitem__(self, key):
         return _passed_on("getitem", (self, key), {}, self.view(FlopscopeArray)[key])
@@ -1951,23 +1950,15 @@ class SymmetricTensor(FlopscopeArray):
         return self.transpose()
 
     def transpose(self, *axes):
-        return self._moved("transpose", axes[0] if len(axes) == 1 else axes or None)
+        order = axes[0] if len(axes) == 1 else axes or None
+        return _passed_on("transpose", (self, order), {}, self.view(FlopscopeArray).transpose(order))
 
     def swapaxes(self, *axes):
-        return self._moved("swapaxes", *axes)
-
-    def squeeze(self, axis=None):
-        return _FUNCTIONS["squeeze"](self, axis)
-
-    def ravel(self, order="C"):
-        return _FUNCTIONS["ravel"](self, order)
+        return _passed_on("swapaxes", (self, *axes), {}, self.view(FlopscopeArray).swapaxes(*axes))
 
     @property
     def flat(self):
         return _Flat(self)
-
-    def _moved(self, name, *axes):
-        return _passed_on(name, (self, *axes), {}, getattr(self.view(FlopscopeArray), name)(*axes))
 
 
 class _Flat:
@@ -2149,7 +2140,7 @@ def _bill(name, args, kwargs, book, logged=None):
 
 def _stays_plain(name, args, book):
     deciding = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args       # as in NumPy, of whose type they are
-    return name in book.plain or name in _PLAIN_FROM_PLAIN[book.name] and not _any_counted(deciding)
+    return name in book.plain or name in book.alike and not _any_counted(deciding)
 
 
 def _fancy_index(array, key):
@@ -2400,9 +2391,7 @@ def _within(namespace, names):
     return [f"{namespace}.{name}" for name in names.split()]
 
 
-_SCALARS_STAY = """trace vdot interp searchsorted take digitize corrcoef unravel_index ravel_multi_index
-    trapezoid linspace unstack""".split() + _within("linalg", """multi_dot trace norm det matrix_norm vector_norm cond
-    matrix_rank slogdet lstsq""") + [name for name in PRICES["0.12"].rows if name.startswith("random.")]
+_SCALARS_STAY = [name for name, row in PRICES["0.12"].rows.items() if "scalars" in row.notes]
 _FINISH = dict.fromkeys(_SCALARS_STAY, _dress_arrays) | {           # how results become what callers see
     "bmat": lambda result, args: dress(np.asarray(result)) if active_budget().book.immutable else result,
     "isclose": lambda result, args: dress(result) if any(hasattr(a, "shape") for a in args) else bool(result),
@@ -2417,25 +2406,18 @@ _FINISH = dict.fromkeys(_SCALARS_STAY, _dress_arrays) | {           # how result
 }
 _LOGGED_AS = {"linalg.diagonal": "diagonal"}
 _WRITERS = set("copyto fill_diagonal put place putmask put_along_axis".split())
-_PLAIN_FROM_PLAIN = {
-    "0.7": {"matmul", "dot", "inner", "vecdot", "matvec", "vecmat", *[name for name in PRICES["0.7"].rows
-            if name.startswith("linalg.")]} - {"linalg.diagonal", "linalg.matrix_transpose"},
-    "0.12": {"linalg.multi_dot"},
-}
-PRICES["0.7"].plain.add("outer")        # unless it is symmetric
 
 _QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())  # quicker than np.sum ...
 _BY_SHAPE = {*UNARY, *BINARY, *_QUICK_METHODS, *"""isnan isfinite isinf std var median clip where matmul
     dot""".split()}
-_ROUTED = {*"""sum prod mean min max amin amax std var all any cumsum cumprod argmin argmax ptp median average
-    percentile quantile sort argsort lexsort partition argpartition searchsorted digitize unique unique_all
-    unique_counts unique_inverse unique_values isin intersect1d union1d setdiff1d setxor1d where tile repeat flip
-    roll pad triu tril diagonal broadcast_to meshgrid copy astype trace diff gradient clip round transpose swapaxes
-    moveaxis reshape ravel expand_dims squeeze concatenate stack vstack hstack column_stack split hsplit vsplit
-    dsplit atleast_1d atleast_2d atleast_3d matrix_transpose dot einsum tensordot inner outer cross allclose isclose
-    array_equiv bincount vander nonzero copyto putmask place select cov corrcoef""".split(), *_within("linalg",
-    """norm solve det inv pinv eig eigh eigvals eigvalsh svd qr cholesky matrix_rank lstsq multi_dot matrix_power
-    slogdet tensorsolve""")}                                        # counted also under NumPy's own name
+_UNROUTED = {*"""angle append argwhere around array_split block broadcast_arrays choose compress concat convolve
+    correlate count_nonzero cumulative_prod cumulative_sum delete diag diag_indices_from diagflat dstack ediff1d
+    einsum_path empty_like extract fill_diagonal fix flatnonzero fliplr flipud full_like geomspace i0 imag insert
+    interp iscomplex isneginf isposinf isreal ix_ kron linspace logspace ones_like permute_dims put put_along_axis
+    ravel_multi_index real real_if_close resize rollaxis rot90 sinc sort_complex take take_along_axis trapezoid
+    tril_indices_from trim_zeros triu_indices_from unravel_index unstack unwrap vdot zeros_like""".split(),
+    *_within("linalg", """cond cross diagonal matmul matrix_norm matrix_transpose outer svdvals tensordot tensorinv
+    trace vecdot vector_norm""")}                   # refused under NumPy's own name, like all of fft and nan...
 _QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
     may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
 _PASSED_THROUGH = {*_QUERIES.split(), *"""array_equal iscomplexobj isrealobj array_repr array_str
@@ -2614,6 +2596,7 @@ for _names, _make in ((_METHODS, _FUNCTIONS.get), (_COPYING_METHODS, _copying_me
     for _name in _names.split():
         setattr(FlopscopeArray, _name, _make(_name))
 FlopscopeArray.conj = FlopscopeArray.conjugate
+SymmetricTensor.squeeze, SymmetricTensor.ravel = _FUNCTIONS["squeeze"], _FUNCTIONS["ravel"]
 FlopscopeArray.compress = lambda self, condition, *args, **kwargs: _FUNCTIONS["compress"](
     condition, self, *args, **kwargs)
 
@@ -2699,9 +2682,15 @@ def _fill(module, source, names, made=lambda member: member):
         setattr(module, name, made(getattr(source, name)))
 
 
-flops, fnp, stats = _Module("flopscope"), _Module("flopscope.numpy"), _Module("flopscope.stats")
+def _module(name, *members, **others):
+    module = _Module(name)
+    vars(module).update({member.__name__: member for member in members}, **others)
+    return module
+
+
+fnp = _module("flopscope.numpy", load, ndarray=FlopscopeArray)
 _spaces = {name: _Module(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
-vars(fnp).update(_spaces, ndarray=FlopscopeArray, load=load)
+vars(fnp).update(_spaces)
 _spaces[""] = fnp
 for _name, _function in _FUNCTIONS.items():
     _space, _, _short = _name.rpartition(".")
@@ -2717,20 +2706,14 @@ vars(fnp).update((name, _left_out(name)) for name in """histogram histogram2d hi
 _fill(fnp.random, np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state")
 vars(fnp.random).update({name: _sampler(np.random, name) for name in _SAMPLERS if hasattr(np.random, name)},
                         default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator, RandomState=_CountedRandomState)
-for _name in STANDARD:
-    setattr(stats, _name, types.SimpleNamespace(**{method: _FUNCTIONS[f"stats.{_name}.{method}"]
-                                                   for method in ("pdf", "cdf", "ppf")}))
-_errors = _Module("flopscope.errors")
-for _value in (FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError,
-               UnsupportedFunctionError, UnsupportedDtypeError, SymmetryError, SymmetryLossWarning):
-    setattr(_errors, _value.__name__, _value)
-vars(flops).update({name: value for name, value in vars(_errors).items() if isinstance(value, type)},
-                   numpy=fnp, stats=stats, errors=_errors, __version__="0.12.4", current_budget=active_budget,
-                   budget=budget)
-for _value in (BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor, SymmetryGroup, namespace,
-               budget_summary, budget_summary_dict, budget_reset, use_prices, as_symmetric, is_symmetric,
-               symmetrize, configure):
-    setattr(flops, _value.__name__, _value)
+stats = _module("flopscope.stats", **{name: types.SimpleNamespace(**{
+    method: _FUNCTIONS[f"stats.{name}.{method}"] for method in ("pdf", "cdf", "ppf")}) for name in STANDARD})
+_errors = (FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError, UnsupportedFunctionError,
+           UnsupportedDtypeError, SymmetryError, SymmetryLossWarning)
+flops = _module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor, SymmetryGroup,
+                namespace, budget_summary, budget_summary_dict, budget_reset, use_prices, as_symmetric,
+                is_symmetric, symmetrize, configure, numpy=fnp, stats=stats, __version__="0.12.4",
+                errors=_module("flopscope.errors", *_errors), current_budget=active_budget, budget=budget)
 
 
 def install():
