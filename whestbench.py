@@ -23,6 +23,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import linecache
 import math
 import os
 import platform
@@ -4037,6 +4038,7 @@ class Outcome:
 
     prediction: np.ndarray | None = None
     flops_used: int = 0
+    flops_charged: int = 0      # the same, but for a failure what it was charged until then
     wall_time_s: float = 0.0
     flopscope_backend_time_s: float = 0.0
     flopscope_overhead_time_s: float = 0.0
@@ -4046,7 +4048,8 @@ class Outcome:
     error: dict | None = None
     error_code: str | None = None
     traceback: str | None = None
-    lines: list = field(default_factory=list)
+    line: str = ""                              # of the participant's, where it failed
+    lines: list = field(default_factory=list)   # the rows of a Profile, where one was kept
 
     @property
     def failed(self) -> bool:
@@ -4380,18 +4383,98 @@ class Alarm:
             signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), 1e-3)
 
 
+class Profile:
+    """Says for every charge of a context which of the participant's lines were on the stack.
+
+    The participant's are the modules that load_estimator makes and the files below `home`, installed packages
+    and this file excepted. `attach` to a context before it is entered, read `rows` when it is left.
+    """
+
+    def __init__(self, home: str | os.PathLike):
+        self.home, self.files = str(Path(home).resolve()) + os.sep, {}
+
+    def attach(self, context: BudgetContext) -> None:
+        """Begin anew with this context."""
+        self.context, self.stacks = context, []
+        context.on_charge = self.on_charge
+
+    def on_charge(self, context: BudgetContext, op_name: str, flop_cost: int) -> None:
+        self.stacks.append(self.stack(sys._getframe(2)))
+
+    def stack(self, frame) -> tuple:
+        """The participant's lines from this frame outwards, innermost first: (file, line, file, line, ...)."""
+        found, files, end = [], self.files, metered_predict.__code__
+        while frame is not None and (code := frame.f_code) is not end:
+            file = code.co_filename
+            if file not in files:
+                files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
+            if files[file]:
+                found += file, frame.f_lineno
+            frame = frame.f_back
+        return tuple(found)
+
+    def owns(self, file: str, module: str = "") -> bool:
+        """Whether a file is the participant's."""
+        inside = file.startswith(self.home) and "site-packages" not in file
+        return (inside or module.startswith(SUBMISSION)) and file != __file__
+
+    def rows(self) -> list[dict]:
+        """One row a line, in the order of the source: its `charges` by namespace, operation and dtype, and `calls`,
+        `flops_used` and `time_s` (in the counted calls) of itself and, `cumulative_...`, with all that it called.
+        """
+        totals: dict[tuple, list] = {}
+        for stack, (name, *_, cost, _, space, _, backend, overhead, dtype) in zip(self.stacks, self.context._log):
+            total = totals.setdefault((stack, space, name, dtype), [0, 0, 0.0])
+            total[0] += 1
+            total[1] += cost
+            total[2] += backend + overhead
+        rows = []
+        for (stack, space, name, dtype), total in totals.items():
+            amounts = dict(zip(AMOUNTS, total))
+            places = list(dict.fromkeys(zip(stack[::2], stack[1::2]))) or [OUTSIDE]
+            for depth, (file, line) in enumerate(places):
+                charge = {"namespace": space, "operation": name, "dtype": dtype and str(dtype)} | amounts
+                own = amounts if depth == 0 else dict.fromkeys(AMOUNTS, 0)
+                rows.append({"file": file.removeprefix(self.home), "line": line,
+                             "source": linecache.getline(file, line).strip() or file, **own,
+                             **{f"cumulative_{key}": value for key, value in amounts.items()},
+                             "charges": [] if depth else [charge]})
+        return merged(rows, "file", "line")
+
+
+AMOUNTS = "calls", "flops_used", "time_s"
+OUTSIDE = "(outside your code: the runner's cast)", 0
+
+
+def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
+    """Rows of the same keys as one, in the order of the keys: numbers of AMOUNTS are added, `charges` merged."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[tuple([row[key] or "" for key in keys])].append(row)
+    together = [group[0] | {key: sum(row[key] for row in group) for key in group[0] if key.endswith(AMOUNTS)}
+                for _, group in sorted(groups.items())]
+    for row, (_, group) in zip(together, sorted(groups.items())):
+        if "charges" in row:
+            row["charges"] = merged(itertools.chain(*[each["charges"] for each in group]),
+                                    "namespace", "operation", "dtype")
+    return together
+
+
 _clocks: tuple = ()     # of the predict() call in progress: what a debugger's prompt has to stop
 
 
-def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False) -> Outcome:
+def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False,
+                    profile: Profile | None = None) -> Outcome:
     """Call predict() under the round's budget and clock; whatever happens inside becomes an Outcome.
 
-    With `fail_fast`, the participant's exception propagates instead.
+    With `fail_fast`, the participant's exception propagates instead. With `profile`, the outcome has its rows.
     """
     global _clocks
     outcome, failure = Outcome(), None
     context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
     _clocks = context, Alarm(rules.wall_time_limit, "predict")
+    if profile is not None:
+        profile.attach(context)
     try:
         with _clocks[1], context:
             prediction = materialise(estimator.predict(mlp, rules.flop_budget), mlp)
@@ -4415,6 +4498,9 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
             setattr(outcome, name, outcome.breakdown[name])
     if failure is not None:
         describe_failure(outcome, failure, inspect.getsourcefile(type(estimator)) or __file__)
+    outcome.flops_charged = context.flops_used
+    if profile is not None:
+        outcome.lines = profile.rows()
     return outcome.apply_limits(rules)
 
 
@@ -4430,12 +4516,13 @@ def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
     text = traceback.TracebackException.from_exception(exc)
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
+    outcome.line = participant_line(exc, home)
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
     outcome.traceback = header + "".join(text.format())
     if not outcome.flag:
         details = dict(getattr(exc, "details", None) or {})
         returned = "expected_shape" in details
-        line = f"{Path(home).name}, the return value of predict()" if returned else participant_line(exc, home)
+        line = f"{Path(home).name}, the return value of predict()" if returned else outcome.line
         checked = returned or isinstance(exc, UnsupportedDtypeError)
         outcome.error_code = type(exc).__name__ if checked else "PREDICT_ERROR"
         outcome.error = {"message": str(exc) or type(exc).__name__, "type": type(exc).__name__,
@@ -4446,8 +4533,10 @@ class LocalRunner:
     """Runs the estimator in this process: the fastest, and the one to debug in. A context manager: entering it
     loads the file and calls setup() within the round's set-up time, raising WhestError; leaving it tears down."""
 
-    def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False):
+    def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False,
+                 profile: Profile | None = None):
         self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
+        self.profile = profile
 
     def __enter__(self):
         rules, limit, start = self.rules, self.rules.setup_timeout, time.perf_counter()
@@ -4479,7 +4568,7 @@ class LocalRunner:
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome on a copy of `mlp`: what an estimator scribbles on its weights stays there."""
-        return metered_predict(self.estimator, mlp.copy(), self.rules, self.fail_fast)
+        return metered_predict(self.estimator, mlp.copy(), self.rules, self.fail_fast, self.profile)
 
     def __exit__(self, *_):
         with contextlib.suppress(Exception):
@@ -4545,7 +4634,7 @@ class SubprocessRunner(LocalRunner):
         threading.Thread(target=self.listen, args=(self.process.stdout, self.frames), daemon=True).start()
         answer, _ = self.ask({"path": str(Path(self.path).resolve()), "class_name": self.class_name, "seed": self.seed,
                               "rules": asdict(self.rules), "memory_limit": self.memory_limit,
-                              "max_threads": self.max_threads},
+                              "max_threads": self.max_threads, "profile": self.profile is not None},
                              b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
         if not answer.get("ok"):
             self.stop()
@@ -4636,7 +4725,8 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (message["memory_limit"],) * 2)
     rules = Round(**message["rules"])
     try:
-        with LocalRunner(message["path"], message["class_name"], rules, message["seed"]) as runner:
+        profile = Profile(Path(message["path"]).parent) if message["profile"] else None
+        with LocalRunner(message["path"], message["class_name"], rules, message["seed"], profile=profile) as runner:
             send(answers, {"ok": True, "class": runner.class_found})
             with contextlib.suppress(EOFError):
                 while True:
@@ -4778,6 +4868,7 @@ def report_run(document: dict, screen: Screen, debug: bool = False) -> None:
               ("Exhausted limits", exhausted, exhausted_lines(exhausted, config, debug)),
               ("Truth", True, truth_lines(results, config)),
               ("Where the FLOPs went", breakdown, flops_lines(breakdown, screen)),
+              ("FLOPs by line", "profile" in results, profile_lines(results, screen)),
               ("Error by layer", True, layer_lines(results["per_layer_mse"], screen)),
               ("Each MLP", debug, mlp_lines(per_mlp)),
               ("Final score", True, score_lines(results, config, screen)))
@@ -4861,6 +4952,34 @@ def flops_lines(breakdown: dict, screen: Screen) -> Iterator[str]:
         yield f"{f'{len(rows) - 8} others':<26}{sum(total['cost'] for _, total in rows[8:]) / used:>6.1%}"
     backend, overhead, residual = (breakdown[name] for name in TIMES[1:])
     yield f"wall {breakdown['wall_time_s']:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, {residual:.3f} s residual"
+
+
+def profile_lines(results: dict, screen: Screen) -> Iterator[str]:
+    """The participant's source with the bill of every line, and the bill by namespace and operation."""
+    lines = results["profile"]["lines"]
+    used, file, last = max(1, results["profile"]["flops_used"]), None, 0
+    columns = "{:>4} {:>8} {:>9} {:>7} {:>6} {:>8} {:<5} {}".format
+
+    def amounts(row: dict, *more) -> tuple:
+        return f"{row['calls']:,}", readable(row["flops_used"]), f"{row['flops_used'] / used:.1%}", *more
+
+    for row in sorted(lines, key=lambda row: row["line"] == 0):
+        if row["file"] != file and row["line"]:
+            file, last = row["file"], row["line"]
+            yield screen.paint(file, "strong")
+            yield columns("line", "calls", "FLOPs", "of bill", "cumul.", "ms", "dtype", "source")
+        if last + 1 < row["line"]:
+            yield columns(*[""] * 7, "...")
+        last, kinds = row["line"], {np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]}
+        yield columns(last or "", *amounts(row, f"{row['cumulative_flops_used'] / used:.1%}",
+                      f"{row['cumulative_time_s'] * 1e3:,.1f}"), "+".join(sorted(kinds)), row["source"])[:screen.width - 4]
+    yield ""
+    yield columns("", "calls", "FLOPs", "of bill", "", "ms", "dtype", "namespace: operation")
+    charges = merged(itertools.chain(*[row["charges"] for row in lines]), "namespace", "operation", "dtype")
+    for c in sorted(charges, key=lambda c: -c["flops_used"])[:12]:
+        yield columns("", *amounts(c, "", f"{c['time_s'] * 1e3:,.1f}"), np.dtype(c["dtype"]).str[1:] if c["dtype"] else "",
+                      f"{c['namespace'] or '-'}: {c['operation']}")
+    yield f"sum over lines: {sum(row['flops_used'] for row in lines):,} of {used:,} FLOPs billed"
 
 
 def layer_lines(per_layer: list[float], screen: Screen) -> Iterator[str]:
@@ -4974,6 +5093,7 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "format": (None, "rich for terminals, plain for pipes, json [rich or plain]", str, ["rich", "plain", "json"]),
     "json": (False, "the same as --format json", FLAG, None),
     "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
+    "profile": (False, "FLOPs by source line", FLAG, None),
     "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
     "no_store": (False, "neither read nor write the store of truths", FLAG, None),
     "plain_truth": (False, "no control variates", FLAG, None),
@@ -5040,12 +5160,13 @@ def estimator_path(options) -> str:
 def runner_for(options, rules: Round) -> LocalRunner:
     """The runner that the options ask for; not started yet."""
     arguments = estimator_path(options), options.class_, rules, options.seed, getattr(options, "fail_fast", False)
+    profile = Profile(Path(arguments[0]).parent) if getattr(options, "profile", False) else None
     if options.runner in ("local", "inprocess"):
-        return LocalRunner(*arguments)
-    return SubprocessRunner(*arguments, memory_limit=int(options.memory_limit * 2**30), max_threads=options.max_threads)
+        return LocalRunner(*arguments, profile=profile)
+    return SubprocessRunner(*arguments, profile=profile, memory_limit=int(options.memory_limit * 2**30), max_threads=options.max_threads)
 
 
-@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split seed max_threads runner memory_limit format json debug fail_fast")
+@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split seed max_threads runner memory_limit format json debug fail_fast profile")
 def run(options, screen: Screen) -> int:
     """Score an estimator on a suite of random networks, and say what to do next.
 
@@ -5067,6 +5188,9 @@ def run(options, screen: Screen) -> int:
             outcomes.append(runner.predict(mlp))
     truths = dataset.truths if dataset else grow_truths(suite, outcomes, rules, options, truth_progress(screen))
     results = score_suite(suite, outcomes, truths, rules, options.precision)
+    if options.profile:
+        lines = merged(itertools.chain(*[outcome.lines for outcome in outcomes]), "file", "line")
+        results["profile"] = {"lines": lines, "flops_used": sum(outcome.flops_charged for outcome in outcomes)}
     config = {"n_mlps": len(suite), "width": rules.width, "depth": rules.depth, "seed": options.seed,
               "flop_budget": rules.flop_budget, "setup_timeout_s": rules.setup_timeout,
               "wall_time_limit_s": rules.wall_time_limit, "residual_wall_time_limit_s": rules.residual_wall_time_limit,
