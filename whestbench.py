@@ -14,8 +14,11 @@ runners, reports, checklist, command line. Each uses only the rooms above it.
 from __future__ import annotations
 
 import abc
+import ast
+import builtins
 import concurrent.futures
 import contextlib
+import copy
 import difflib
 import functools
 import hashlib
@@ -25,6 +28,7 @@ import itertools
 import json
 import linecache
 import math
+import operator
 import os
 import platform
 import queue
@@ -40,6 +44,7 @@ import time
 import traceback
 import types
 import warnings
+import weakref
 from collections import Counter, defaultdict, deque, namedtuple
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -1564,6 +1569,7 @@ class BudgetContext:
     """
 
     on_charge = None        # a profiler's hook: on_charge(context, op_name, flop_cost) after each charge
+    observer = None         # sees values: observer(name, args, kwargs, result, FLOPs); has a book of its own
 
     def __init__(self, flop_budget, quiet=False, namespace=None, wall_time_limit_s=None, *, prices=None):
         if not flop_budget > 0:
@@ -2144,6 +2150,8 @@ def _counted_by_shape(name, function):
             return _run(name, function, args, kwargs)
         key = tuple(key)
         if key not in known:
+            if context.observer is not None:        # always met here, as nothing is known of its book
+                return _run(name, function, args, kwargs)
             if len(known) > 4096:
                 known.clear()
             known[key] = _bill(name, args, kwargs, context.book), _stays_plain(name, args, context.book)
@@ -2192,6 +2200,8 @@ def _run(name, function, args, kwargs, logged=None):
     if not free:
         now = _clock()
         context.settle(ended - begun, begun - start + now - ended, now)
+    if context.observer is not None:
+        context.observer(name, args, kwargs, result, bill[0])
     return result
 
 
@@ -2218,7 +2228,15 @@ def _fancy_index(array, key):
     if keys and context.book.immutable:
         bill = context.book.charge("getitem", (array, bare(keys)), {}, result)
         context.charge("getitem", *bill, (array.shape,), start=start)
+    _show("getitem", (array, key), {}, result)
     return result
+
+
+def _show(name, args, kwargs, result):
+    """Tell the observer of what is free, or billed by itself."""
+    observer = active_budget().observer
+    if observer is not None:
+        observer(name, args, kwargs, result, 0)
 
 
 # ---- symmetry: what is known of results -------------------------------------------------------------------
@@ -2584,6 +2602,7 @@ def _copying_method(name):
     def method(self, *args, **kwargs):
         if not active_budget().book.immutable:
             result = native(self.view(np.ndarray), *args, **kwargs)
+            _show(name, (self, *args), kwargs, result)
             return result if name == "nonzero" else dress(result)
         if name == "reshape" and len(args) != 1:
             args = (args,)
@@ -4416,7 +4435,7 @@ class Profile:
     def owns(self, file: str, module: str = "") -> bool:
         """Whether a file is the participant's."""
         inside = file.startswith(self.home) and "site-packages" not in file
-        return (inside or module.startswith(SUBMISSION)) and file != __file__
+        return (inside or module.startswith(SUBMISSION)) and not file.startswith(OURS)
 
     def rows(self) -> list[dict]:
         """One row a line, in the order of the source: its `charges` by namespace, operation and dtype, and `calls`,
@@ -4442,6 +4461,7 @@ class Profile:
         return merged(rows, "file", "line")
 
 
+OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
 AMOUNTS = "calls", "flops_used", "time_s"
 OUTSIDE = "(outside your code: the runner's cast)", 0
 
@@ -5039,6 +5059,535 @@ def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
 
 
 # ======================================================================================
+# Checklist
+#
+# The debugging page answers itself. Evidence is gathered once: a validation, a scored and profiled
+# run, and a run under a Watch, which looks at the values. A question is a function of it that
+# yields its answer, in sentences, and its Findings; the page is drawn from their dictionary.
+# ======================================================================================
+
+TIERS = ("Pure-Python inner loop (fastest iteration)", "Sanity checks (2 minutes)", "Correctness checks (5 minutes)",
+         "Optimization checks (10+ minutes)")
+QUESTIONS: list = []            # (tier, the page's words, whether about predictions, function of the evidence)
+SEVERITIES = {1: "SPOILS", 2: "COSTS", 3: "NOTE"}      # the score; what is merely worth knowing
+CALL_RESIDUAL = 23e-6           # seconds of residual time that one call leaves with flopscope 0.12.4
+DIAGONALS = {"diag", "diagonal", "trace", "linalg.diagonal", "linalg.trace"}
+UNCHANGED = dict.fromkeys("copy array astype require reshape ravel flatten".split(),
+                          "use the array itself: it cannot be written to; x[:, None] and squeeze are free")
+FREE_INSTEAD = {                # what is paid for and has a free equivalent: in 0.12, where the call changes nothing
+    "0.12": UNCHANGED | {"tile": "broadcast_to is free"},
+    "0.7": {"array": "asarray is free", "tile": "broadcast_to is free", "take": "indexing, x[i], is free",
+            "compress": "indexing, x[mask], is free", "stack": "row_stack is free", "vstack": "row_stack is free",
+            "append": "hstack is free", "copyto": "assignment, x[...] = y, is free"},
+}
+
+
+@dataclass
+class Finding:
+    """What to change: `place` is (file, line), `flops` of one network, `share` of the score at stake, 0 to 1."""
+
+    severity: int
+    said: str
+    change: str
+    place: tuple | None = None
+    flops: int = 0
+    share: float = 1.0
+
+    def document(self, home: str) -> dict:
+        file, line = self.place or ("", 0)
+        return {"severity": self.severity, "said": self.said, "change": self.change, "flops": int(self.flops),
+                "share": self.share, "file": file.removeprefix(home), "line": line,
+                "source": linecache.getline(file, line).strip()}
+
+
+def arrays_in(value: Any) -> Iterator[np.ndarray]:
+    """Every array in arguments, also in lists, tuples and dictionaries."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from arrays_in(item)
+
+
+class Instrument(ast.NodeTransformer):
+    """Makes a module's calls, binary operators and returns pass by the Watch in builtins; its lines stay."""
+
+    def hook(self, name: str, node: ast.AST, *arguments: ast.AST) -> ast.AST:
+        watch = ast.Attribute(ast.Name("_whest_watch", ast.Load()), name, ast.Load())
+        return ast.fix_missing_locations(ast.copy_location(ast.Call(watch, list(arguments), []), node))
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        node.func = self.hook("called", node, node.func)
+        return node
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        name = type(node.op).__name__.lower().removeprefix("bit")
+        name = {"mult": "mul", "matmult": "matmul", "div": "truediv"}.get(name, name)
+        return self.hook("operated", node, ast.Constant(name), node.left, node.right)
+
+    def visit_Return(self, node):
+        self.generic_visit(node)
+        node.value = self.hook("returned", node, *[node.value] * (node.value is not None))
+        return node
+
+    def visit_MatchValue(self, node):
+        return node
+
+
+class Watch(Profile):
+    """A Profile that looks at values too: `notes[kind]` maps (place, operation, detail) to [calls, FLOPs].
+
+    It sees every counted call; and of plain NumPy the functions, ufuncs, methods and binary operators that the
+    participant's own files call on uncounted arrays, priced by the book, but not in-place operators, comparisons,
+    or what other libraries and compiled code do. Arrays are compared by a hash of their content.
+    """
+
+    def __init__(self, home: str | os.PathLike):
+        super().__init__(home)
+        self.notes, self.first, self.end = defaultdict(dict), {}, None
+        self.products, self.results = {}, []        # products, by the id of their memory; what became of them
+
+    def attach(self, context: BudgetContext) -> None:
+        super().attach(context)
+        context.book, context.observer = copy.copy(context.book), self.observe
+
+    @contextlib.contextmanager
+    def instrumented(self, known: set[str]) -> Iterator[None]:
+        """Load the participant's modules anew and instrumented, except those of these names, and then forget them."""
+        loader, owns = importlib.machinery.SourceFileLoader, self.owns
+        original = loader.get_code
+
+        def get_code(self, name):
+            if not owns(self.path):
+                return original(self, name)
+            tree = Instrument().visit(ast.parse(self.get_data(self.path)))
+            return compile(tree, self.path, "exec", dont_inherit=True)
+
+        def forget():
+            for name in set(sys.modules) - known:
+                if owns(getattr(sys.modules[name], "__file__", None) or ""):
+                    del sys.modules[name]
+        forget()
+        builtins._whest_watch, loader.get_code = self, get_code
+        try:
+            yield
+        finally:
+            loader.get_code = original
+            forget()
+            del builtins._whest_watch
+
+    def note(self, kind: str, place: tuple, name: str, flops: int, detail: Any = None) -> None:
+        total = self.notes[kind].setdefault((place, name, detail), [0, 0])
+        total[0] += 1
+        total[1] += flops
+
+    def returned(self, value=None):
+        self.end = self.stack(sys._getframe(1))[:2]
+        return value
+
+    def operated(self, name: str, a, b):
+        result = getattr(operator, f"__{name}__")(a, b)
+        self.uncounted(_OPERATORS[name], (a, b), {}, result)
+        return result
+
+    def called(self, function):
+        """The function, or one that also notes what it does, if it is NumPy's."""
+        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        module, bound = str(getattr(function, "__module__", "")), ()
+        if isinstance(function, type) or getattr(function, "__globals__", None) is globals():
+            return function
+        if isinstance(owner, (np.random.Generator, np.random.RandomState)):
+            name = f"random.{name}"
+        elif type(owner) is np.ndarray:
+            bound = (owner,)
+        elif module.startswith("numpy"):
+            name = f"{module}.{name}".removeprefix("numpy.")
+        elif not isinstance(function, np.ufunc):
+            return function
+
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            self.uncounted(name, (*bound, *args), kwargs, result)
+            return result
+        return call
+
+    def uncounted(self, name, args, kwargs, result) -> None:
+        """Note what would have been charged for work on plain arrays."""
+        given, stack = list(arrays_in((args, kwargs))), self.stack(sys._getframe(2))
+        arrays = any(a.ndim for a in arrays_in((given, result)))
+        if stack and arrays and not any(isinstance(a, FlopscopeArray) for a in given):
+            with contextlib.suppress(Exception):        # what has no price is no work
+                self.note("uncounted", stack[:2], name, self.context.book.charge(name, args, kwargs, result)[0])
+
+    def observe(self, name, args, kwargs, result, flops) -> None:
+        place, arrays = self.stack(sys._getframe(2))[:2], list(arrays_in((args, kwargs)))
+        self.consume(name, args, arrays)
+        if not (place and flops):
+            return
+        if name in CONTRACTIONS and len(arrays) > 1:
+            if all(a.ndim > 1 for a in arrays) and len({n for a in arrays for n in a.shape}) == 1:
+                self.note("square", place, name, flops)
+            zeros = self.zeros(name, args, kwargs, flops)
+            if zeros:
+                self.note("zeros", place, name, zeros)
+            if isinstance(result, np.ndarray) and result.ndim > 1 and min(result.shape[-2:]) > 1:
+                root = root_of(result)
+                spared = flops - flops // max(result.shape[-2:])
+                self.products[id(root)] = weakref.ref(root), (place, name, spared, uses := set())
+                self.results.append(self.products[id(root)][1])
+        free = FREE_INSTEAD[self.context.book.name].get(name)
+        if free and (free is not UNCHANGED.get(name) or arrays and arrays[0].dtype == result.dtype
+                     and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]):
+            self.note("moved", place, name, flops, free)
+        if not (name in _WRITERS or name.startswith("random.") or "out" in kwargs):
+            key = name, self.content(args), self.content(kwargs)
+            if key in self.first:
+                first = self.first[key]
+                self.note("repeated", place, name, flops, first[1] if first != place else None)
+            self.first.setdefault(key, place)
+
+    def content(self, value) -> Any:
+        """What tells a value from others of other content."""
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return fingerprint(bare(value))
+        if isinstance(value, (list, tuple, dict)):
+            return str([*map(self.content, value.items() if isinstance(value, dict) else value)])
+        return f"{type(value).__name__} {value!r}"
+
+    def consume(self, name, args, arrays) -> None:
+        """Remember of each product in use whether it is for more than its diagonal."""
+        diagonal = name in DIAGONALS or name == "einsum" and len(arrays) == 1 and len(set(args[0].split("-")[0])) == 1
+        for a in arrays:
+            root = root_of(a)
+            ref, (*_, uses) = self.products.get(id(root), (lambda: None, [0]))
+            if ref() is root:
+                on_it = a.ndim == root.ndim - 1 and a.strides[-1] == sum(root.strides[-2:])
+                uses.add("diagonal" if diagonal and a.shape == root.shape or on_it else "all")
+
+    def zeros(self, name, args, kwargs, flops) -> int:
+        """FLOPs of a product that rows and columns of zeros take: where an operand is zero, so is every term."""
+        parts = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
+        alive: dict[str, Any] = {}
+        for part, a in zip(parts, args[name == "einsum":]):
+            a = np.asarray(bare(a)) != 0
+            for axis, label in enumerate(part if len(set(part)) == a.ndim else ""):
+                used = a.any(axis=tuple(i for i in range(a.ndim) if i != axis))
+                alive[label] = alive.get(label, True) & used
+        return int(flops * (1 - math.prod(float(np.mean(used)) for used in alive.values())))
+
+
+def root_of(a: np.ndarray) -> np.ndarray:
+    """The array whose memory this one views."""
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a
+
+
+def gather_evidence(options, rules: Round, screen: Screen) -> types.SimpleNamespace:
+    """Everything that the questions ask about. Raises WhestError where nothing can be run."""
+    path, known = estimator_path(options), set(sys.modules)
+    profile, watch = (kind(Path(path).parent) for kind in (Profile, Watch))
+    untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
+    rival = replace(untimed, flop_budget=DEFAULT_BUDGET)
+    e = types.SimpleNamespace(rules=rules, home=profile.home, config={"estimator": path, "seed": options.seed} | asdict(rules), table=[], reseeded=[])
+    screen.live("validate")
+    e.checks = list(validation_checks(options, rules))
+    e.suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, options.seed))
+    screen.live("predict")
+    with LocalRunner(path, options.class_, rules, options.seed, profile=profile) as runner:
+        e.outcomes = [runner.predict(mlp) for mlp in e.suite]
+        e.failed = [o for o in e.outcomes if o.failed]
+        if not e.failed:
+            e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)] for mlp in e.suite]
+    e.class_found = runner.class_found
+    e.truths = grow_truths(e.suite, e.outcomes, rules, options, truth_progress(screen))
+    e.results = score_suite(e.suite, e.outcomes, e.truths, rules, options.precision)
+    e.lines = merged(itertools.chain(*[outcome.lines for outcome in e.outcomes]), "file", "line")
+    baseline = [metered_predict(Baseline("mean_propagation"), mlp.copy(), rival) for mlp in e.suite]
+    e.baseline = score_suite(e.suite, baseline, e.truths, rival, options.precision)["per_layer_mse"]
+    if not e.failed:
+        screen.live("convergence table")
+        counts = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**39]
+        e.table = convergence_tables([load_estimator(path, options.class_)], e.suite[0], rules.flop_budget, counts)[0]
+    screen.live("watch")
+    with watch.instrumented(known), LocalRunner(path, options.class_, untimed, options.seed, profile=watch) as runner:
+        watched = runner.predict(e.suite[0])
+        e.end = watch.end
+    for *note, uses in watch.results:
+        if uses == {"diagonal"}:
+            watch.note("diagonal", *note)
+    e.notes = {kind: sorted(((flops, calls, *key) for key, (calls, flops) in notes.items()), key=lambda n: -n[0])
+               for kind, notes in watch.notes.items()}
+    e.until = watched.failed and f", until predict() failed ({watched.flag or watched.error['message']})" or ""
+    e.bill = max(1, sum(o.flops_charged for o in e.outcomes) / len(e.outcomes))
+    return e
+
+
+def waste(e, flops: float, said: str, change: str, place: tuple | None, unseen: float = 0.0) -> Iterator[Finding]:
+    """A Finding about FLOPs of one network, if they cost half a percent of the score, or are 1% of the budget.
+
+    `unseen`: what they cost on the real grader and not here. Below the multiplier's floor nothing is at stake.
+    """
+    spent, floor = e.results["mean_effective_compute"] + unseen, MULTIPLIER_FLOOR * e.rules.flop_budget
+    share = 1 - max(floor, spent - flops) / max(floor, spent)
+    if share >= 0.005 or flops >= 0.01 * e.rules.flop_budget:
+        under = "" if share else " (free under the floor, but they would buy accuracy)"
+        yield Finding(2 if share >= 0.005 else 3, said + under, change, place, int(flops), share)
+
+
+def wasted(e, kind: str, what: str, say: Callable) -> Iterator:
+    """The answer from the watch's notes of a kind, and a Finding for each: `say(calls, operation, detail)` gives texts."""
+    notes = e.notes.get(kind, [])
+    total = sum(note[0] for note in notes)
+    yield (f"{what}: {sum(note[1] for note in notes):,}, of {readable(total)} FLOPs, {total / e.bill:.1%} of the bill"
+           if notes else f"no {what}") + e.until
+    for flops, calls, place, name, detail in notes:
+        yield from waste(e, flops, *say(calls, name, detail), place)
+
+
+def place_of(e, text: str) -> tuple | None:
+    """(file, line) of "file.py, line 12"."""
+    found = re.fullmatch(r"(.+), line (\d+)", text)
+    return (e.home + found[1], int(found[2])) if found else None
+
+
+def question(tier: int, words: str, of_predictions: bool = False) -> Callable:
+    """Make the function below the answer to a question of the page; `of_predictions`, where all have succeeded."""
+    def register(function):
+        QUESTIONS.append((tier, words, of_predictions, function))
+        return function
+    return register
+
+
+@question(0, "FLOPs-vs-MSE convergence table", True)
+def ask_table(e):
+    yield from table_lines(e.table)
+
+
+def ask_prediction(finite: bool, e):
+    bad = [o for o in e.failed if "expected_shape" in (o.error or {"details": ()})["details"]
+           and ("finite" in o.error["message"]) == finite]
+    if not bad:
+        fine = len(e.suite) - len(e.failed)
+        yield f"yes, on {fine} of {len(e.suite)} MLPs" + (f"; the other {len(e.failed)} gave none" if e.failed else "")
+    for outcome in bad[:1]:
+        said = f"no, on {len(bad)} of {len(e.suite)} MLPs: {outcome.error['message']}"
+        yield said
+        yield Finding(1, said, outcome.error["details"]["hint"], e.end)
+
+
+question(1, "Output shape: does predict() return shape (mlp.depth, mlp.width)?")(functools.partial(ask_prediction, False))
+question(1, "Finite values: are all values finite?")(functools.partial(ask_prediction, True))
+
+
+@question(1, "Class name: is your class named Estimator?")
+def ask_class(e):
+    yield "yes" if e.class_found == "Estimator" else f"it is {e.class_found}, the only one in the file, so the loader takes it"
+
+
+@question(1, "Determinism, and the other checks of whest validate")
+def ask_validation(e):
+    bad = [check for check in e.checks if not check["ok"]]
+    yield "; ".join(f"{check['check']}: {check['detail']}" for check in bad) or f"all {len(e.checks)} pass"
+    random = next((row for row in e.lines if any("random" in c["operation"] for c in row["charges"])), None)
+    for check in bad if not e.failed else []:
+        draws = check["check"] == "determinism" and random
+        yield Finding(3, f"{check['check']}: {check['detail']}", "the same call should give the same bits" if draws else
+                      "see whest validate", draws and (e.home + random["file"], random["line"]), 0, 0.0)
+
+
+@question(2, "Did predict() raise?")
+def ask_raise(e):
+    raised = [(i, o) for i, o in enumerate(e.outcomes) if o.error_code and "expected_shape" not in o.error["details"]]
+    yield f"yes, on {len(raised)} of {len(e.suite)} MLPs" if raised else f"no, on none of {len(e.suite)} MLPs"
+    groups = defaultdict(list)
+    for i, outcome in raised:
+        groups[outcome.error["type"], outcome.error["message"], outcome.line].append(i)
+    for (kind, message, line), members in groups.items():
+        lost = sum(e.results["per_mlp"][i]["adjusted_final_layer_score"] for i in members)
+        yield Finding(1, f"{kind}: {message}, on MLP {', '.join(f'#{i}' for i in members)}",
+                      "the traceback is in whest run --debug; until it is gone these count as zeros at the full budget",
+                      place_of(e, line), 0, lost / len(e.suite) / e.results["adjusted_final_layer_score"])
+
+
+@question(2, "Does zeros beat you?", True)
+def ask_zeros(e):
+    mine = e.results["corrected"]["score"]
+    theirs = float(np.mean([entry["zeros_final_layer_mse"] for entry in e.results["per_mlp"]])) * MULTIPLIER_FLOOR
+    yield f"{'yes' if mine > theirs else 'no'}: it scores {theirs:.3g}, you {mine:.3g}"
+    if mine > theirs:
+        yield Finding(1, f"zeros scores {mine / theirs:.3g} times better", "your predictions are worse than guessing zero: "
+                      "look for a wrong sign, scale, transpose or order of layers", e.end, 0, 1 - theirs / mine)
+
+
+@question(2, "Does sampling with the same FLOPs beat you?", True)
+def ask_sampling(e):
+    mine, spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
+    (paid, n_samples), multiplier = sampling_score(e.results, e.config), e.results["mean_score_multiplier"]
+    same = paid * n_samples / max(1.0, n_samples * spent / (multiplier * e.rules.flop_budget))
+    yield (f"{'yes' if mine > 2 * same else 'no' if mine < same else 'about as good'}: with your {readable(spent)} FLOPs it would "
+           f"score {same:.3g}, you {mine:.3g}; with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
+    if mine > 2 * paid:
+        yield Finding(2 if mine > 2 * same else 3, f"sampling scores {mine / paid:.3g} times better at your multiplier",
+                      "start from estimator.py, which samples" if mine > 2 * same else
+                      "the first tenth of the budget is free: spend it, if only on samples", e.end, 0, 1 - paid / mine)
+
+
+@question(2, "Is budget_exhausted true?")
+def ask_exhausted(e):
+    flags = Counter((o.flag, o.line) for o in e.failed if o.flag)
+    yield (f"no: {e.results['mean_compute_utilization']:.2%} of the budget is used" if not flags else
+           "; ".join(f"{flag} = true on {n} of {len(e.suite)} MLPs" for (flag, _), n in flags.items()))
+    for (flag, line), n in flags.items():
+        most = max(e.lines, key=lambda row: row["flops_used"], default=None)
+        costliest = most and (e.home + most["file"], most["line"])
+        yield Finding(1, f"{flag} on {n} MLPs, so that zeros were scored at the full budget; "
+                      + ("it gave way here" if line else "this line costs most"),
+                      "spend less, or ask the budget how much is left", place_of(e, line) or costliest, 0, n / len(e.suite))
+
+
+@question(2, "Are errors concentrated at deep layers?", True)
+def ask_layers(e):
+    mine, theirs = e.results["per_layer_mse"], e.baseline
+    growth = [None] + [b / a if a else None for a, b in zip(mine, mine[1:])]
+    yield {"layers": [dict(zip(("mse", "baseline_mse", "growth"), row)) for row in zip(mine, theirs, growth)]}
+    worse = [m > 2 * b + 1e-12 for m, b in zip(mine, theirs)]
+    departs = len(worse) - next((i for i, bad in enumerate(reversed(worse)) if not bad), len(worse))
+    mean = (mine[-1] / mine[1]) ** (1 / (len(mine) - 2)) if len(mine) > 2 and mine[1] else 1.0
+    yield (f"the last layer's MSE is {mine[-1]:.3g}, mean_propagation's {theirs[-1]:.3g}; from layer 2 on yours changes by "
+           f"{mean:.3g}x a layer")
+    if departs < len(worse):
+        yield Finding(2, f"from layer {departs + 1} on your MSE is over twice mean_propagation's: {mine[departs]:.3g}, not "
+                      f"{theirs[departs]:.3g}", f"compare what you compute at layer {departs + 1} with mean_propagation",
+                      e.end, 0, max(0.0, 1 - theirs[-1] / mine[-1]))
+
+
+@question(2, "What is the final layer's error made of?", True)
+def ask_anatomy(e):
+    if any(p is None for again in e.reseeded for p in again):
+        yield "not measured: predict() failed with another mlp.seed"
+        return
+    runs = np.array([[o.prediction[-1], *[p[-1] for p in again]] for o, again in zip(e.outcomes, e.reseeded)], np.float64)
+    truth = np.array([t.mean[-1] for t in e.truths])
+    mse = ((runs - truth[:, None]) ** 2).mean()
+    random = runs.var(axis=1, ddof=1).mean() / mse
+    error = runs.mean(axis=1) - truth
+    scale, offset = (error * truth).sum() / (truth ** 2).sum(), error.mean()
+    both = np.polynomial.Polynomial.fit(truth.ravel(), error.ravel(), 1)(truth)
+    shares = {"random": random, "offset": offset ** 2 / mse, "scale": scale ** 2 * (truth ** 2).mean() / mse,
+              "rest": max(0.0, ((error - both) ** 2).mean() / mse - random / runs.shape[1])}
+    yield {key: float(value) for key, value in shares.items()}
+    yield (f"{random:.0%} is your own randomness (3 values of mlp.seed), {1 - random:.0%} is wrong every time; a constant offset "
+           f"of {offset:+.3g} explains {shares['offset']:.0%}, a common scale of {1 + scale:.4g} {shares['scale']:.0%}, "
+           f"and {shares['rest']:.0%} is neither")
+    kind = max("offset", "scale", key=shares.get)
+    if shares[kind] > 0.75 and random < 0.5:
+        yield Finding(2, f"{shares[kind]:.0%} of the final error is " + ("one constant" if kind == "offset" else "one factor"),
+                      f"look for what is off by {offset:+.3g} everywhere" if kind == "offset" else
+                      f"look for a factor of {1 + scale:.4g}", e.end, 0, float(shares[kind]))
+
+
+@question(3, "Is matmul dominant?")
+def ask_matmul(e):
+    charges = merged(itertools.chain(*[row["charges"] for row in e.lines]), "operation")
+    top = sorted(charges, key=lambda c: -c["flops_used"])[:4]
+    total = e.bill * len(e.suite)
+    yield ", ".join(f"{c['operation']} {c['flops_used'] / total:.1%}" for c in top) or "nothing was charged"
+    square = e.notes.get("square", [])
+    flops = sum(note[0] for note in square)
+    if flops > 0.9 * e.bill:
+        yield from waste(e, flops, f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such",
+                         "consider diagonal variance instead of full covariance", square[0][2])
+
+
+@question(3, "Redundant computation?")
+def ask_repeated(e):
+    def say(calls, name, line):
+        return (f"{name} on the same values again, {calls:,} times" + (f", as on line {line}" if line else ", in a loop"),
+                f"keep the result of line {line}" if line else "compute it once, before the loop")
+    yield from wasted(e, "repeated", "repeated operations", say)
+
+
+@question(3, "Free operations wasted?")
+def ask_moved(e):
+    yield from wasted(e, "moved", "copies, casts and reshapes paid for that could be free",
+                      lambda calls, name, free: (f"{calls:,} paid calls of {name}", free))
+
+
+@question(3, "float64 where float32 would do?")
+def ask_float64(e):
+    rows = [(sum(c["flops_used"] for c in row["charges"] if c["dtype"] in ("float64", "complex128")
+                 and not c["operation"].startswith("stats.")), row) for row in e.lines]      # stats are float64 anyway
+    flops, row = sum(f for f, _ in rows) // 2 // len(e.suite), max(rows, key=lambda r: r[0], default=(0, None))[1]
+    yield (f"float64 costs {readable(flops)} FLOPs more than float32, {flops / e.bill:.1%} of the bill" if flops else
+           f"no: book {e.rules.prices} " + ("was asked for none" if PRICES[e.rules.prices].rates else "charges dtypes alike"))
+    yield from waste(e, flops, "float64 doubles the price of what float32 could do, most at this line",
+                     "make arrays and constants float32", row and (e.home + row["file"], row["line"]))
+
+
+@question(3, "A full product for its diagonal?")
+def ask_diagonal(e):
+    yield from wasted(e, "diagonal", "products of which only the diagonal is used",
+                      lambda calls, name, _: (f"{calls:,} results of {name}, of which only the diagonal is used",
+                                           "fnp.sum(a * b.T, axis=-1) is the diagonal of a @ b"))
+
+
+@question(3, "Work on rows or columns that are zero?")
+def ask_work_on_zeros(e):
+    yield from wasted(e, "zeros", "products with rows or columns of zeros", lambda calls, name, _: (
+        f"{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"))
+
+
+@question(3, "Work done in plain NumPy?")
+def ask_uncounted(e):
+    notes = e.notes.get("uncounted", [])
+    total = sum(note[0] for note in notes)
+    yield f"{readable(total)} FLOPs, {total / e.bill:.1%} of the bill, by the functions and operators seen" + e.until
+    for flops, calls, place, name, _ in notes if total > 0.01 * e.bill else []:
+        if flops > 0.1 * total:
+            yield Finding(1, f"np.{name} on plain arrays, {calls:,} calls, uncounted: the rules forbid it",
+                          f"use fnp.{name.replace('matmul', 'matmul or @ on fnp arrays')}, and pay", place, flops)
+
+
+@question(3, "Many small calls?")
+def ask_calls(e):
+    calls = sum(row["calls"] for row in e.lines) / len(e.suite)
+    seconds, rate, gate = calls * CALL_RESIDUAL, e.rules.lambda_flops_per_second, e.rules.residual_wall_time_limit
+    most = max(e.lines, key=lambda row: row["calls"], default=None)
+    place = most and (e.home + most["file"], most["line"])
+    priced = f"as much as {readable(rate * seconds)} FLOPs" if rate else f"the gate is {gate:g} s" if gate else "free in this round"
+    yield f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s of residual time, {priced}"
+    change = "work on whole arrays instead of in Python loops"
+    if gate and seconds > gate:
+        yield Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s of residual time there, past the gate of {gate:g} s", change, place)
+    else:
+        yield from waste(e, rate * seconds, f"{calls:,.0f} calls cost that much there", change, place, rate * seconds)
+
+
+def checklist_lines(tier: dict, screen: Screen) -> Iterator[str]:
+    """A tier's questions, each with its answer, its drawing and its findings."""
+    styles = {0: "good", 1: "bad", 2: "bad", 3: "strong"}
+    for asked in tier["questions"]:
+        worst = min([f["severity"] for f in asked["findings"]], default=0)
+        yield screen.paint(f"{SEVERITIES.get(worst, 'OK'):<7}", styles[worst]) + screen.paint(asked["question"], "strong")
+        yield from (f"       {line}" for line in asked["answer"])
+        layers = asked["data"].get("layers", [])
+        logs = [math.log10(max(row["mse"], 1e-12)) for row in layers]
+        for i, (row, log) in enumerate(zip(layers, logs), 1):
+            bar = screen.bar((log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3), screen.width - 66)
+            growth = f"x{row['growth']:.3g}" if row["growth"] else ""
+            yield f"       layer {i:>3} {row['mse']:9.2e} {growth:>9} (baseline {row['baseline_mse']:.2e}) {bar}"
+        for f in asked["findings"]:
+            yield screen.paint(f"       {SEVERITIES[f['severity']]}: {f['said']}", styles[f["severity"]])
+            if f["line"]:
+                yield f"         {f['file']}, line {f['line']}:  {f['source']}"
+            yield f"         at stake: {f['share']:.1%} of the score" + (f", {readable(f['flops'])} FLOPs" if f["flops"] else "")
+            yield f"         change: {f['change']}"
+
+
+# ======================================================================================
 # Command line
 #
 # One function per sub-command. OPTIONS says once what each flag means; a command names the
@@ -5080,7 +5629,7 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", number, "SECONDS"),
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
     "setup_timeout": (None, "seconds for loading and setup() [5]", number, "SECONDS"),
-    "n_mlps": (None, "networks in the suite [10, or all of the dataset]", integer, "N"),
+    "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", integer, "N"),
     "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]", sample_count, "N"),
     "precision": (0.02, "of the score that auto aims at [0.02]", number, "SHARE"),
     "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", number, "FLOPS"),
@@ -5272,6 +5821,41 @@ def validation_checks(options, rules: Round) -> Iterator[dict]:
         same = not second.failed and np.array_equal(first.prediction, second.prediction)
         yield check("determinism", same or None, "two calls agree bit for bit" if same else
                     "two calls on one network differ: seed your generator from mlp.seed")
+
+
+@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store seed max_threads format json debug")
+def checklist(options, screen: Screen) -> int:
+    """Answer the debugging page, tier by tier: each answer measured, each finding with its line and what to change.
+
+    Runs the estimator on 3 networks, once more on other seeds, and once under watch. Exit status 0 if nothing spoils
+    the score, 1 if something does, 2 for misuse.
+    """
+    rules, options.runner = rules_of(options), "local"
+    for name in ("n_mlps", "n_samples", "max_threads"):
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            raise Misuse(f"--{name.replace('_', '-')} must be positive.")
+    limit_threads(options.max_threads)
+    use_prices(rules.prices)
+    evidence = gather_evidence(options, rules, screen)
+    tiers = [{"tier": i, "title": title, "questions": []} for i, title in enumerate(TIERS)]
+    for tier, words, of_predictions, ask in QUESTIONS:
+        skip = of_predictions and evidence.failed
+        said = ["not measured: predict() failed"] if skip else list(ask(evidence))
+        findings = sorted((f for f in said if isinstance(f, Finding)), key=lambda f: (f.severity, -f.share, -f.flops))
+        tiers[tier]["questions"].append({
+            "question": words, "answer": [text for text in said if isinstance(text, str)],
+            "data": next((data for data in said if isinstance(data, dict)), {}),
+            "findings": [finding.document(evidence.home) for finding in findings]})
+    worst = Counter(f["severity"] for tier in tiers for asked in tier["questions"] for f in asked["findings"])
+    document = {"ok": not worst[1], "tiers": tiers, "run_config": evidence.config,
+                "whestbench_version": __version__}
+    if screen.format == "json":
+        screen.write(json.dumps(document, indent=2))
+        return int(not document["ok"])
+    for tier in tiers:
+        screen.panel(f"Tier {tier['tier']}: {tier['title']}", checklist_lines(tier, screen))
+    screen.write(", ".join(f"{SEVERITIES[severity]} {worst[severity]}" for severity in sorted(worst)) or "Nothing to change.")
+    return int(not document["ok"])
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
