@@ -4421,7 +4421,7 @@ class Profile:
         self.stacks.append(self.stack(sys._getframe(2)))
 
     def stack(self, frame) -> tuple:
-        """The participant's lines from this frame outwards, innermost first: (file, line, file, line, ...)."""
+        """The participant's lines from this frame outwards, innermost first: (file, line, file, line ...)."""
         found, files, end = [], self.files, metered_predict.__code__
         while frame is not None and (code := frame.f_code) is not end:
             file = code.co_filename
@@ -4438,11 +4438,12 @@ class Profile:
         return (inside or module.startswith(SUBMISSION)) and not file.startswith(OURS)
 
     def rows(self) -> list[dict]:
-        """One row a line, in the order of the source: its `charges` by namespace, operation and dtype, and `calls`,
-        `flops_used` and `time_s` (in the counted calls) of itself and, `cumulative_...`, with all that it called.
+        """One row a line, in the order of the source: its `charges` by namespace, operation and dtype; its
+        `calls`, `flops_used` and `time_s` (in counted calls); `cumulative_...`, with all that it called.
         """
         totals: dict[tuple, list] = {}
-        for stack, (name, *_, cost, _, space, _, backend, overhead, dtype) in zip(self.stacks, self.context._log):
+        for stack, charge in zip(self.stacks, self.context._log):
+            name, *_, cost, _, space, _, backend, overhead, dtype = charge
             total = totals.setdefault((stack, space, name, dtype), [0, 0, 0.0])
             total[0] += 1
             total[1] += cost
@@ -4467,16 +4468,17 @@ OUTSIDE = "(outside your code: the runner's cast)", 0
 
 
 def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
-    """Rows of the same keys as one, in the order of the keys: numbers of AMOUNTS are added, `charges` merged."""
-    groups = defaultdict(list)
+    """Rows of the same keys as one, in the order of the keys: AMOUNTS are added, `charges` merged."""
+    groups, together = defaultdict(list), []
     for row in rows:
         groups[tuple([row[key] or "" for key in keys])].append(row)
-    together = [group[0] | {key: sum(row[key] for row in group) for key in group[0] if key.endswith(AMOUNTS)}
-                for _, group in sorted(groups.items())]
-    for row, (_, group) in zip(together, sorted(groups.items())):
-        if "charges" in row:
-            row["charges"] = merged(itertools.chain(*[each["charges"] for each in group]),
-                                    "namespace", "operation", "dtype")
+    for key in sorted(groups, key=lambda key: (not key[-1], key)):          # OUTSIDE comes last
+        group = groups[key]
+        total = group[0] | {key: sum(row[key] for row in group) for key in group[0] if key.endswith(AMOUNTS)}
+        if "charges" in total:
+            charges = itertools.chain(*[row["charges"] for row in group])
+            total["charges"] = merged(charges, "namespace", "operation", "dtype")
+        together.append(total)
     return together
 
 
@@ -4487,7 +4489,7 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
                     profile: Profile | None = None) -> Outcome:
     """Call predict() under the round's budget and clock; whatever happens inside becomes an Outcome.
 
-    With `fail_fast`, the participant's exception propagates instead. With `profile`, the outcome has its rows.
+    With `fail_fast`, the participant's exception propagates instead. `profile` gives the outcome its rows.
     """
     global _clocks
     outcome, failure = Outcome(), None
@@ -4746,7 +4748,8 @@ def serve() -> None:
     rules = Round(**message["rules"])
     try:
         profile = Profile(Path(message["path"]).parent) if message["profile"] else None
-        with LocalRunner(message["path"], message["class_name"], rules, message["seed"], profile=profile) as runner:
+        with LocalRunner(message["path"], message["class_name"], rules, message["seed"],
+                         profile=profile) as runner:
             send(answers, {"ok": True, "class": runner.class_found})
             with contextlib.suppress(EOFError):
                 while True:
@@ -4980,25 +4983,26 @@ def profile_lines(results: dict, screen: Screen) -> Iterator[str]:
     used, file, last = max(1, results["profile"]["flops_used"]), None, 0
     columns = "{:>4} {:>8} {:>9} {:>7} {:>6} {:>8} {:<5} {}".format
 
-    def amounts(row: dict, *more) -> tuple:
-        return f"{row['calls']:,}", readable(row["flops_used"]), f"{row['flops_used'] / used:.1%}", *more
+    def cells(first, row: dict, cumulative: str, seconds: float, charges: list, text: str) -> str:
+        dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in charges if c["dtype"]})
+        own = f"{row['calls']:,}", readable(row["flops_used"]), f"{row['flops_used'] / used:.1%}"
+        return columns(first, *own, cumulative, f"{seconds * 1e3:,.1f}", "+".join(dtypes), text)[:screen.width - 4]
 
-    for row in sorted(lines, key=lambda row: row["line"] == 0):
+    for row in lines:
         if row["file"] != file and row["line"]:
             file, last = row["file"], row["line"]
             yield screen.paint(file, "strong")
             yield columns("line", "calls", "FLOPs", "of bill", "cumul.", "ms", "dtype", "source")
         if last + 1 < row["line"]:
             yield columns(*[""] * 7, "...")
-        last, kinds = row["line"], {np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]}
-        yield columns(last or "", *amounts(row, f"{row['cumulative_flops_used'] / used:.1%}",
-                      f"{row['cumulative_time_s'] * 1e3:,.1f}"), "+".join(sorted(kinds)), row["source"])[:screen.width - 4]
+        last = row["line"]
+        yield cells(last or "", row, f"{row['cumulative_flops_used'] / used:.1%}", row["cumulative_time_s"],
+                    row["charges"], row["source"])
     yield ""
     yield columns("", "calls", "FLOPs", "of bill", "", "ms", "dtype", "namespace: operation")
     charges = merged(itertools.chain(*[row["charges"] for row in lines]), "namespace", "operation", "dtype")
     for c in sorted(charges, key=lambda c: -c["flops_used"])[:12]:
-        yield columns("", *amounts(c, "", f"{c['time_s'] * 1e3:,.1f}"), np.dtype(c["dtype"]).str[1:] if c["dtype"] else "",
-                      f"{c['namespace'] or '-'}: {c['operation']}")
+        yield cells("", c, "", c["time_s"], [c], f"{c['namespace'] or '-'}: {c['operation']}")
     yield f"sum over lines: {sum(row['flops_used'] for row in lines):,} of {used:,} FLOPs billed"
 
 
@@ -5066,25 +5070,25 @@ def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
 # yields its answer, in sentences, and its Findings; the page is drawn from their dictionary.
 # ======================================================================================
 
-TIERS = ("Pure-Python inner loop (fastest iteration)", "Sanity checks (2 minutes)", "Correctness checks (5 minutes)",
-         "Optimization checks (10+ minutes)")
-QUESTIONS: list = []            # (tier, the page's words, whether about predictions, function of the evidence)
+TIERS = ("Pure-Python inner loop (fastest iteration)", "Sanity checks (2 minutes)",
+         "Correctness checks (5 minutes)", "Optimization checks (10+ minutes)")
+QUESTIONS: list = []    # (tier, the page's words, whether about predictions, function of the evidence)
 SEVERITIES = {1: "SPOILS", 2: "COSTS", 3: "NOTE"}      # the score; what is merely worth knowing
 CALL_RESIDUAL = 23e-6           # seconds of residual time that one call leaves with flopscope 0.12.4
 DIAGONALS = {"diag", "diagonal", "trace", "linalg.diagonal", "linalg.trace"}
 UNCHANGED = dict.fromkeys("copy array astype require reshape ravel flatten".split(),
                           "use the array itself: it cannot be written to; x[:, None] and squeeze are free")
-FREE_INSTEAD = {                # what is paid for and has a free equivalent: in 0.12, where the call changes nothing
+FREE_INSTEAD = {        # what is paid for and has a free equivalent; UNCHANGED, if the call changes nothing
     "0.12": UNCHANGED | {"tile": "broadcast_to is free"},
     "0.7": {"array": "asarray is free", "tile": "broadcast_to is free", "take": "indexing, x[i], is free",
-            "compress": "indexing, x[mask], is free", "stack": "row_stack is free", "vstack": "row_stack is free",
-            "append": "hstack is free", "copyto": "assignment, x[...] = y, is free"},
+            "compress": "indexing, x[mask], is free", "append": "hstack is free",
+            "stack": "row_stack is free", "vstack": "row_stack is free", "copyto": "writing to x[...] is free"},
 }
 
 
 @dataclass
 class Finding:
-    """What to change: `place` is (file, line), `flops` of one network, `share` of the score at stake, 0 to 1."""
+    """What to change: `place` is (file, line), `flops` of one network, `share` (0 to 1) that of the score."""
 
     severity: int
     said: str
@@ -5132,16 +5136,13 @@ class Instrument(ast.NodeTransformer):
         node.value = self.hook("returned", node, *[node.value] * (node.value is not None))
         return node
 
-    def visit_MatchValue(self, node):
-        return node
-
 
 class Watch(Profile):
     """A Profile that looks at values too: `notes[kind]` maps (place, operation, detail) to [calls, FLOPs].
 
-    It sees every counted call; and of plain NumPy the functions, ufuncs, methods and binary operators that the
-    participant's own files call on uncounted arrays, priced by the book, but not in-place operators, comparisons,
-    or what other libraries and compiled code do. Arrays are compared by a hash of their content.
+    It sees every counted call. Of plain NumPy it sees, and prices, the functions, ufuncs, methods and binary
+    operators that the participant's own files use on uncounted arrays in predict(); not in-place operators,
+    comparisons, or what other libraries and compiled code do. Values are compared by their hashes.
     """
 
     def __init__(self, home: str | os.PathLike):
@@ -5155,7 +5156,7 @@ class Watch(Profile):
 
     @contextlib.contextmanager
     def instrumented(self, known: set[str]) -> Iterator[None]:
-        """Load the participant's modules anew and instrumented, except those of these names, and then forget them."""
+        """Inside, the participant's modules are loaded anew and instrumented, except the `known` names."""
         loader, owns = importlib.machinery.SourceFileLoader, self.owns
         original = loader.get_code
 
@@ -5215,13 +5216,15 @@ class Watch(Profile):
 
     def uncounted(self, name, args, kwargs, result) -> None:
         """Note what would have been charged for work on plain arrays."""
-        given, stack = list(arrays_in((args, kwargs))), self.stack(sys._getframe(2))
-        arrays = any(a.ndim for a in arrays_in((given, result)))
-        if stack and arrays and not any(isinstance(a, FlopscopeArray) for a in given):
+        given = list(arrays_in((args, kwargs)))
+        worked = any(a.ndim for a in arrays_in((given, result))) and _thread.active is not None
+        if worked and not any(isinstance(a, FlopscopeArray) for a in given):
             with contextlib.suppress(Exception):        # what has no price is no work
-                self.note("uncounted", stack[:2], name, self.context.book.charge(name, args, kwargs, result)[0])
+                flops = self.context.book.charge(name, args, kwargs, result)[0]
+                self.note("uncounted", self.stack(sys._getframe(2))[:2], name, flops)
 
     def observe(self, name, args, kwargs, result, flops) -> None:
+        """The observer of the context."""
         place, arrays = self.stack(sys._getframe(2))[:2], list(arrays_in((args, kwargs)))
         self.consume(name, args, arrays)
         if not (place and flops):
@@ -5242,11 +5245,11 @@ class Watch(Profile):
                      and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]):
             self.note("moved", place, name, flops, free)
         if not (name in _WRITERS or name.startswith("random.") or "out" in kwargs):
-            key = name, self.content(args), self.content(kwargs)
-            if key in self.first:
-                first = self.first[key]
-                self.note("repeated", place, name, flops, first[1] if first != place else None)
-            self.first.setdefault(key, place)
+            first = self.first.setdefault((name, self.content((args, kwargs))), [place])
+            if first[1:]:
+                self.note("repeated", place, name, flops,
+                          "in a loop" if first[0] == place else f"first on line {first[0][1]}")
+            first.append(place)
 
     def content(self, value) -> Any:
         """What tells a value from others of other content."""
@@ -5258,7 +5261,7 @@ class Watch(Profile):
 
     def consume(self, name, args, arrays) -> None:
         """Remember of each product in use whether it is for more than its diagonal."""
-        diagonal = name in DIAGONALS or name == "einsum" and len(arrays) == 1 and len(set(args[0].split("-")[0])) == 1
+        diagonal = name in DIAGONALS or name == "einsum" and args[0].replace(" ", "").split("->")[0] == "ii"
         for a in arrays:
             root = root_of(a)
             ref, (*_, uses) = self.products.get(id(root), (lambda: None, [0]))
@@ -5267,7 +5270,7 @@ class Watch(Profile):
                 uses.add("diagonal" if diagonal and a.shape == root.shape or on_it else "all")
 
     def zeros(self, name, args, kwargs, flops) -> int:
-        """FLOPs of a product that rows and columns of zeros take: where an operand is zero, so is every term."""
+        """FLOPs of a product that go into rows and columns of zeros."""
         parts = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
         alive: dict[str, Any] = {}
         for part, a in zip(parts, args[name == "einsum":]):
@@ -5286,12 +5289,13 @@ def root_of(a: np.ndarray) -> np.ndarray:
 
 
 def gather_evidence(options, rules: Round, screen: Screen) -> types.SimpleNamespace:
-    """Everything that the questions ask about. Raises WhestError where nothing can be run."""
+    """All that the questions ask about. Raises WhestError where nothing can be run."""
     path, known = estimator_path(options), set(sys.modules)
     profile, watch = (kind(Path(path).parent) for kind in (Profile, Watch))
     untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
     rival = replace(untimed, flop_budget=DEFAULT_BUDGET)
-    e = types.SimpleNamespace(rules=rules, home=profile.home, config={"estimator": path, "seed": options.seed} | asdict(rules), table=[], reseeded=[])
+    e = types.SimpleNamespace(rules=rules, home=profile.home, end=None, until="")
+    e.config = {"estimator": path, "seed": options.seed} | asdict(rules)
     screen.live("validate")
     e.checks = list(validation_checks(options, rules))
     e.suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, options.seed))
@@ -5299,8 +5303,8 @@ def gather_evidence(options, rules: Round, screen: Screen) -> types.SimpleNamesp
     with LocalRunner(path, options.class_, rules, options.seed, profile=profile) as runner:
         e.outcomes = [runner.predict(mlp) for mlp in e.suite]
         e.failed = [o for o in e.outcomes if o.failed]
-        if not e.failed:
-            e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)] for mlp in e.suite]
+        e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)]
+                      for mlp in e.suite if not e.failed]
     e.class_found = runner.class_found
     e.truths = grow_truths(e.suite, e.outcomes, rules, options, truth_progress(screen))
     e.results = score_suite(e.suite, e.outcomes, e.truths, rules, options.precision)
@@ -5309,26 +5313,31 @@ def gather_evidence(options, rules: Round, screen: Screen) -> types.SimpleNamesp
     e.baseline = score_suite(e.suite, baseline, e.truths, rival, options.precision)["per_layer_mse"]
     if not e.failed:
         screen.live("convergence table")
-        counts = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**39]
-        e.table = convergence_tables([load_estimator(path, options.class_)], e.suite[0], rules.flop_budget, counts)[0]
+        counts = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**39]     # seconds
+        fresh = load_estimator(path, options.class_)
+        e.table = convergence_tables([fresh], e.suite[0], rules.flop_budget, counts)[0]
     screen.live("watch")
-    with watch.instrumented(known), LocalRunner(path, options.class_, untimed, options.seed, profile=watch) as runner:
-        watched = runner.predict(e.suite[0])
-        e.end = watch.end
+    try:
+        with (watch.instrumented(known),
+              LocalRunner(path, options.class_, untimed, options.seed, profile=watch) as runner):
+            watched, e.end = runner.predict(e.suite[0]), watch.end
+        if watched.failed:
+            e.until = f", until predict() failed ({watched.flag or watched.error['message']})"
+    except WhestError as exc:
+        e.until = f", as it cannot be watched ({exc})"
     for *note, uses in watch.results:
         if uses == {"diagonal"}:
             watch.note("diagonal", *note)
-    e.notes = {kind: sorted(((flops, calls, *key) for key, (calls, flops) in notes.items()), key=lambda n: -n[0])
-               for kind, notes in watch.notes.items()}
-    e.until = watched.failed and f", until predict() failed ({watched.flag or watched.error['message']})" or ""
+    e.notes = {kind: sorted(((flops, calls, *key) for key, (calls, flops) in notes.items()),
+                            key=lambda note: -note[0]) for kind, notes in watch.notes.items()}
     e.bill = max(1, sum(o.flops_charged for o in e.outcomes) / len(e.outcomes))
     return e
 
 
-def waste(e, flops: float, said: str, change: str, place: tuple | None, unseen: float = 0.0) -> Iterator[Finding]:
-    """A Finding about FLOPs of one network, if they cost half a percent of the score, or are 1% of the budget.
+def waste(e, flops: float, said: str, change: str, place: tuple | None, unseen=0.0) -> Iterator[Finding]:
+    """A Finding about FLOPs of a network, if they cost half a percent of the score or are 1% of the budget.
 
-    `unseen`: what they cost on the real grader and not here. Below the multiplier's floor nothing is at stake.
+    `unseen`: what they cost on the real grader and not here. Under the multiplier's floor nothing is at stake.
     """
     spent, floor = e.results["mean_effective_compute"] + unseen, MULTIPLIER_FLOOR * e.rules.flop_budget
     share = 1 - max(floor, spent - flops) / max(floor, spent)
@@ -5337,24 +5346,20 @@ def waste(e, flops: float, said: str, change: str, place: tuple | None, unseen: 
         yield Finding(2 if share >= 0.005 else 3, said + under, change, place, int(flops), share)
 
 
-def wasted(e, kind: str, what: str, say: Callable) -> Iterator:
-    """The answer from the watch's notes of a kind, and a Finding for each: `say(calls, operation, detail)` gives texts."""
-    notes = e.notes.get(kind, [])
-    total = sum(note[0] for note in notes)
-    yield (f"{what}: {sum(note[1] for note in notes):,}, of {readable(total)} FLOPs, {total / e.bill:.1%} of the bill"
-           if notes else f"no {what}") + e.until
-    for flops, calls, place, name, detail in notes:
-        yield from waste(e, flops, *say(calls, name, detail), place)
-
-
 def place_of(e, text: str) -> tuple | None:
     """(file, line) of "file.py, line 12"."""
     found = re.fullmatch(r"(.+), line (\d+)", text)
     return (e.home + found[1], int(found[2])) if found else None
 
 
+def costliest(e, amount: str) -> tuple | None:
+    """(file, line) of the line with most of an amount."""
+    row = max(e.lines, key=lambda row: row[amount], default=None)
+    return row and (e.home + row["file"], row["line"])
+
+
 def question(tier: int, words: str, of_predictions: bool = False) -> Callable:
-    """Make the function below the answer to a question of the page; `of_predictions`, where all have succeeded."""
+    """Make the function below the answer to a question; `of_predictions`, if all networks have got theirs."""
     def register(function):
         QUESTIONS.append((tier, words, of_predictions, function))
         return function
@@ -5366,60 +5371,59 @@ def ask_table(e):
     yield from table_lines(e.table)
 
 
-def ask_prediction(finite: bool, e):
-    bad = [o for o in e.failed if "expected_shape" in (o.error or {"details": ()})["details"]
-           and ("finite" in o.error["message"]) == finite]
-    if not bad:
-        fine = len(e.suite) - len(e.failed)
-        yield f"yes, on {fine} of {len(e.suite)} MLPs" + (f"; the other {len(e.failed)} gave none" if e.failed else "")
+def ask_prediction(word: str, e):
+    """Whether no prediction was refused with this word in the message."""
+    bad = [o for o in e.failed if o.error and "hint" in o.error["details"] and word in o.error["message"]]
+    yield (f"no, on {len(bad)} of {len(e.suite)} MLPs" if bad else
+           f"yes, on {len(e.suite) - len(e.failed)} of {len(e.suite)} MLPs, which gave a prediction")
     for outcome in bad[:1]:
-        said = f"no, on {len(bad)} of {len(e.suite)} MLPs: {outcome.error['message']}"
-        yield said
-        yield Finding(1, said, outcome.error["details"]["hint"], e.end)
+        yield Finding(1, outcome.error["message"], outcome.error["details"]["hint"], e.end)
 
 
-question(1, "Output shape: does predict() return shape (mlp.depth, mlp.width)?")(functools.partial(ask_prediction, False))
-question(1, "Finite values: are all values finite?")(functools.partial(ask_prediction, True))
+for _words, _word in (("Output shape: does predict() return shape (mlp.depth, mlp.width)?", "shape"),
+                      ("Finite values: are all values finite?", "finite")):
+    question(1, _words)(functools.partial(ask_prediction, _word))
 
 
 @question(1, "Class name: is your class named Estimator?")
 def ask_class(e):
-    yield "yes" if e.class_found == "Estimator" else f"it is {e.class_found}, the only one in the file, so the loader takes it"
+    yield "yes" if e.class_found == "Estimator" else f"it is {e.class_found}, which the loader took"
 
 
 @question(1, "Determinism, and the other checks of whest validate")
 def ask_validation(e):
-    bad = [check for check in e.checks if not check["ok"]]
-    yield "; ".join(f"{check['check']}: {check['detail']}" for check in bad) or f"all {len(e.checks)} pass"
-    random = next((row for row in e.lines if any("random" in c["operation"] for c in row["charges"])), None)
-    for check in bad if not e.failed else []:
-        draws = check["check"] == "determinism" and random
-        yield Finding(3, f"{check['check']}: {check['detail']}", "the same call should give the same bits" if draws else
-                      "see whest validate", draws and (e.home + random["file"], random["line"]), 0, 0.0)
+    bad = {check["check"]: f"{check['check']}: {check['detail']}" for check in e.checks[::-1] if not check["ok"]}
+    yield "; ".join(bad.values()) or f"all {len(e.checks)} pass"
+    draws = [row for row in e.lines if any("random" in c["operation"] for c in row["charges"])]
+    for name, said in bad.items() if not e.failed else ():
+        row = draws[0] if name == "determinism" and len(draws) == 1 else None
+        place = row and (e.home + row["file"], row["line"])
+        yield Finding(3, said, "see whest validate", place, 0, 0.0)
 
 
 @question(2, "Did predict() raise?")
 def ask_raise(e):
-    raised = [(i, o) for i, o in enumerate(e.outcomes) if o.error_code and "expected_shape" not in o.error["details"]]
+    raised = [(i, o) for i, o in enumerate(e.outcomes) if o.error_code and "hint" not in o.error["details"]]
     yield f"yes, on {len(raised)} of {len(e.suite)} MLPs" if raised else f"no, on none of {len(e.suite)} MLPs"
     groups = defaultdict(list)
     for i, outcome in raised:
         groups[outcome.error["type"], outcome.error["message"], outcome.line].append(i)
     for (kind, message, line), members in groups.items():
-        lost = sum(e.results["per_mlp"][i]["adjusted_final_layer_score"] for i in members)
+        scores = [entry["adjusted_final_layer_score"] for entry in e.results["per_mlp"]]
+        lost = sum(scores[i] for i in members) / sum(scores)
         yield Finding(1, f"{kind}: {message}, on MLP {', '.join(f'#{i}' for i in members)}",
-                      "the traceback is in whest run --debug; until it is gone these count as zeros at the full budget",
-                      place_of(e, line), 0, lost / len(e.suite) / e.results["adjusted_final_layer_score"])
+                      "see the traceback: whest run --debug", place_of(e, line), 0, lost)
 
 
 @question(2, "Does zeros beat you?", True)
 def ask_zeros(e):
     mine = e.results["corrected"]["score"]
-    theirs = float(np.mean([entry["zeros_final_layer_mse"] for entry in e.results["per_mlp"]])) * MULTIPLIER_FLOOR
+    errors = [entry["zeros_final_layer_mse"] for entry in e.results["per_mlp"]]
+    theirs = float(np.mean(errors)) * MULTIPLIER_FLOOR
     yield f"{'yes' if mine > theirs else 'no'}: it scores {theirs:.3g}, you {mine:.3g}"
     if mine > theirs:
-        yield Finding(1, f"zeros scores {mine / theirs:.3g} times better", "your predictions are worse than guessing zero: "
-                      "look for a wrong sign, scale, transpose or order of layers", e.end, 0, 1 - theirs / mine)
+        yield Finding(1, f"zeros scores {mine / theirs:.3g} times better: yours is worse than guessing zero",
+                      "look for a wrong sign, scale, transpose or layer", e.end, 0, 1 - theirs / mine)
 
 
 @question(2, "Does sampling with the same FLOPs beat you?", True)
@@ -5427,25 +5431,24 @@ def ask_sampling(e):
     mine, spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
     (paid, n_samples), multiplier = sampling_score(e.results, e.config), e.results["mean_score_multiplier"]
     same = paid * n_samples / max(1.0, n_samples * spent / (multiplier * e.rules.flop_budget))
-    yield (f"{'yes' if mine > 2 * same else 'no' if mine < same else 'about as good'}: with your {readable(spent)} FLOPs it would "
-           f"score {same:.3g}, you {mine:.3g}; with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
+    answer = "yes" if mine > 2 * same else "no" if mine < same else "it is about as good"
+    yield (f"{answer}: with your {readable(spent)} FLOPs it would score {same:.3g}, you {mine:.3g}; "
+           f"with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
     if mine > 2 * paid:
-        yield Finding(2 if mine > 2 * same else 3, f"sampling scores {mine / paid:.3g} times better at your multiplier",
-                      "start from estimator.py, which samples" if mine > 2 * same else
-                      "the first tenth of the budget is free: spend it, if only on samples", e.end, 0, 1 - paid / mine)
+        said = f"sampling scores {mine / paid:.3g} times better at your multiplier"
+        change = "spend the first tenth of the budget, which is free, if only on samples"
+        yield Finding(2 if mine > 2 * same else 3, said, change, e.end, 0, 1 - paid / mine)
 
 
 @question(2, "Is budget_exhausted true?")
 def ask_exhausted(e):
     flags = Counter((o.flag, o.line) for o in e.failed if o.flag)
-    yield (f"no: {e.results['mean_compute_utilization']:.2%} of the budget is used" if not flags else
-           "; ".join(f"{flag} = true on {n} of {len(e.suite)} MLPs" for (flag, _), n in flags.items()))
+    yield ("; ".join(f"{flag} = true on {n} of {len(e.suite)} MLPs" for (flag, _), n in flags.items())
+           or f"no: {e.results['mean_compute_utilization']:.2%} of the budget is used")
     for (flag, line), n in flags.items():
-        most = max(e.lines, key=lambda row: row["flops_used"], default=None)
-        costliest = most and (e.home + most["file"], most["line"])
-        yield Finding(1, f"{flag} on {n} MLPs, so that zeros were scored at the full budget; "
-                      + ("it gave way here" if line else "this line costs most"),
-                      "spend less, or ask the budget how much is left", place_of(e, line) or costliest, 0, n / len(e.suite))
+        where = "it gave way here" if line else "this line costs most"
+        yield Finding(1, f"{flag} on {n} MLPs, so that zeros were scored at the full budget; {where}",
+                      "spend less", place_of(e, line) or costliest(e, "flops_used"), 0, n / len(e.suite))
 
 
 @question(2, "Are errors concentrated at deep layers?", True)
@@ -5453,15 +5456,16 @@ def ask_layers(e):
     mine, theirs = e.results["per_layer_mse"], e.baseline
     growth = [None] + [b / a if a else None for a, b in zip(mine, mine[1:])]
     yield {"layers": [dict(zip(("mse", "baseline_mse", "growth"), row)) for row in zip(mine, theirs, growth)]}
-    worse = [m > 2 * b + 1e-12 for m, b in zip(mine, theirs)]
-    departs = len(worse) - next((i for i, bad in enumerate(reversed(worse)) if not bad), len(worse))
+    fine = [i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12]
+    departs = max(fine, default=0)          # 0-based: the first layer after which none is fine
     mean = (mine[-1] / mine[1]) ** (1 / (len(mine) - 2)) if len(mine) > 2 and mine[1] else 1.0
-    yield (f"the last layer's MSE is {mine[-1]:.3g}, mean_propagation's {theirs[-1]:.3g}; from layer 2 on yours changes by "
-           f"{mean:.3g}x a layer")
-    if departs < len(worse):
-        yield Finding(2, f"from layer {departs + 1} on your MSE is over twice mean_propagation's: {mine[departs]:.3g}, not "
-                      f"{theirs[departs]:.3g}", f"compare what you compute at layer {departs + 1} with mean_propagation",
-                      e.end, 0, max(0.0, 1 - theirs[-1] / mine[-1]))
+    yield (f"the last layer's MSE is {mine[-1]:.3g}, mean_propagation's {theirs[-1]:.3g}; "
+           f"from layer 2 on yours changes by {mean:.3g}x a layer")
+    if departs < len(mine):
+        yield Finding(2, f"from layer {departs + 1} on your MSE is over twice mean_propagation's: "
+                      f"{mine[departs]:.3g}, not {theirs[departs]:.3g}",
+                      f"compare what you compute at layer {departs + 1} with mean_propagation",
+                      e.end, 0, 1 - theirs[-1] / mine[-1])
 
 
 @question(2, "What is the final layer's error made of?", True)
@@ -5469,7 +5473,8 @@ def ask_anatomy(e):
     if any(p is None for again in e.reseeded for p in again):
         yield "not measured: predict() failed with another mlp.seed"
         return
-    runs = np.array([[o.prediction[-1], *[p[-1] for p in again]] for o, again in zip(e.outcomes, e.reseeded)], np.float64)
+    runs = np.array([[p[-1] for p in (outcome.prediction, *again)]
+                     for outcome, again in zip(e.outcomes, e.reseeded)], np.float64)
     truth = np.array([t.mean[-1] for t in e.truths])
     mse = ((runs - truth[:, None]) ** 2).mean()
     random = runs.var(axis=1, ddof=1).mean() / mse
@@ -5479,14 +5484,14 @@ def ask_anatomy(e):
     shares = {"random": random, "offset": offset ** 2 / mse, "scale": scale ** 2 * (truth ** 2).mean() / mse,
               "rest": max(0.0, ((error - both) ** 2).mean() / mse - random / runs.shape[1])}
     yield {key: float(value) for key, value in shares.items()}
-    yield (f"{random:.0%} is your own randomness (3 values of mlp.seed), {1 - random:.0%} is wrong every time; a constant offset "
-           f"of {offset:+.3g} explains {shares['offset']:.0%}, a common scale of {1 + scale:.4g} {shares['scale']:.0%}, "
-           f"and {shares['rest']:.0%} is neither")
-    kind = max("offset", "scale", key=shares.get)
+    off = {"offset": f"constant offset of {offset:+.3g}", "scale": f"common factor of {1 + scale:.4g}"}
+    yield (f"{random:.0%} is your own randomness (3 values of mlp.seed), {1 - random:.0%} is there every time; "
+           + "".join(f"a {text} explains {shares[kind]:.0%}, " for kind, text in off.items())
+           + f"and {shares['rest']:.0%} is neither")
+    kind = max(off, key=shares.get)
     if shares[kind] > 0.75 and random < 0.5:
-        yield Finding(2, f"{shares[kind]:.0%} of the final error is " + ("one constant" if kind == "offset" else "one factor"),
-                      f"look for what is off by {offset:+.3g} everywhere" if kind == "offset" else
-                      f"look for a factor of {1 + scale:.4g}", e.end, 0, float(shares[kind]))
+        yield Finding(2, f"{shares[kind]:.0%} of the final error is a {off[kind]}",
+                      "look for where it comes in", e.end, 0, float(shares[kind]))
 
 
 @question(3, "Is matmul dominant?")
@@ -5498,72 +5503,74 @@ def ask_matmul(e):
     square = e.notes.get("square", [])
     flops = sum(note[0] for note in square)
     if flops > 0.9 * e.bill:
-        yield from waste(e, flops, f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such",
-                         "consider diagonal variance instead of full covariance", square[0][2])
+        said = f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such"
+        found = waste(e, flops, said, "consider diagonal variance instead of full covariance", square[0][2])
+        yield from (finding for finding in found if finding.share)      # under the floor it is well spent
 
 
-@question(3, "Redundant computation?")
-def ask_repeated(e):
-    def say(calls, name, line):
-        return (f"{name} on the same values again, {calls:,} times" + (f", as on line {line}" if line else ", in a loop"),
-                f"keep the result of line {line}" if line else "compute it once, before the loop")
-    yield from wasted(e, "repeated", "repeated operations", say)
+def ask_notes(kind: str, what: str, said: str, change: str, e):
+    """What the watch noted of a kind, and a Finding for each place; `said` and `change` are templates."""
+    notes = e.notes.get(kind, [])
+    total = sum(note[0] for note in notes)
+    yield (f"{what}: {sum(note[1] for note in notes):,}, of {readable(total)} FLOPs, {total / e.bill:.1%} of "
+           "the bill" if notes else f"no {what}") + e.until
+    for flops, calls, place, name, detail in notes:
+        fill = functools.partial(str.format, name=name, calls=calls, detail=detail)
+        yield from waste(e, flops, fill(said), fill(change), place)
 
 
-@question(3, "Free operations wasted?")
-def ask_moved(e):
-    yield from wasted(e, "moved", "copies, casts and reshapes paid for that could be free",
-                      lambda calls, name, free: (f"{calls:,} paid calls of {name}", free))
+for _words, *_texts in (
+    ("Redundant computation?", "repeated", "repeated operations",
+     "{name} on the same values again, {calls:,} times, {detail}", "compute it once and keep the result"),
+    ("Free operations wasted?", "moved", "copies, casts and reshapes paid for that could be free",
+     "{calls:,} paid calls of {name}", "{detail}"),
+    ("A full product for its diagonal?", "diagonal", "products of which only the diagonal is used",
+     "{calls:,} results of {name}, of which only the diagonal is used",
+     "fnp.sum(a * b.T, axis=-1) is the diagonal of a @ b"),
+    ("Work on rows or columns that are zero?", "zeros", "products with rows or columns of zeros",
+     "{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"),
+):
+    question(3, _words)(functools.partial(ask_notes, *_texts))
 
 
 @question(3, "float64 where float32 would do?")
 def ask_float64(e):
-    rows = [(sum(c["flops_used"] for c in row["charges"] if c["dtype"] in ("float64", "complex128")
-                 and not c["operation"].startswith("stats.")), row) for row in e.lines]      # stats are float64 anyway
-    flops, row = sum(f for f, _ in rows) // 2 // len(e.suite), max(rows, key=lambda r: r[0], default=(0, None))[1]
-    yield (f"float64 costs {readable(flops)} FLOPs more than float32, {flops / e.bill:.1%} of the bill" if flops else
-           f"no: book {e.rules.prices} " + ("was asked for none" if PRICES[e.rules.prices].rates else "charges dtypes alike"))
+    for row in e.lines:
+        wide = [c for c in row["charges"] if c["dtype"] in ("float64", "complex128")]
+        row["float64"] = sum(c["flops_used"] for c in wide if c["operation"][:6] != "stats.")   # those have to be
+    flops = sum(row["float64"] for row in e.lines) // 2 // len(e.suite)
+    rates = PRICES[e.rules.prices].rates
+    yield (f"float64 costs {readable(flops)} FLOPs too many, {flops / e.bill:.1%} of the bill" if rates else
+           f"no: book {e.rules.prices} charges dtypes alike")
     yield from waste(e, flops, "float64 doubles the price of what float32 could do, most at this line",
-                     "make arrays and constants float32", row and (e.home + row["file"], row["line"]))
-
-
-@question(3, "A full product for its diagonal?")
-def ask_diagonal(e):
-    yield from wasted(e, "diagonal", "products of which only the diagonal is used",
-                      lambda calls, name, _: (f"{calls:,} results of {name}, of which only the diagonal is used",
-                                           "fnp.sum(a * b.T, axis=-1) is the diagonal of a @ b"))
-
-
-@question(3, "Work on rows or columns that are zero?")
-def ask_work_on_zeros(e):
-    yield from wasted(e, "zeros", "products with rows or columns of zeros", lambda calls, name, _: (
-        f"{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"))
+                     "make arrays and constants float32", costliest(e, "float64"))
 
 
 @question(3, "Work done in plain NumPy?")
 def ask_uncounted(e):
     notes = e.notes.get("uncounted", [])
     total = sum(note[0] for note in notes)
-    yield f"{readable(total)} FLOPs, {total / e.bill:.1%} of the bill, by the functions and operators seen" + e.until
+    yield f"{readable(total)} FLOPs, {total / e.bill:.1%} of the bill, as far as seen{e.until}"
     for flops, calls, place, name, _ in notes if total > 0.01 * e.bill else []:
         if flops > 0.1 * total:
             yield Finding(1, f"np.{name} on plain arrays, {calls:,} calls, uncounted: the rules forbid it",
-                          f"use fnp.{name.replace('matmul', 'matmul or @ on fnp arrays')}, and pay", place, flops)
+                          f"fnp.{name} counts, and so do operators on fnp arrays", place, flops)
 
 
 @question(3, "Many small calls?")
 def ask_calls(e):
     calls = sum(row["calls"] for row in e.lines) / len(e.suite)
-    seconds, rate, gate = calls * CALL_RESIDUAL, e.rules.lambda_flops_per_second, e.rules.residual_wall_time_limit
-    most = max(e.lines, key=lambda row: row["calls"], default=None)
-    place = most and (e.home + most["file"], most["line"])
-    priced = f"as much as {readable(rate * seconds)} FLOPs" if rate else f"the gate is {gate:g} s" if gate else "free in this round"
+    seconds, gate = calls * CALL_RESIDUAL, e.rules.residual_wall_time_limit
+    cost = seconds * e.rules.lambda_flops_per_second
+    priced = f"as much as {readable(cost)} FLOPs" if cost else "free in this round"
+    priced += f", and the gate is {gate:g} s" if gate else ""
     yield f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s of residual time, {priced}"
-    change = "work on whole arrays instead of in Python loops"
+    change, place = "work on whole arrays instead of in Python loops", costliest(e, "calls")
     if gate and seconds > gate:
-        yield Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s of residual time there, past the gate of {gate:g} s", change, place)
+        said = f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate of {gate:g} s"
+        yield Finding(1, said, change, place)
     else:
-        yield from waste(e, rate * seconds, f"{calls:,.0f} calls cost that much there", change, place, rate * seconds)
+        yield from waste(e, cost, f"{calls:,.0f} calls cost that much there", change, place, cost)
 
 
 def checklist_lines(tier: dict, screen: Screen) -> Iterator[str]:
@@ -5571,20 +5578,21 @@ def checklist_lines(tier: dict, screen: Screen) -> Iterator[str]:
     styles = {0: "good", 1: "bad", 2: "bad", 3: "strong"}
     for asked in tier["questions"]:
         worst = min([f["severity"] for f in asked["findings"]], default=0)
-        yield screen.paint(f"{SEVERITIES.get(worst, 'OK'):<7}", styles[worst]) + screen.paint(asked["question"], "strong")
+        label = screen.paint(f"{SEVERITIES.get(worst, 'OK'):<7}", styles[worst])
+        yield label + screen.paint(asked["question"], "strong")
         yield from (f"       {line}" for line in asked["answer"])
         layers = asked["data"].get("layers", [])
         logs = [math.log10(max(row["mse"], 1e-12)) for row in layers]
         for i, (row, log) in enumerate(zip(layers, logs), 1):
             bar = screen.bar((log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3), screen.width - 66)
-            growth = f"x{row['growth']:.3g}" if row["growth"] else ""
-            yield f"       layer {i:>3} {row['mse']:9.2e} {growth:>9} (baseline {row['baseline_mse']:.2e}) {bar}"
+            growth, theirs = f"x{row['growth']:.3g}" if row["growth"] else "", row["baseline_mse"]
+            yield f"       layer {i:>3} {row['mse']:9.2e} {growth:>9} (baseline {theirs:.2e}) {bar}"
         for f in asked["findings"]:
             yield screen.paint(f"       {SEVERITIES[f['severity']]}: {f['said']}", styles[f["severity"]])
             if f["line"]:
                 yield f"         {f['file']}, line {f['line']}:  {f['source']}"
-            yield f"         at stake: {f['share']:.1%} of the score" + (f", {readable(f['flops'])} FLOPs" if f["flops"] else "")
-            yield f"         change: {f['change']}"
+            flops = f", {readable(f['flops'])} FLOPs" if f["flops"] else ""
+            yield f"         at stake: {f['share']:.1%} of the score{flops}; change: {f['change']}"
 
 
 # ======================================================================================
@@ -5712,7 +5720,8 @@ def runner_for(options, rules: Round) -> LocalRunner:
     profile = Profile(Path(arguments[0]).parent) if getattr(options, "profile", False) else None
     if options.runner in ("local", "inprocess"):
         return LocalRunner(*arguments, profile=profile)
-    return SubprocessRunner(*arguments, profile=profile, memory_limit=int(options.memory_limit * 2**30), max_threads=options.max_threads)
+    return SubprocessRunner(*arguments, profile=profile, memory_limit=int(options.memory_limit * 2**30),
+                            max_threads=options.max_threads)
 
 
 @command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split seed max_threads runner memory_limit format json debug fail_fast profile")
@@ -5739,7 +5748,7 @@ def run(options, screen: Screen) -> int:
     results = score_suite(suite, outcomes, truths, rules, options.precision)
     if options.profile:
         lines = merged(itertools.chain(*[outcome.lines for outcome in outcomes]), "file", "line")
-        results["profile"] = {"lines": lines, "flops_used": sum(outcome.flops_charged for outcome in outcomes)}
+        results["profile"] = {"lines": lines, "flops_used": sum(o.flops_charged for o in outcomes)}
     config = {"n_mlps": len(suite), "width": rules.width, "depth": rules.depth, "seed": options.seed,
               "flop_budget": rules.flop_budget, "setup_timeout_s": rules.setup_timeout,
               "wall_time_limit_s": rules.wall_time_limit, "residual_wall_time_limit_s": rules.residual_wall_time_limit,
@@ -5823,12 +5832,13 @@ def validation_checks(options, rules: Round) -> Iterator[dict]:
                     "two calls on one network differ: seed your generator from mlp.seed")
 
 
-@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store seed max_threads format json debug")
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store seed
+    max_threads format json debug""")
 def checklist(options, screen: Screen) -> int:
-    """Answer the debugging page, tier by tier: each answer measured, each finding with its line and what to change.
+    """Answer the debugging page by measurement: each finding with its line, and with what to change.
 
-    Runs the estimator on 3 networks, once more on other seeds, and once under watch. Exit status 0 if nothing spoils
-    the score, 1 if something does, 2 for misuse.
+    Runs the estimator on 3 networks, again with other seeds, and once under watch. Exit status 0 if nothing
+    spoils the score, 1 if something does, 2 for misuse.
     """
     rules, options.runner = rules_of(options), "local"
     for name in ("n_mlps", "n_samples", "max_threads"):
@@ -5841,7 +5851,8 @@ def checklist(options, screen: Screen) -> int:
     for tier, words, of_predictions, ask in QUESTIONS:
         skip = of_predictions and evidence.failed
         said = ["not measured: predict() failed"] if skip else list(ask(evidence))
-        findings = sorted((f for f in said if isinstance(f, Finding)), key=lambda f: (f.severity, -f.share, -f.flops))
+        findings = sorted((each for each in said if isinstance(each, Finding)),
+                          key=lambda f: (f.severity, -f.share, -f.flops))
         tiers[tier]["questions"].append({
             "question": words, "answer": [text for text in said if isinstance(text, str)],
             "data": next((data for data in said if isinstance(data, dict)), {}),
@@ -5854,7 +5865,8 @@ def checklist(options, screen: Screen) -> int:
         return int(not document["ok"])
     for tier in tiers:
         screen.panel(f"Tier {tier['tier']}: {tier['title']}", checklist_lines(tier, screen))
-    screen.write(", ".join(f"{SEVERITIES[severity]} {worst[severity]}" for severity in sorted(worst)) or "Nothing to change.")
+    counts = [f"{SEVERITIES[severity]} {worst[severity]}" for severity in sorted(worst)]
+    screen.write(", ".join(counts) or "Nothing to change.")
     return int(not document["ok"])
 
 
