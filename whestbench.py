@@ -4986,7 +4986,8 @@ def profile_lines(results: dict, screen: Screen) -> Iterator[str]:
     def cells(first, row: dict, cumulative: str, seconds: float, charges: list, text: str) -> str:
         dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in charges if c["dtype"]})
         own = f"{row['calls']:,}", readable(row["flops_used"]), f"{row['flops_used'] / used:.1%}"
-        return columns(first, *own, cumulative, f"{seconds * 1e3:,.1f}", "+".join(dtypes), text)[:screen.width - 4]
+        line = columns(first, *own, cumulative, f"{seconds * 1e3:,.1f}", "+".join(dtypes), text)
+        return line[:screen.width - 4]
 
     for row in lines:
         if row["file"] != file and row["line"]:
@@ -5082,7 +5083,7 @@ FREE_INSTEAD = {        # what is paid for and has a free equivalent; UNCHANGED,
     "0.12": UNCHANGED | {"tile": "broadcast_to is free"},
     "0.7": {"array": "asarray is free", "tile": "broadcast_to is free", "take": "indexing, x[i], is free",
             "compress": "indexing, x[mask], is free", "append": "hstack is free",
-            "stack": "row_stack is free", "vstack": "row_stack is free", "copyto": "writing to x[...] is free"},
+            "stack": "row_stack is free", "vstack": "row_stack is free", "copyto": "x[...] = y is free"},
 }
 
 
@@ -5229,7 +5230,7 @@ class Watch(Profile):
         self.consume(name, args, arrays)
         if not (place and flops):
             return
-        if name in CONTRACTIONS and len(arrays) > 1:
+        if name in CONTRACTIONS and len(args) > 1 + (name == "einsum"):
             if all(a.ndim > 1 for a in arrays) and len({n for a in arrays for n in a.shape}) == 1:
                 self.note("square", place, name, flops)
             zeros = self.zeros(name, args, kwargs, flops)
@@ -5313,14 +5314,16 @@ def gather_evidence(options, rules: Round, screen: Screen) -> types.SimpleNamesp
     e.baseline = score_suite(e.suite, baseline, e.truths, rival, options.precision)["per_layer_mse"]
     if not e.failed:
         screen.live("convergence table")
-        counts = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**39]     # seconds
+        counts = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]     # seconds
         fresh = load_estimator(path, options.class_)
         e.table = convergence_tables([fresh], e.suite[0], rules.flop_budget, counts)[0]
     screen.live("watch")
+    refused = [i for i, o in enumerate(e.outcomes) if o.error and "hint" in o.error["details"]]
+    e.watched = refused[0] if refused else 0
     try:
         with (watch.instrumented(known),
               LocalRunner(path, options.class_, untimed, options.seed, profile=watch) as runner):
-            watched, e.end = runner.predict(e.suite[0]), watch.end
+            watched, e.end = runner.predict(e.suite[e.watched]), watch.end
         if watched.failed:
             e.until = f", until predict() failed ({watched.flag or watched.error['message']})"
     except WhestError as exc:
@@ -5337,7 +5340,7 @@ def gather_evidence(options, rules: Round, screen: Screen) -> types.SimpleNamesp
 def waste(e, flops: float, said: str, change: str, place: tuple | None, unseen=0.0) -> Iterator[Finding]:
     """A Finding about FLOPs of a network, if they cost half a percent of the score or are 1% of the budget.
 
-    `unseen`: what they cost on the real grader and not here. Under the multiplier's floor nothing is at stake.
+    `unseen`: what they cost on the real grader and not here. Under the multiplier's floor none is at stake.
     """
     spent, floor = e.results["mean_effective_compute"] + unseen, MULTIPLIER_FLOOR * e.rules.flop_budget
     share = 1 - max(floor, spent - flops) / max(floor, spent)
@@ -5377,7 +5380,8 @@ def ask_prediction(word: str, e):
     yield (f"no, on {len(bad)} of {len(e.suite)} MLPs" if bad else
            f"yes, on {len(e.suite) - len(e.failed)} of {len(e.suite)} MLPs, which gave a prediction")
     for outcome in bad[:1]:
-        yield Finding(1, outcome.error["message"], outcome.error["details"]["hint"], e.end)
+        place = e.end if outcome is e.outcomes[e.watched] else None
+        yield Finding(1, outcome.error["message"], outcome.error["details"]["hint"], place)
 
 
 for _words, _word in (("Output shape: does predict() return shape (mlp.depth, mlp.width)?", "shape"),
@@ -5392,7 +5396,7 @@ def ask_class(e):
 
 @question(1, "Determinism, and the other checks of whest validate")
 def ask_validation(e):
-    bad = {check["check"]: f"{check['check']}: {check['detail']}" for check in e.checks[::-1] if not check["ok"]}
+    bad = {c["check"]: f"{c['check']}: {c['detail']}" for c in e.checks[::-1] if not c["ok"]}
     yield "; ".join(bad.values()) or f"all {len(e.checks)} pass"
     draws = [row for row in e.lines if any("random" in c["operation"] for c in row["charges"])]
     for name, said in bad.items() if not e.failed else ():
@@ -5477,7 +5481,7 @@ def ask_anatomy(e):
                      for outcome, again in zip(e.outcomes, e.reseeded)], np.float64)
     truth = np.array([t.mean[-1] for t in e.truths])
     mse = ((runs - truth[:, None]) ** 2).mean()
-    random = runs.var(axis=1, ddof=1).mean() / mse
+    random = min(1.0, runs.var(axis=1, ddof=1).mean() / mse)
     error = runs.mean(axis=1) - truth
     scale, offset = (error * truth).sum() / (truth ** 2).sum(), error.mean()
     both = np.polynomial.Polynomial.fit(truth.ravel(), error.ravel(), 1)(truth)
@@ -5485,7 +5489,7 @@ def ask_anatomy(e):
               "rest": max(0.0, ((error - both) ** 2).mean() / mse - random / runs.shape[1])}
     yield {key: float(value) for key, value in shares.items()}
     off = {"offset": f"constant offset of {offset:+.3g}", "scale": f"common factor of {1 + scale:.4g}"}
-    yield (f"{random:.0%} is your own randomness (3 values of mlp.seed), {1 - random:.0%} is there every time; "
+    yield (f"{random:.0%} is your own randomness (3 values of mlp.seed), {1 - random:.0%} is always there; "
            + "".join(f"a {text} explains {shares[kind]:.0%}, " for kind, text in off.items())
            + f"and {shares['rest']:.0%} is neither")
     kind = max(off, key=shares.get)
@@ -5537,7 +5541,7 @@ for _words, *_texts in (
 def ask_float64(e):
     for row in e.lines:
         wide = [c for c in row["charges"] if c["dtype"] in ("float64", "complex128")]
-        row["float64"] = sum(c["flops_used"] for c in wide if c["operation"][:6] != "stats.")   # those have to be
+        row["float64"] = sum(c["flops_used"] for c in wide if c["operation"][:6] != "stats.")   # always are
     flops = sum(row["float64"] for row in e.lines) // 2 // len(e.suite)
     rates = PRICES[e.rules.prices].rates
     yield (f"float64 costs {readable(flops)} FLOPs too many, {flops / e.bill:.1%} of the bill" if rates else
@@ -5578,7 +5582,8 @@ def checklist_lines(tier: dict, screen: Screen) -> Iterator[str]:
     styles = {0: "good", 1: "bad", 2: "bad", 3: "strong"}
     for asked in tier["questions"]:
         worst = min([f["severity"] for f in asked["findings"]], default=0)
-        label = screen.paint(f"{SEVERITIES.get(worst, 'OK'):<7}", styles[worst])
+        fine = "-" if asked["answer"][0].startswith("not measured") else "OK"
+        label = screen.paint(f"{SEVERITIES.get(worst, fine):<7}", styles[worst])
         yield label + screen.paint(asked["question"], "strong")
         yield from (f"       {line}" for line in asked["answer"])
         layers = asked["data"].get("layers", [])
@@ -5724,7 +5729,8 @@ def runner_for(options, rules: Round) -> LocalRunner:
                             max_threads=options.max_threads)
 
 
-@command(f"file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split seed max_threads runner memory_limit format json debug fail_fast profile")
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split
+    seed max_threads runner memory_limit format json debug fail_fast profile""")
 def run(options, screen: Screen) -> int:
     """Score an estimator on a suite of random networks, and say what to do next.
 
