@@ -1944,7 +1944,7 @@ return fnp.stack(rows, axis=0){end}
 def propagation(extra="pass", variance="fnp.matmul(variance, weight * weight)", end=""):
     return LOOP.format(extra=extra, variance=variance, end=end)
 
-SAMPLER = """
+FORWARD = """
 x = fnp.random.default_rng(mlp.seed).standard_normal(({n}, mlp.width), dtype=fnp.float32)
 rows = []
 for weight in mlp.weights:
@@ -1956,7 +1956,7 @@ PATIENT = [*"--width 48 --depth 4 --n-samples 8192 --lambda-flops-per-second 0 -
 FLAWS = {   # flaw: (predict(), flags, the question that finds it, severity, pattern); its line says `here`
     "shape": ("return fnp.zeros((mlp.width, mlp.depth))   # here", "", "Output shape", 1, "transposed"),
     "finite": ("return fnp.zeros((mlp.depth, mlp.width)) / 0   # here", "", "Finite values", 1, "0/0"),
-    "determinism": (SAMPLER.format(n=512).replace("mlp.seed", "").replace("32)\nrows", "32)   # here\nrows"),
+    "determinism": (FORWARD.format(n=512).replace("mlp.seed", "").replace("32)\nrows", "32)   # here\nrows"),
                     "", "Determinism", 3, "differ"),
     "raise": (f"if mlp.name == 'mlp-1':\n    raise KeyError('w')   # here\n{ZEROS}",
               "", "raise", 1, "KeyError.*#1"),
@@ -2012,7 +2012,7 @@ GOOD = dict(mean_propagation="1e7", covariance_propagation="4e8", sampler="2e8")
 @pytest.mark.parametrize("prices", BOOKS)
 @pytest.mark.parametrize("good", GOOD)
 def test_good_estimators_get_a_clean_bill(good, prices, command):
-    body = SAMPLER.format(n="int(0.09 * budget / (8 * mlp.width**2))")
+    body = FORWARD.format(n="int(0.09 * budget / (8 * mlp.width**2))")
     if good in wb.BASELINES:
         body = "# raw\n" + HEAD + inspect.getsource(getattr(wb, good)) + f"""
 class Estimator(BaseEstimator):
@@ -2027,7 +2027,7 @@ class Estimator(BaseEstimator):
 
 def test_the_anatomy_of_an_error_tells_randomness_from_bias(command):
     shares = []
-    for body in (SAMPLER.format(n=64), propagation(end=" * 1.3")):
+    for body in (FORWARD.format(n=64), propagation(end=" * 1.3")):
         document = json.loads(command("checklist", body, *PATIENT)[1])
         shares.append(answers(document)["What is the final layer's error made of?"]["data"])
     assert shares[0]["random"] > 0.7 and shares[0]["scale"] < 0.5

@@ -5402,7 +5402,8 @@ def ask_validation(e):
     for name, said in bad.items() if not e.failed else ():
         row = draws[0] if name == "determinism" and len(draws) == 1 else None
         place = row and (e.home + row["file"], row["line"])
-        yield Finding(3, said, "see whest validate", place, 0, 0.0)
+        change = "draw from default_rng(mlp.seed) alone" if name == "determinism" else "see whest validate"
+        yield Finding(3, said, change, place, 0, 0.0)
 
 
 @question(2, "Did predict() raise?")
