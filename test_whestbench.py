@@ -2140,6 +2140,205 @@ def test_exhausted_limits_have_a_panel_with_their_flags(command):
 
 
 # ======================================================================================
+# Checklist
+# ======================================================================================
+
+LOOP = """
+mean, variance, rows = fnp.zeros(mlp.width, dtype=fnp.float32), fnp.ones(mlp.width, dtype=fnp.float32), []
+for i, weight in enumerate(mlp.weights):
+    m = fnp.matmul(mean, weight)
+    v = {variance}
+    s = fnp.sqrt(fnp.maximum(v, fnp.float32(1e-12)))
+    density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
+    mean = m * below + s * density
+    {extra}
+    variance = fnp.maximum((m * m + v) * below + m * s * density - mean * mean, fnp.float32(0))
+    rows.append(mean)
+return fnp.stack(rows, axis=0){end}
+"""
+
+def propagation(extra="pass", variance="fnp.matmul(variance, weight * weight)", end=""):
+    return LOOP.format(extra=extra, variance=variance, end=end)
+
+FORWARD = """
+x = fnp.random.default_rng(mlp.seed).standard_normal(({n}, mlp.width), dtype=fnp.float32)
+rows = []
+for weight in mlp.weights:
+    x = fnp.maximum(fnp.matmul(x, weight), fnp.float32(0))
+    rows.append(fnp.mean(x, axis=0))
+return fnp.stack(rows, axis=0)
+"""
+PATIENT = [*"--width 48 --depth 4 --n-samples 8192 --lambda-flops-per-second 0 --json".split()]
+FLAWS = {   # flaw: (predict(), flags, the question that finds it, severity, pattern); its line says `here`
+    "shape": ("return fnp.zeros((mlp.width, mlp.depth))   # here", "", "Output shape", 1, "transposed"),
+    "finite": ("return fnp.zeros((mlp.depth, mlp.width)) / 0   # here", "", "Finite values", 1, "0/0"),
+    "determinism": (FORWARD.format(n=512).replace("mlp.seed", "").replace("32)\nrows", "32)   # here\nrows"),
+                    "", "Determinism", 3, "differ"),
+    "raise": (f"if mlp.name == 'mlp-1':\n    raise KeyError('w')   # here\n{ZEROS}",
+              "", "raise", 1, "KeyError.*#1"),
+    "zeros": ("return fnp.full((mlp.depth, mlp.width), -1.0)   # here", "", "zeros", 1, "than guessing zero"),
+    "sampling": ("fnp.matmul(*mlp.weights[:2])\nreturn fnp.ones((mlp.depth, mlp.width))   # here",
+                 "--flop-budget 1e6", "sampling", 2, "times better"),
+    "exhausted": (f"for _ in range(3):\n    fnp.matmul(*mlp.weights[:2])   # here\n{ZEROS}",
+                  "--flop-budget 5e5", "budget_exhausted", 1, "budget_exhausted on 3 MLPs"),
+    "deep layers": (propagation("mean = mean * fnp.float32(1 + 0.2 * (i > 1))", end="   # here"),
+                    "", "deep layers", 2, "layer 3"),
+    "one factor": (propagation(end=" * fnp.float32(1.3)   # here"), "", "made of", 2, r"factor of 1\.3"),
+    "one constant": (propagation(end=" + fnp.float32(0.5)   # here"), "", "made of", 2, r"\+0\.5"),
+    "matmul": (propagation(variance="fnp.diag((weight.T @ fnp.diag(variance)) @ weight)   # here"),
+               "--flop-budget 1e6", "matmul dominant", 2, "diagonal variance"),
+    "loop": (propagation("for _ in range(5): fnp.matmul(weight, weight.T)   # here"),
+             "--flop-budget 1e7", "Redundant", 2, "16 times, in a loop"),
+    "diagonal": (propagation(variance="fnp.diag(fnp.matmul(weight.T * variance, weight))   # here"),
+                 "--flop-budget 1e6", "diagonal", 2, "4 results of matmul"),
+    "zero rows": (propagation("z = fnp.matmul(fnp.where(fnp.arange(48) < 12, weight, 0), weight)   # here"),
+                  "--flop-budget 5e6 --prices 0.12", "zero", 2, "all zero, 4 times"),
+    "copies": (propagation("for _ in range(40): weight.copy()   # here"),
+               "--flop-budget 1e6 --prices 0.12", "Free operations", 2, "160 paid calls of copy"),
+    "float64": (propagation("fnp.matmul(weight.astype(fnp.float64), weight)   # here"),
+                "--flop-budget 2e6 --prices 0.12", "float64", 2, "float32"),
+    "plain NumPy": (propagation("w = np.asarray(weight)\n    np.maximum(w @ w, 0)   # here"),
+                    "", "plain NumPy", 1, "np.matmul.*4 calls"),
+    "many calls": ("x = fnp.zeros(2)\nfor _ in range(2000):\n    x = x + 1.0   # here\n" + propagation(),
+                   "--residual-wall-time-limit 0.04", "small calls", 1, r"2,0\d\d calls"),
+    "priced calls": ("x = fnp.zeros(2)\nfor _ in range(1000):\n    x = x + 1.0   # here\n" + propagation(),
+                     "--lambda-flops-per-second 1e11 --flop-budget 1e9", "small calls", 2, r"1,0\d\d calls"),
+}
+
+def answers(document):
+    """Every question of the page with what was answered."""
+    return {asked["question"]: asked for tier in document["tiers"] for asked in tier["questions"]}
+
+def findings(document):
+    return [(question, f) for question, asked in answers(document).items() for f in asked["findings"]]
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_each_planted_flaw_is_found_with_its_line(flaw, command):
+    body, flags, question, severity, pattern = FLAWS[flaw]
+    status, out, err = command("checklist", body, *PATIENT, *flags.split())
+    found = findings(json.loads(out))
+    assert [f for asked, f in found if question in asked and f["severity"] == severity
+            and f["file"] == "estimator.py" and f["source"].endswith("# here")
+            and re.search(pattern, f["said"] + f["change"]) and 0 <= f["share"] <= 1], (found, err)
+    assert status == (1 if min(f["severity"] for _, f in found) == 1 else 0)
+
+GOOD = dict(mean_propagation="1e7", covariance_propagation="4e8", sampler="2e8")
+
+@pytest.mark.parametrize("prices", BOOKS)
+@pytest.mark.parametrize("good", GOOD)
+def test_good_estimators_get_a_clean_bill(good, prices, command):
+    body = FORWARD.format(n="int(0.09 * budget / (8 * mlp.width**2))")
+    if good in wb.BASELINES:
+        body = "# raw\n" + HEAD + inspect.getsource(getattr(wb, good)) + f"""
+class Estimator(BaseEstimator):
+    def predict(self, mlp, budget):
+        return {good}(mlp, budget)
+"""
+    status, out, _ = command("checklist", body, *PATIENT, "--flop-budget", GOOD[good], "--prices", prices)
+    document = json.loads(out)
+    assert status == 0 and document["ok"] and findings(document) == []
+    assert [tier["tier"] for tier in document["tiers"]] == [0, 1, 2, 3]
+    assert all(asked["answer"] for asked in answers(document).values())
+
+def test_the_anatomy_of_an_error_tells_randomness_from_bias(command):
+    shares = []
+    for body in (FORWARD.format(n=64), propagation(end=" * 1.3")):
+        document = json.loads(command("checklist", body, *PATIENT)[1])
+        shares.append(answers(document)["What is the final layer's error made of?"]["data"])
+    assert shares[0]["random"] > 0.7 and shares[0]["scale"] < 0.5
+    assert shares[1]["random"] == 0 and shares[1]["scale"] > 0.9 and shares[1]["rest"] < 0.1
+
+def test_the_checklist_is_printed_in_the_page_s_order_and_words(command):
+    status, out, _ = command("checklist", FLAWS["one factor"][0], *PATIENT[:-1], "--format", "plain")
+    words = ["Tier 0", "n_samples |", "Tier 1", "does predict() return shape (mlp.depth, mlp.width)?",
+             "are all values finite?", "is your class named Estimator?", "Tier 2", "Did predict() raise?",
+             "Does zeros beat you?", "Is budget_exhausted true?", "Are errors concentrated at deep layers?",
+             "layer   4", "Tier 3", "matmul dominant?", "Redundant computation?", "Free operations wasted?"]
+    places = [out.index(word) for word in words]
+    assert status == 0 and places == sorted(places) and "# here" in out and "COSTS" in out.splitlines()[-1]
+
+def test_the_watch_sees_through_modules_of_the_folder_and_leaves_code_as_it_was(tmp_path, capsys):
+    estimator_file(tmp_path, """# raw
+import numpy as np
+def squared(w):
+    w = np.asarray(w)
+    return w.dot(w)     # here
+""", "kin.py")
+    path = estimator_file(tmp_path, """
+from dataclasses import dataclass
+import kin
+
+@dataclass(frozen=True)
+class Plan:
+    n: int | None = 2 * 4
+
+class Parent(BaseEstimator):
+    def predict(self, mlp, budget):
+        return fnp.ones((mlp.depth, mlp.width))
+
+class Estimator(Parent):
+    def predict(self, mlp, budget):
+        rows = [(lambda w, *_: sum(w[i, 0] * Plan().n for i in range(2)))(*one) for one in zip(mlp.weights)]
+        squares = [f"{kin.squared(w)[0, 0]:.{1 + 1}f}" for w in mlp.weights]
+        return super().predict(mlp, budget) * (1 if len(rows) == len(squares) else 0)
+""")
+    assert wb.main(["checklist", path, *PATIENT]) == 1
+    found = [f for asked, f in findings(json.loads(capsys.readouterr().out)) if "plain NumPy" in asked]
+    assert [(f["file"], f["said"].split()[0], f["flops"]) for f in found] == [
+        ("kin.py", "np.dot", 4 * (2 * 48**3 - 48**2))] and found[0]["source"].endswith("# here")
+    assert "kin" not in sys.modules and not hasattr(wb.builtins, "_whest_watch")
+
+HELPERS = """
+def helper(x):
+    return fnp.exp(x)       # helper
+
+class Estimator(BaseEstimator):
+    def predict(self, mlp, budget):
+        with flops.namespace("outer"):
+            rows = [helper(w) + w for w in mlp.weights]
+        return fnp.stack([fnp.mean(row, axis=0) for row in rows])
+"""
+
+@pytest.mark.parametrize("runner", ["local", "subprocess"])
+@pytest.mark.parametrize("prices", BOOKS)
+def test_the_profile_names_lines_through_helpers_and_comprehensions(prices, runner, score):
+    status, document, _ = score(HELPERS, "--profile", "--runner", runner, "--prices", prices)
+    profile = document["results"]["profile"]
+    inner, outer, last = profile["lines"][:3]
+    n, cost = 2 * 3, 16 * 16                     # matrices, elements of one; exp weighs 16
+    assert [row["source"].split()[0] for row in (inner, outer, last)] == ["return", "rows", "return"]
+    assert status == 0 and inner["calls"] == outer["calls"] == n and inner["line"] + 5 == outer["line"]
+    assert inner["flops_used"] == inner["cumulative_flops_used"] == 16 * n * cost
+    assert outer["flops_used"] == n * cost and outer["cumulative_flops_used"] == 17 * n * cost
+    assert outer["cumulative_time_s"] > outer["time_s"] > 0
+    assert [(c["namespace"], c["operation"], c["dtype"], c["calls"]) for c in inner["charges"]] == [
+        ("outer", "exp", "float32" if prices == "0.12" else None, n)]
+    bills = [entry["breakdowns"]["estimator"]["flops_used"] for entry in document["results"]["per_mlp"]]
+    assert sum(row["flops_used"] for row in profile["lines"]) == profile["flops_used"] == sum(bills)
+
+@pytest.mark.parametrize("body", [
+    "return np.zeros((mlp.depth, mlp.width))", "fnp.ones(8) + 1.0; raise KeyError('w')",
+    "fnp.ones(8) + 1.0\nreturn fnp.zeros(2)", "fnp.ones(8) + 1.0; fnp.exp(fnp.ones(10**6))",
+    "return fnp.asarray(list(map(lambda w: w[0] * 2, mlp.weights)))",
+    "exec('y = fnp.ones(8) * 2', globals())\n" + ZEROS])
+def test_the_sum_over_lines_is_the_bill_whatever_happens(body, score):
+    _, document, _ = score(body, "--profile", "--prices", "0.12", "--flop-budget", "1e6")
+    profile = document["results"]["profile"]
+    assert sum(row["flops_used"] for row in profile["lines"]) == profile["flops_used"] > 0
+    assert all(row["flops_used"] == sum(c["flops_used"] for c in row["charges"]) for row in profile["lines"])
+
+def test_what_the_runner_is_charged_has_a_line_of_its_own(command, score):
+    body = "return np.zeros((mlp.depth, mlp.width))"
+    _, document, _ = score(body, "--profile", "--prices", "0.12")
+    (row,) = document["results"]["profile"]["lines"]
+    assert row["line"] == 0 and row["flops_used"] == 2 * 2 * 3 * 16     # two networks; float64 is twice
+    _, out, _ = command("run", HELPERS, *SMALL, "--profile", "--format", "plain")
+    listing = out[out.index("FLOPs by line"):]
+    assert re.search(r" 6 +24,576 +88\.6% +88\.6% .*return fnp\.exp", listing) and "94.1%" in listing
+    assert "outer: exp" in listing and "27,744 of 27,744" in listing
+
+# ======================================================================================
 # Command line
 # ======================================================================================
 
@@ -2178,7 +2377,8 @@ MISUSE = [["run"], ["run", "x.py", "--no-such-flag"], ["walk"], [], ["run", "x.p
           ["run", "x.py", "--against", "zeros", "--repeats", "0"],
           ["run", "x.py", "--prices", "0.9"], ["run", "x.py", "--n-samples", "0", *SHAPE, "--flop-budget",
                                   "1e6"], ["run", "x.py", "--width", "1.5"],
-          ["validate"], ["loop"], ["loop", "estimator.py", "--baseline", "nothing"]]
+          ["validate"], ["loop"], ["checklist"], ["checklist", "x.py", "--n-mlps", "0"],
+          ["loop", "estimator.py", "--baseline", "nothing"]]
 
 @pytest.mark.parametrize("arguments", MISUSE, ids=" ".join)
 def test_misuse_gets_one_sentence_and_status_2(arguments, capsys, monkeypatch):
@@ -2188,7 +2388,7 @@ def test_misuse_gets_one_sentence_and_status_2(arguments, capsys, monkeypatch):
     assert out == "" and err.strip().count("\n") == 0 and len(err.split()) >= 4
 
 def test_a_missing_file_is_named(capsys):
-    for name in ("run", "validate", "loop"):
+    for name in ("run", "validate", "loop", "checklist"):
         assert wb.main([name, "no_such_file.py", *SHAPE]) == 1
         out, err = capsys.readouterr()
         assert "no_such_file.py" in out + err and "Traceback" not in out + err
@@ -2207,7 +2407,8 @@ def test_help_explains_every_flag_of_a_command(name):
     listed = dict(validate="estimator class round prices", loop="baseline width depth seed", run="""
         estimator class runner format json debug fail-fast round width depth flop-budget prices seed n-mlps
         n-samples lambda-flops-per-second wall-time-limit residual-wall-time-limit no-residual-wall-time-limit
-        setup-timeout max-threads against repeats html""")
+        setup-timeout max-threads against repeats html profile""",
+                  checklist="estimator class round prices n-mlps format json")
     for flag in listed.get(name, "").split():
         assert re.search(rf"(?<![\w-])--{flag}(?![\w-])", done.stdout), flag
 

@@ -14,9 +14,12 @@ runners, reports, checklist, command line. Each uses only the rooms above it.
 from __future__ import annotations
 
 import abc
+import ast
 import bisect
+import builtins
 import concurrent.futures
 import contextlib
+import copy
 import difflib
 import functools
 import hashlib
@@ -25,7 +28,9 @@ import importlib.util
 import inspect
 import itertools
 import json
+import linecache
 import math
+import operator
 import os
 import platform
 import queue
@@ -42,6 +47,7 @@ import time
 import traceback
 import types
 import warnings
+import weakref
 from collections import Counter, defaultdict, deque, namedtuple
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -1530,6 +1536,7 @@ class BudgetContext:
     """
 
     on_charge = None        # a profiler's hook: on_charge(context, bill) after each charge
+    observer = None         # sees values: observer(name, args, kwargs, result, FLOPs); has a book of its own
 
     def __init__(self, flop_budget, quiet=False, namespace=None, wall_time_limit_s=None, *, prices=None):
         if not flop_budget > 0:
@@ -2075,6 +2082,8 @@ def _counted_by_shape(name, function):
         try:
             bill, stays_plain = known[key]
         except KeyError:
+            if context.observer is not None:        # always met here, as nothing is known of its book
+                return _run(name, function, args, kwargs)
             if len(known) > 4096:
                 known.clear()
             bill, stays_plain = known[key] = _bill(name, args, kwargs, context.book), _stays_plain(name, args, context.book)
@@ -2123,6 +2132,8 @@ def _run(name, function, args, kwargs, logged=None):
     if not free:
         now = _clock()
         context.settle(ended - begun, begun - start + now - ended, now)
+    if context.observer is not None:
+        context.observer(name, args, kwargs, result, bill.cost)
     return result
 
 
@@ -2151,7 +2162,15 @@ def _fancy_index(array, key):
     if keys and context.book.immutable:
         charge = context.book.charge("getitem", (array, bare(keys)), {}, result)
         context.charge(Bill("getitem", *charge, (array.shape,)), start)
+    _show("getitem", (array, key), {}, result)
     return result
+
+
+def _show(name, args, kwargs, result):
+    """Tell the observer of what is free, or billed by itself."""
+    observer = active_budget().observer
+    if observer is not None:
+        observer(name, args, kwargs, result, 0)
 
 
 # ---- symmetry: what is known of results -------------------------------------------------------------------
@@ -2561,6 +2580,7 @@ def _copying_method(name):
     def method(self, *args, **kwargs):
         if not active_budget().book.immutable:
             result = native(self.view(np.ndarray), *args, **kwargs)
+            _show(name, (self, *args), kwargs, result)
             return result if name == "nonzero" else dress(result)
         if name == "reshape" and len(args) != 1:
             args = (args,)
@@ -3992,6 +4012,7 @@ class Outcome:
 
     prediction: np.ndarray | None = None
     flops_used: int = 0
+    flops_charged: int = 0      # the same, but for a failure what it was charged until then
     wall_time_s: float = 0.0
     flopscope_backend_time_s: float = 0.0
     flopscope_overhead_time_s: float = 0.0
@@ -4001,7 +4022,8 @@ class Outcome:
     error: dict | None = None
     error_code: str | None = None
     traceback: str | None = None
-    lines: list = field(default_factory=list)
+    line: str = ""                              # of the participant's, where it failed
+    lines: list = field(default_factory=list)   # the rows of a Profile, where one was kept
 
     @property
     def failed(self) -> bool:
@@ -4387,18 +4409,100 @@ class Alarm:
             signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), 1e-3)
 
 
+class Profile:
+    """Says for every charge of a context which of the participant's lines were on the stack.
+
+    The participant's are the modules that load_estimator makes and the files below `home`, installed packages
+    and this file excepted. `attach` to a context before it is entered, read `rows` when it is left.
+    """
+
+    def __init__(self, home: str | os.PathLike):
+        self.home, self.files = str(Path(home).resolve()) + os.sep, {}
+
+    def attach(self, context: BudgetContext) -> None:
+        """Begin anew with this context."""
+        self.context, self.stacks = context, []
+        context.on_charge = self.on_charge
+
+    def on_charge(self, context: BudgetContext, bill: Bill) -> None:
+        self.stacks.append(self.stack(sys._getframe(2)))
+
+    def stack(self, frame) -> tuple:
+        """The participant's lines from this frame outwards, innermost first: (file, line, file, line ...)."""
+        found, files, end = [], self.files, metered_predict.__code__
+        while frame is not None and (code := frame.f_code) is not end:
+            file = code.co_filename
+            if file not in files:
+                files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
+            if files[file]:
+                found += file, frame.f_lineno
+            frame = frame.f_back
+        return tuple(found)
+
+    def owns(self, file: str, module: str = "") -> bool:
+        """Whether a file is the participant's."""
+        inside = file.startswith(self.home) and "site-packages" not in file
+        return (inside or module.startswith(SUBMISSION)) and not file.startswith(OURS)
+
+    def rows(self) -> list[dict]:
+        """One row a line, in the order of the source: its `charges` by namespace, operation and dtype; its
+        `calls`, `flops_used` and `time_s` (in counted calls); `cumulative_...`, with all that it called.
+        """
+        totals: dict[tuple, list] = {}
+        for stack, (bill, _, space, _, backend, overhead) in zip(self.stacks, self.context._log):
+            total = totals.setdefault((stack, space, bill.op_name, bill.dtype), [0, 0, 0.0])
+            total[0] += 1
+            total[1] += bill.cost
+            total[2] += backend + overhead
+        rows = []
+        for (stack, space, name, dtype), total in totals.items():
+            amounts = dict(zip(AMOUNTS, total))
+            places = list(dict.fromkeys(zip(stack[::2], stack[1::2]))) or [OUTSIDE]
+            for depth, (file, line) in enumerate(places):
+                charge = {"namespace": space, "operation": name, "dtype": dtype and str(dtype)} | amounts
+                own = amounts if depth == 0 else dict.fromkeys(AMOUNTS, 0)
+                rows.append({"file": file.removeprefix(self.home), "line": line,
+                             "source": linecache.getline(file, line).strip() or file, **own,
+                             **{f"cumulative_{key}": value for key, value in amounts.items()},
+                             "charges": [] if depth else [charge]})
+        return merged(rows, "file", "line")
+
+
+OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
+AMOUNTS = "calls", "flops_used", "time_s"
+OUTSIDE = "(outside your code: the runner's cast)", 0
+
+
+def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
+    """Rows of the same keys as one, in the order of the keys: AMOUNTS are added, `charges` merged."""
+    groups, together = defaultdict(list), []
+    for row in rows:
+        groups[tuple([row[key] or "" for key in keys])].append(row)
+    for key in sorted(groups, key=lambda key: (not key[-1], key)):          # OUTSIDE comes last
+        group = groups[key]
+        total = group[0] | {key: sum(row[key] for row in group) for key in group[0] if key.endswith(AMOUNTS)}
+        if "charges" in total:
+            charges = itertools.chain(*[row["charges"] for row in group])
+            total["charges"] = merged(charges, "namespace", "operation", "dtype")
+        together.append(total)
+    return together
+
+
 _clocks: tuple = ()     # of the predict() call in progress: what a debugger's prompt has to stop
 
 
-def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False) -> Outcome:
+def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False,
+                    profile: Profile | None = None) -> Outcome:
     """Call predict() under the round's budget and clock; whatever happens inside becomes an Outcome.
 
-    With `fail_fast`, the participant's exception propagates instead.
+    With `fail_fast`, the participant's exception propagates instead. `profile` gives the outcome its rows.
     """
     global _clocks
     outcome, failure = Outcome(), None
     context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
     _clocks = context, Alarm(rules.wall_time_limit, "predict")
+    if profile is not None:
+        profile.attach(context)
     try:
         with _clocks[1], context:
             prediction = materialise(estimator.predict(mlp, rules.flop_budget), mlp)
@@ -4422,6 +4526,9 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
             setattr(outcome, name, outcome.breakdown[name])
     if failure is not None:
         describe_failure(outcome, failure, inspect.getsourcefile(type(estimator)) or __file__)
+    outcome.flops_charged = context.flops_used
+    if profile is not None:
+        outcome.lines = profile.rows()
     return outcome.apply_limits(rules)
 
 
@@ -4437,12 +4544,13 @@ def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
     text = traceback.TracebackException.from_exception(exc)
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
+    outcome.line = participant_line(exc, home)
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
     outcome.traceback = header + "".join(text.format())
     if not outcome.flag:
         details = dict(getattr(exc, "details", None) or {})
         returned = "expected_shape" in details
-        line = f"{Path(home).name}, the return value of predict()" if returned else participant_line(exc, home)
+        line = f"{Path(home).name}, the return value of predict()" if returned else outcome.line
         checked = returned or isinstance(exc, UnsupportedDtypeError)
         outcome.error_code = type(exc).__name__ if checked else "PREDICT_ERROR"
         outcome.error = {"message": str(exc) or type(exc).__name__, "type": type(exc).__name__,
@@ -4454,8 +4562,10 @@ class LocalRunner:
     loads the file or baseline and calls setup() within the round's set-up time, raising WhestError; leaving
     it tears down and forgets the file's siblings, as a rival's may have the same names."""
 
-    def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False):
+    def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False,
+                 profile: Profile | None = None):
         self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
+        self.profile = profile
 
     def __enter__(self):
         rules, limit, start = self.rules, self.rules.setup_timeout, time.perf_counter()
@@ -4489,7 +4599,7 @@ class LocalRunner:
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome on a copy of `mlp`: what an estimator scribbles on its weights stays there."""
-        return metered_predict(self.estimator, mlp.copy(), self.rules, self.fail_fast)
+        return metered_predict(self.estimator, mlp.copy(), self.rules, self.fail_fast, self.profile)
 
     def __exit__(self, *_):
         with contextlib.suppress(Exception):
@@ -4559,7 +4669,7 @@ class SubprocessRunner(LocalRunner):
         threading.Thread(target=self.listen, args=(self.process.stdout, self.frames), daemon=True).start()
         answer, _ = self.ask({"path": self.path, "class_name": self.class_name, "seed": self.seed,
                               "rules": asdict(self.rules), "memory_limit": self.memory_limit,
-                              "max_threads": self.max_threads},
+                              "max_threads": self.max_threads, "profile": self.profile is not None},
                              b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
         if not answer.get("ok"):
             self.stop()
@@ -4650,7 +4760,9 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (message["memory_limit"],) * 2)
     rules = Round(**message["rules"])
     try:
-        with LocalRunner(message["path"], message["class_name"], rules, message["seed"]) as runner:
+        profile = Profile(Path(message["path"]).parent) if message["profile"] else None
+        with LocalRunner(message["path"], message["class_name"], rules, message["seed"],
+                         profile=profile) as runner:
             send(answers, {"ok": True, "class": runner.class_found})
             with contextlib.suppress(EOFError):
                 while True:
@@ -4874,6 +4986,7 @@ def report_run(document: dict, screen: Screen, debug: bool = False, html_path: s
               ("Exhausted limits", exhausted, exhausted_lines(exhausted, config, debug)),
               ("Truth", True, truth_lines(results, config)),
               ("Where the FLOPs went", breakdown, flops_lines(breakdown)),
+              ("FLOPs by line", "profile" in results, profile_lines(results, screen)),
               ("Error by layer", True, bars(results["per_layer_mse"], 1, log=True)),
               ("Score by MLP", True, bars([entry["adjusted_final_layer_score"] for entry in per_mlp], 0)),
               ("Predicted vs true", True, [scatter(**results["final_layer_of_mlp_0"])]),
@@ -4994,6 +5107,36 @@ def scatter(true: list[float], predicted: list[float]) -> Scatter:
     return Scatter(points, f"0 to {high:.3g}, MLP 0")
 
 
+def profile_lines(results: dict, screen: Screen) -> Iterator[str]:
+    """The participant's source with the bill of every line, and the bill by namespace and operation."""
+    lines = results["profile"]["lines"]
+    used, file, last = max(1, results["profile"]["flops_used"]), None, 0
+    columns = "{:>4} {:>8} {:>9} {:>7} {:>6} {:>8} {:<5} {}".format
+
+    def cells(first, row: dict, cumulative: str, seconds: float, charges: list, text: str) -> str:
+        dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in charges if c["dtype"]})
+        own = f"{row['calls']:,}", readable(row["flops_used"]), f"{row['flops_used'] / used:.1%}"
+        line = columns(first, *own, cumulative, f"{seconds * 1e3:,.1f}", "+".join(dtypes), text)
+        return line[:screen.width - 4]
+
+    for row in lines:
+        if row["file"] != file and row["line"]:
+            file, last = row["file"], row["line"]
+            yield screen.paint(file, "strong")
+            yield columns("line", "calls", "FLOPs", "of bill", "cumul.", "ms", "dtype", "source")
+        if last + 1 < row["line"]:
+            yield columns(*[""] * 7, "...")
+        last = row["line"]
+        yield cells(last or "", row, f"{row['cumulative_flops_used'] / used:.1%}", row["cumulative_time_s"],
+                    row["charges"], row["source"])
+    yield ""
+    yield columns("", "calls", "FLOPs", "of bill", "", "ms", "dtype", "namespace: operation")
+    charges = merged(itertools.chain(*[row["charges"] for row in lines]), "namespace", "operation", "dtype")
+    for c in sorted(charges, key=lambda c: -c["flops_used"])[:12]:
+        yield cells("", c, "", c["time_s"], [c], f"{c['namespace'] or '-'}: {c['operation']}")
+    yield f"sum over lines: {sum(row['flops_used'] for row in lines):,} of {used:,} FLOPs billed"
+
+
 def mlp_lines(per_mlp: list[dict]) -> Iterator[str]:
     """Each network's score, bill and flags, and its all_layers_mse early against deep."""
     yield f"{'MLP':>4} {'score':>10} {'FLOPs':>10} {'all_layers_mse':>15} {'early half':>11} {'deep half':>10}  flags"
@@ -5070,6 +5213,544 @@ def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
 
 
 # ======================================================================================
+# Checklist
+#
+# The debugging page answers itself. Evidence is gathered once: a validation, a scored and profiled
+# run, and a run under a Watch, which looks at the values. A question is a function of it that
+# yields its answer, in sentences, and its Findings; the page is drawn from their dictionary.
+# ======================================================================================
+
+TIERS = ("Pure-Python inner loop (fastest iteration)", "Sanity checks (2 minutes)",
+         "Correctness checks (5 minutes)", "Optimization checks (10+ minutes)")
+QUESTIONS: list = []    # (tier, the page's words, whether about predictions, function of the evidence)
+SEVERITIES = {1: "SPOILS", 2: "COSTS", 3: "NOTE"}      # the score; what is merely worth knowing
+CALL_RESIDUAL = 23e-6           # seconds of residual time that one call leaves with flopscope 0.12.4
+DIAGONALS = {"diag", "diagonal", "trace", "linalg.diagonal", "linalg.trace"}
+UNCHANGED = dict.fromkeys("copy array astype require reshape ravel flatten".split(),
+                          "use the array itself: it cannot be written to; x[:, None] and squeeze are free")
+FREE_INSTEAD = {        # what is paid for and has a free equivalent; UNCHANGED, if the call changes nothing
+    "0.12": UNCHANGED | {"tile": "broadcast_to is free"},
+    "0.7": {"array": "asarray is free", "tile": "broadcast_to is free", "take": "indexing, x[i], is free",
+            "compress": "indexing, x[mask], is free", "append": "hstack is free",
+            "stack": "row_stack is free", "vstack": "row_stack is free", "copyto": "x[...] = y is free"},
+}
+
+
+@dataclass
+class Finding:
+    """What to change: `place` is (file, line), `flops` of one network, `share` (0 to 1) that of the score."""
+
+    severity: int
+    said: str
+    change: str
+    place: tuple | None = None
+    flops: int = 0
+    share: float = 1.0
+
+    def document(self, home: str) -> dict:
+        file, line = self.place or ("", 0)
+        return {"severity": self.severity, "said": self.said, "change": self.change, "flops": int(self.flops),
+                "share": self.share, "file": file.removeprefix(home), "line": line,
+                "source": linecache.getline(file, line).strip()}
+
+
+def arrays_in(value: Any) -> Iterator[np.ndarray]:
+    """Every array in arguments, also in lists, tuples and dictionaries."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from arrays_in(item)
+
+
+class Instrument(ast.NodeTransformer):
+    """Makes a module's calls, binary operators and returns pass by the Watch in builtins; its lines stay."""
+
+    def hook(self, name: str, node: ast.AST, *arguments: ast.AST) -> ast.AST:
+        watch = ast.Attribute(ast.Name("_whest_watch", ast.Load()), name, ast.Load())
+        return ast.fix_missing_locations(ast.copy_location(ast.Call(watch, list(arguments), []), node))
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        node.func = self.hook("called", node, node.func)
+        return node
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        name = type(node.op).__name__.lower().removeprefix("bit")
+        name = {"mult": "mul", "matmult": "matmul", "div": "truediv"}.get(name, name)
+        return self.hook("operated", node, ast.Constant(name), node.left, node.right)
+
+    def visit_Return(self, node):
+        self.generic_visit(node)
+        node.value = self.hook("returned", node, *[node.value] * (node.value is not None))
+        return node
+
+
+class Watch(Profile):
+    """A Profile that looks at values too: `notes[kind]` maps (place, operation, detail) to [calls, FLOPs].
+
+    It sees every counted call. Of plain NumPy it sees, and prices, the functions, ufuncs, methods and binary
+    operators that the participant's own files use on uncounted arrays in predict(); not in-place operators,
+    comparisons, or what other libraries and compiled code do. Values are compared by their hashes.
+    """
+
+    def __init__(self, home: str | os.PathLike):
+        super().__init__(home)
+        self.notes, self.first, self.end = defaultdict(dict), {}, None
+        self.products, self.results = {}, []        # products, by the id of their memory; what became of them
+
+    def attach(self, context: BudgetContext) -> None:
+        super().attach(context)
+        context.book, context.observer = copy.copy(context.book), self.observe
+
+    @contextlib.contextmanager
+    def instrumented(self, known: set[str]) -> Iterator[None]:
+        """Inside, the participant's modules are loaded anew and instrumented, except the `known` names."""
+        loader, owns = importlib.machinery.SourceFileLoader, self.owns
+        original = loader.get_code
+
+        def get_code(self, name):
+            if not owns(self.path):
+                return original(self, name)
+            tree = Instrument().visit(ast.parse(self.get_data(self.path)))
+            return compile(tree, self.path, "exec", dont_inherit=True)
+
+        def forget():
+            for name in set(sys.modules) - known:
+                if owns(getattr(sys.modules[name], "__file__", None) or ""):
+                    del sys.modules[name]
+        forget()
+        builtins._whest_watch, loader.get_code = self, get_code
+        try:
+            yield
+        finally:
+            loader.get_code = original
+            forget()
+            del builtins._whest_watch
+
+    def note(self, kind: str, place: tuple, name: str, flops: int, detail: Any = None) -> None:
+        total = self.notes[kind].setdefault((place, name, detail), [0, 0])
+        total[0] += 1
+        total[1] += flops
+
+    def returned(self, value=None):
+        self.end = self.stack(sys._getframe(1))[:2]
+        return value
+
+    def operated(self, name: str, a, b):
+        result = getattr(operator, f"__{name}__")(a, b)
+        self.uncounted(_OPERATORS[name], (a, b), {}, result)
+        return result
+
+    def called(self, function):
+        """The function, or one that also notes what it does, if it is NumPy's."""
+        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        module, bound = str(getattr(function, "__module__", "")), ()
+        if isinstance(function, type) or getattr(function, "__globals__", None) is globals():
+            return function
+        if isinstance(owner, (np.random.Generator, np.random.RandomState)):
+            name = f"random.{name}"
+        elif type(owner) is np.ndarray:
+            bound = (owner,)
+        elif module.startswith("numpy"):
+            name = f"{module}.{name}".removeprefix("numpy.")
+        elif not isinstance(function, np.ufunc):
+            return function
+
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            self.uncounted(name, (*bound, *args), kwargs, result)
+            return result
+        return call
+
+    def uncounted(self, name, args, kwargs, result) -> None:
+        """Note what would have been charged for work on plain arrays."""
+        given = list(arrays_in((args, kwargs)))
+        worked = any(a.ndim for a in arrays_in((given, result))) and _thread.active is not None
+        if worked and not any(isinstance(a, FlopscopeArray) for a in given):
+            with contextlib.suppress(Exception):        # what has no price is no work
+                flops = self.context.book.charge(name, args, kwargs, result)[0]
+                self.note("uncounted", self.stack(sys._getframe(2))[:2], name, flops)
+
+    def observe(self, name, args, kwargs, result, flops) -> None:
+        """The observer of the context."""
+        place, arrays = self.stack(sys._getframe(2))[:2], list(arrays_in((args, kwargs)))
+        self.consume(name, args, arrays)
+        if not (place and flops):
+            return
+        if name in CONTRACTIONS and len(args) > 1 + (name == "einsum"):
+            if all(a.ndim > 1 for a in arrays) and len({n for a in arrays for n in a.shape}) == 1:
+                self.note("square", place, name, flops)
+            zeros = self.zeros(name, args, kwargs, flops)
+            if zeros:
+                self.note("zeros", place, name, zeros)
+            if isinstance(result, np.ndarray) and result.ndim > 1 and min(result.shape[-2:]) > 1:
+                root = root_of(result)
+                spared = flops - flops // max(result.shape[-2:])
+                self.products[id(root)] = weakref.ref(root), (place, name, spared, uses := set())
+                self.results.append(self.products[id(root)][1])
+        free = FREE_INSTEAD[self.context.book.name].get(name)
+        if free and (free is not UNCHANGED.get(name) or arrays and arrays[0].dtype == result.dtype
+                     and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]):
+            self.note("moved", place, name, flops, free)
+        if not (name in _WRITERS or name.startswith("random.") or "out" in kwargs):
+            first = self.first.setdefault((name, self.content((args, kwargs))), [place])
+            if first[1:]:
+                self.note("repeated", place, name, flops,
+                          "in a loop" if first[0] == place else f"first on line {first[0][1]}")
+            first.append(place)
+
+    def content(self, value) -> Any:
+        """What tells a value from others of other content."""
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return fingerprint(bare(value))
+        if isinstance(value, (list, tuple, dict)):
+            return str([*map(self.content, value.items() if isinstance(value, dict) else value)])
+        return f"{type(value).__name__} {value!r}"
+
+    def consume(self, name, args, arrays) -> None:
+        """Remember of each product in use whether it is for more than its diagonal."""
+        diagonal = name in DIAGONALS or name == "einsum" and args[0].replace(" ", "").split("->")[0] == "ii"
+        for a in arrays:
+            root = root_of(a)
+            ref, (*_, uses) = self.products.get(id(root), (lambda: None, [0]))
+            if ref() is root:
+                on_it = a.ndim == root.ndim - 1 and a.strides[-1] == sum(root.strides[-2:])
+                uses.add("diagonal" if diagonal and a.shape == root.shape or on_it else "all")
+
+    def zeros(self, name, args, kwargs, flops) -> int:
+        """FLOPs of a product that go into rows and columns of zeros."""
+        parts = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
+        alive: dict[str, Any] = {}
+        for part, a in zip(parts, args[name == "einsum":]):
+            a = np.asarray(bare(a)) != 0
+            for axis, label in enumerate(part if len(set(part)) == a.ndim else ""):
+                used = a.any(axis=tuple(i for i in range(a.ndim) if i != axis))
+                alive[label] = alive.get(label, True) & used
+        return int(flops * (1 - math.prod(float(np.mean(used)) for used in alive.values())))
+
+
+def root_of(a: np.ndarray) -> np.ndarray:
+    """The array whose memory this one views."""
+    while isinstance(a.base, np.ndarray):
+        a = a.base
+    return a
+
+
+def gather_evidence(options, rules: Round, screen: Screen) -> types.SimpleNamespace:
+    """All that the questions ask about. Raises WhestError where nothing can be run."""
+    path, known = estimator_path(options), set(sys.modules)
+    profile, watch = (kind(Path(path).parent) for kind in (Profile, Watch))
+    untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
+    rival = replace(untimed, flop_budget=DEFAULT_BUDGET)
+    e = types.SimpleNamespace(rules=rules, home=profile.home, end=None, until="")
+    e.config = {"estimator": path, "seed": options.seed} | asdict(rules)
+    screen.live("validate")
+    e.checks = list(validation_checks(options, rules))
+    e.suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, options.seed))
+    screen.live("predict")
+    with LocalRunner(path, options.class_, rules, options.seed, profile=profile) as runner:
+        e.outcomes = [runner.predict(mlp) for mlp in e.suite]
+        e.failed = [o for o in e.outcomes if o.failed]
+        e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)]
+                      for mlp in e.suite if not e.failed]
+    e.class_found = runner.class_found
+    e.truths = grow_truths(e.suite, [e.outcomes], rules, options, truth_progress(screen))
+    e.results = score_suite(e.suite, e.outcomes, e.truths, rules, options.precision)
+    e.lines = merged(itertools.chain(*[outcome.lines for outcome in e.outcomes]), "file", "line")
+    baseline = [metered_predict(Baseline("mean_propagation"), mlp.copy(), rival) for mlp in e.suite]
+    e.baseline = score_suite(e.suite, baseline, e.truths, rival, options.precision)["per_layer_mse"]
+    if not e.failed:
+        screen.live("convergence table")
+        counts = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]     # seconds
+        fresh = load_estimator(path, options.class_)
+        e.table = convergence_tables([fresh], e.suite[0], rules.flop_budget, counts)[0]
+    screen.live("watch")
+    refused = [i for i, o in enumerate(e.outcomes) if o.error and "hint" in o.error["details"]]
+    e.watched = refused[0] if refused else 0
+    try:
+        with (watch.instrumented(known),
+              LocalRunner(path, options.class_, untimed, options.seed, profile=watch) as runner):
+            watched, e.end = runner.predict(e.suite[e.watched]), watch.end
+        if watched.failed:
+            e.until = f", until predict() failed ({watched.flag or watched.error['message']})"
+    except WhestError as exc:
+        e.until = f", as it cannot be watched ({exc})"
+    for *note, uses in watch.results:
+        if uses == {"diagonal"}:
+            watch.note("diagonal", *note)
+    e.notes = {kind: sorted(((flops, calls, *key) for key, (calls, flops) in notes.items()),
+                            key=lambda note: -note[0]) for kind, notes in watch.notes.items()}
+    e.bill = max(1, sum(o.flops_charged for o in e.outcomes) / len(e.outcomes))
+    return e
+
+
+def waste(e, flops: float, said: str, change: str, place: tuple | None, unseen=0.0) -> Iterator[Finding]:
+    """A Finding about FLOPs of a network, if they cost half a percent of the score or are 1% of the budget.
+
+    `unseen`: what they cost on the real grader and not here. Under the multiplier's floor none is at stake.
+    """
+    spent, floor = e.results["mean_effective_compute"] + unseen, MULTIPLIER_FLOOR * e.rules.flop_budget
+    share = 1 - max(floor, spent - flops) / max(floor, spent)
+    if share >= 0.005 or flops >= 0.01 * e.rules.flop_budget:
+        under = "" if share else " (free under the floor, but they would buy accuracy)"
+        yield Finding(2 if share >= 0.005 else 3, said + under, change, place, int(flops), share)
+
+
+def place_of(e, text: str) -> tuple | None:
+    """(file, line) of "file.py, line 12"."""
+    found = re.fullmatch(r"(.+), line (\d+)", text)
+    return (e.home + found[1], int(found[2])) if found else None
+
+
+def costliest(e, amount: str) -> tuple | None:
+    """(file, line) of the line with most of an amount."""
+    row = max(e.lines, key=lambda row: row[amount], default=None)
+    return row and (e.home + row["file"], row["line"])
+
+
+def question(tier: int, words: str, of_predictions: bool = False) -> Callable:
+    """Make the function below the answer to a question; `of_predictions`, if all networks have got theirs."""
+    def register(function):
+        QUESTIONS.append((tier, words, of_predictions, function))
+        return function
+    return register
+
+
+@question(0, "FLOPs-vs-MSE convergence table", True)
+def ask_table(e):
+    yield from table_lines(e.table)
+
+
+def ask_prediction(word: str, e):
+    """Whether no prediction was refused with this word in the message."""
+    bad = [o for o in e.failed if o.error and "hint" in o.error["details"] and word in o.error["message"]]
+    yield (f"no, on {len(bad)} of {len(e.suite)} MLPs" if bad else
+           f"yes, on {len(e.suite) - len(e.failed)} of {len(e.suite)} MLPs, which gave a prediction")
+    for outcome in bad[:1]:
+        place = e.end if outcome is e.outcomes[e.watched] else None
+        yield Finding(1, outcome.error["message"], outcome.error["details"]["hint"], place)
+
+
+for _words, _word in (("Output shape: does predict() return shape (mlp.depth, mlp.width)?", "shape"),
+                      ("Finite values: are all values finite?", "finite")):
+    question(1, _words)(functools.partial(ask_prediction, _word))
+
+
+@question(1, "Class name: is your class named Estimator?")
+def ask_class(e):
+    yield "yes" if e.class_found == "Estimator" else f"it is {e.class_found}, which the loader took"
+
+
+@question(1, "Determinism, and the other checks of whest validate")
+def ask_validation(e):
+    bad = {c["check"]: f"{c['check']}: {c['detail']}" for c in e.checks[::-1] if not c["ok"]}
+    yield "; ".join(bad.values()) or f"all {len(e.checks)} pass"
+    draws = [row for row in e.lines if any("random" in c["operation"] for c in row["charges"])]
+    for name, said in bad.items() if not e.failed else ():
+        row = draws[0] if name == "determinism" and len(draws) == 1 else None
+        place = row and (e.home + row["file"], row["line"])
+        change = "draw from default_rng(mlp.seed) alone" if name == "determinism" else "see whest validate"
+        yield Finding(3, said, change, place, 0, 0.0)
+
+
+@question(2, "Did predict() raise?")
+def ask_raise(e):
+    raised = [(i, o) for i, o in enumerate(e.outcomes) if o.error_code and "hint" not in o.error["details"]]
+    yield f"yes, on {len(raised)} of {len(e.suite)} MLPs" if raised else f"no, on none of {len(e.suite)} MLPs"
+    groups = defaultdict(list)
+    for i, outcome in raised:
+        groups[outcome.error["type"], outcome.error["message"], outcome.line].append(i)
+    for (kind, message, line), members in groups.items():
+        scores = [entry["adjusted_final_layer_score"] for entry in e.results["per_mlp"]]
+        lost = sum(scores[i] for i in members) / sum(scores)
+        yield Finding(1, f"{kind}: {message}, on MLP {', '.join(f'#{i}' for i in members)}",
+                      "see the traceback: whest run --debug", place_of(e, line), 0, lost)
+
+
+@question(2, "Does zeros beat you?", True)
+def ask_zeros(e):
+    mine = e.results["corrected"]["score"]
+    errors = [entry["zeros_final_layer_mse"] for entry in e.results["per_mlp"]]
+    theirs = float(np.mean(errors)) * MULTIPLIER_FLOOR
+    yield f"{'yes' if mine > theirs else 'no'}: it scores {theirs:.3g}, you {mine:.3g}"
+    if mine > theirs:
+        yield Finding(1, f"zeros scores {mine / theirs:.3g} times better: yours is worse than guessing zero",
+                      "look for a wrong sign, scale, transpose or layer", e.end, 0, 1 - theirs / mine)
+
+
+@question(2, "Does sampling with the same FLOPs beat you?", True)
+def ask_sampling(e):
+    mine, spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
+    (paid, n_samples), multiplier = sampling_score(e.results, e.config), e.results["mean_score_multiplier"]
+    same = paid * n_samples / max(1.0, n_samples * spent / (multiplier * e.rules.flop_budget))
+    answer = "yes" if mine > 2 * same else "no" if mine < same else "it is about as good"
+    yield (f"{answer}: with your {readable(spent)} FLOPs it would score {same:.3g}, you {mine:.3g}; "
+           f"with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
+    if mine > 2 * paid:
+        said = f"sampling scores {mine / paid:.3g} times better at your multiplier"
+        change = "spend the first tenth of the budget, which is free, if only on samples"
+        yield Finding(2 if mine > 2 * same else 3, said, change, e.end, 0, 1 - paid / mine)
+
+
+@question(2, "Is budget_exhausted true?")
+def ask_exhausted(e):
+    flags = Counter((o.flag, o.line) for o in e.failed if o.flag)
+    yield ("; ".join(f"{flag} = true on {n} of {len(e.suite)} MLPs" for (flag, _), n in flags.items())
+           or f"no: {e.results['mean_compute_utilization']:.2%} of the budget is used")
+    for (flag, line), n in flags.items():
+        where = "it gave way here" if line else "this line costs most"
+        yield Finding(1, f"{flag} on {n} MLPs, so that zeros were scored at the full budget; {where}",
+                      "spend less", place_of(e, line) or costliest(e, "flops_used"), 0, n / len(e.suite))
+
+
+@question(2, "Are errors concentrated at deep layers?", True)
+def ask_layers(e):
+    mine, theirs = e.results["per_layer_mse"], e.baseline
+    growth = [None] + [b / a if a else None for a, b in zip(mine, mine[1:])]
+    yield {"layers": [dict(zip(("mse", "baseline_mse", "growth"), row)) for row in zip(mine, theirs, growth)]}
+    fine = [i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12]
+    departs = max(fine, default=0)          # 0-based: the first layer after which none is fine
+    mean = (mine[-1] / mine[1]) ** (1 / (len(mine) - 2)) if len(mine) > 2 and mine[1] else 1.0
+    yield (f"the last layer's MSE is {mine[-1]:.3g}, mean_propagation's {theirs[-1]:.3g}; "
+           f"from layer 2 on yours changes by {mean:.3g}x a layer")
+    if departs < len(mine):
+        yield Finding(2, f"from layer {departs + 1} on your MSE is over twice mean_propagation's: "
+                      f"{mine[departs]:.3g}, not {theirs[departs]:.3g}",
+                      f"compare what you compute at layer {departs + 1} with mean_propagation",
+                      e.end, 0, 1 - theirs[-1] / mine[-1])
+
+
+@question(2, "What is the final layer's error made of?", True)
+def ask_anatomy(e):
+    if any(p is None for again in e.reseeded for p in again):
+        yield "not measured: predict() failed with another mlp.seed"
+        return
+    runs = np.array([[p[-1] for p in (outcome.prediction, *again)]
+                     for outcome, again in zip(e.outcomes, e.reseeded)], np.float64)
+    truth = np.array([t.mean[-1] for t in e.truths])
+    mse = ((runs - truth[:, None]) ** 2).mean()
+    random = min(1.0, runs.var(axis=1, ddof=1).mean() / mse)
+    error = runs.mean(axis=1) - truth
+    scale, offset = (error * truth).sum() / (truth ** 2).sum(), error.mean()
+    both = np.polynomial.Polynomial.fit(truth.ravel(), error.ravel(), 1)(truth)
+    shares = {"random": random, "offset": offset ** 2 / mse, "scale": scale ** 2 * (truth ** 2).mean() / mse,
+              "rest": max(0.0, ((error - both) ** 2).mean() / mse - random / runs.shape[1])}
+    yield {key: float(value) for key, value in shares.items()}
+    off = {"offset": f"constant offset of {offset:+.3g}", "scale": f"common factor of {1 + scale:.4g}"}
+    yield (f"{random:.0%} is your own randomness (3 values of mlp.seed), {1 - random:.0%} is always there; "
+           + "".join(f"a {text} explains {shares[kind]:.0%}, " for kind, text in off.items())
+           + f"and {shares['rest']:.0%} is neither")
+    kind = max(off, key=shares.get)
+    if shares[kind] > 0.75 and random < 0.5:
+        yield Finding(2, f"{shares[kind]:.0%} of the final error is a {off[kind]}",
+                      "look for where it comes in", e.end, 0, float(shares[kind]))
+
+
+@question(3, "Is matmul dominant?")
+def ask_matmul(e):
+    charges = merged(itertools.chain(*[row["charges"] for row in e.lines]), "operation")
+    top = sorted(charges, key=lambda c: -c["flops_used"])[:4]
+    total = e.bill * len(e.suite)
+    yield ", ".join(f"{c['operation']} {c['flops_used'] / total:.1%}" for c in top) or "nothing was charged"
+    square = e.notes.get("square", [])
+    flops = sum(note[0] for note in square)
+    if flops > 0.9 * e.bill:
+        said = f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such"
+        found = waste(e, flops, said, "consider diagonal variance instead of full covariance", square[0][2])
+        yield from (finding for finding in found if finding.share)      # under the floor it is well spent
+
+
+def ask_notes(kind: str, what: str, said: str, change: str, e):
+    """What the watch noted of a kind, and a Finding for each place; `said` and `change` are templates."""
+    notes = e.notes.get(kind, [])
+    total = sum(note[0] for note in notes)
+    yield (f"{what}: {sum(note[1] for note in notes):,}, of {readable(total)} FLOPs, {total / e.bill:.1%} of "
+           "the bill" if notes else f"no {what}") + e.until
+    for flops, calls, place, name, detail in notes:
+        fill = functools.partial(str.format, name=name, calls=calls, detail=detail)
+        yield from waste(e, flops, fill(said), fill(change), place)
+
+
+for _words, *_texts in (
+    ("Redundant computation?", "repeated", "repeated operations",
+     "{name} on the same values again, {calls:,} times, {detail}", "compute it once and keep the result"),
+    ("Free operations wasted?", "moved", "copies, casts and reshapes paid for that could be free",
+     "{calls:,} paid calls of {name}", "{detail}"),
+    ("A full product for its diagonal?", "diagonal", "products of which only the diagonal is used",
+     "{calls:,} results of {name}, of which only the diagonal is used",
+     "fnp.sum(a * b.T, axis=-1) is the diagonal of a @ b"),
+    ("Work on rows or columns that are zero?", "zeros", "products with rows or columns of zeros",
+     "{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"),
+):
+    question(3, _words)(functools.partial(ask_notes, *_texts))
+
+
+@question(3, "float64 where float32 would do?")
+def ask_float64(e):
+    for row in e.lines:
+        wide = [c for c in row["charges"] if c["dtype"] in ("float64", "complex128")]
+        row["float64"] = sum(c["flops_used"] for c in wide if c["operation"][:6] != "stats.")   # always are
+    flops = sum(row["float64"] for row in e.lines) // 2 // len(e.suite)
+    rates = PRICES[e.rules.prices].immutable           # the book that charges rates
+    yield (f"float64 costs {readable(flops)} FLOPs too many, {flops / e.bill:.1%} of the bill" if rates else
+           f"no: book {e.rules.prices} charges dtypes alike")
+    yield from waste(e, flops, "float64 doubles the price of what float32 could do, most at this line",
+                     "make arrays and constants float32", costliest(e, "float64"))
+
+
+@question(3, "Work done in plain NumPy?")
+def ask_uncounted(e):
+    notes = e.notes.get("uncounted", [])
+    total = sum(note[0] for note in notes)
+    yield f"{readable(total)} FLOPs, {total / e.bill:.1%} of the bill, as far as seen{e.until}"
+    for flops, calls, place, name, _ in notes if total > 0.01 * e.bill else []:
+        if flops > 0.1 * total:
+            yield Finding(1, f"np.{name} on plain arrays, {calls:,} calls, uncounted: the rules forbid it",
+                          f"fnp.{name} counts, and so do operators on fnp arrays", place, flops)
+
+
+@question(3, "Many small calls?")
+def ask_calls(e):
+    calls = sum(row["calls"] for row in e.lines) / len(e.suite)
+    seconds, gate = calls * CALL_RESIDUAL, e.rules.residual_wall_time_limit
+    cost = seconds * e.rules.lambda_flops_per_second
+    priced = f"as much as {readable(cost)} FLOPs" if cost else "free in this round"
+    priced += f", and the gate is {gate:g} s" if gate else ""
+    yield f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s of residual time, {priced}"
+    change, place = "work on whole arrays instead of in Python loops", costliest(e, "calls")
+    if gate and seconds > gate:
+        said = f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate of {gate:g} s"
+        yield Finding(1, said, change, place)
+    else:
+        yield from waste(e, cost, f"{calls:,.0f} calls cost that much there", change, place, cost)
+
+
+def checklist_lines(tier: dict, screen: Screen) -> Iterator[str]:
+    """A tier's questions, each with its answer, its drawing and its findings."""
+    styles = {0: "good", 1: "bad", 2: "bad", 3: "strong"}
+    for asked in tier["questions"]:
+        worst = min([f["severity"] for f in asked["findings"]], default=0)
+        fine = "-" if asked["answer"][0].startswith("not measured") else "OK"
+        label = screen.paint(f"{SEVERITIES.get(worst, fine):<7}", styles[worst])
+        yield label + screen.paint(asked["question"], "strong")
+        yield from (f"       {line}" for line in asked["answer"])
+        layers = asked["data"].get("layers", [])
+        logs = [math.log10(max(row["mse"], 1e-12)) for row in layers]
+        for i, (row, log) in enumerate(zip(layers, logs), 1):
+            growth, theirs = f"x{row['growth']:.3g}" if row["growth"] else "", row["baseline_mse"]
+            yield Bar(f"       layer {i:>3} {row['mse']:9.2e} {growth:>9} (baseline {theirs:.2e}) ",
+                      (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
+        for f in asked["findings"]:
+            yield screen.paint(f"       {SEVERITIES[f['severity']]}: {f['said']}", styles[f["severity"]])
+            if f["line"]:
+                yield f"         {f['file']}, line {f['line']}:  {f['source']}"
+            flops = f", {readable(f['flops'])} FLOPs" if f["flops"] else ""
+            yield f"         at stake: {f['share']:.1%} of the score{flops}; change: {f['change']}"
+
+
+# ======================================================================================
 # Command line
 #
 # One function per sub-command. OPTIONS says once what each flag means; a command names the
@@ -5111,7 +5792,7 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", number, "SECONDS"),
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
     "setup_timeout": (None, "seconds for loading and setup() [5]", number, "SECONDS"),
-    "n_mlps": (None, "networks in the suite [10, or all of the dataset]", integer, "N"),
+    "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", integer, "N"),
     "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]", sample_count, "N"),
     "precision": (0.02, "of the score that auto aims at [0.02]", number, "SHARE"),
     "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", number, "FLOPS"),
@@ -5126,6 +5807,7 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "format": (None, "rich for terminals, plain for pipes, json [rich or plain]", str, ["rich", "plain", "json"]),
     "json": (False, "the same as --format json", FLAG, None),
     "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
+    "profile": (False, "FLOPs by source line", FLAG, None),
     "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
     "no_store": (False, "neither read nor write the store of truths", FLAG, None),
     "plain_truth": (False, "no control variates", FLAG, None),
@@ -5194,13 +5876,15 @@ def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
     path = rival if rival in BASELINES else str(Path(rival or estimator_path(options)).expanduser().resolve())
     class_name = None if rival else options.class_
     arguments = path, class_name, rules, options.seed, getattr(options, "fail_fast", False)
+    profile = Profile(Path(path).parent) if getattr(options, "profile", False) and not rival else None
     if options.runner in ("local", "inprocess"):
-        return LocalRunner(*arguments)
-    return SubprocessRunner(*arguments, memory_limit=int(options.memory_limit * 2**30), max_threads=options.max_threads)
+        return LocalRunner(*arguments, profile=profile)
+    return SubprocessRunner(*arguments, profile=profile, memory_limit=int(options.memory_limit * 2**30),
+                            max_threads=options.max_threads)
 
 
-@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset
-    split seed max_threads runner memory_limit against repeats html format json debug fail_fast""")
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split
+    seed max_threads runner memory_limit against repeats profile html format json debug fail_fast""")
 def run(options, screen: Screen) -> int:
     """Score an estimator on a suite of random networks, and say what to do next.
 
@@ -5230,6 +5914,9 @@ def run(options, screen: Screen) -> int:
     first = [repeats[0] for repeats in outcomes]
     truths = dataset.truths if dataset else grow_truths(suite, first, rules, options, truth_progress(screen))
     results, *theirs = (score_suite(suite, each, truths, rules, options.precision) for each in first)
+    if options.profile:
+        lines = merged(itertools.chain(*[outcome.lines for outcome in first[0]]), "file", "line")
+        results["profile"] = {"lines": lines, "flops_used": sum(o.flops_charged for o in first[0])}
     config = {"n_mlps": len(suite), "width": rules.width, "depth": rules.depth, "seed": options.seed,
               "flop_budget": rules.flop_budget, "setup_timeout_s": rules.setup_timeout,
               "wall_time_limit_s": rules.wall_time_limit, "residual_wall_time_limit_s": rules.residual_wall_time_limit,
@@ -5328,6 +6015,44 @@ def validation_checks(options, rules: Round) -> Iterator[dict]:
         same = not second.failed and np.array_equal(first.prediction, second.prediction)
         yield check("determinism", same or None, "two calls agree bit for bit" if same else
                     "two calls on one network differ: seed your generator from mlp.seed")
+
+
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store seed
+    max_threads format json debug""")
+def checklist(options, screen: Screen) -> int:
+    """Answer the debugging page by measurement: each finding with its line, and with what to change.
+
+    Runs the estimator on 3 networks, again with other seeds, and once under watch. Exit status 0 if nothing
+    spoils the score, 1 if something does, 2 for misuse.
+    """
+    rules, options.runner = rules_of(options), "local"
+    for name in ("n_mlps", "n_samples", "max_threads"):
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            raise Misuse(f"--{name.replace('_', '-')} must be positive.")
+    limit_threads(options.max_threads)
+    use_prices(rules.prices)
+    evidence = gather_evidence(options, rules, screen)
+    tiers = [{"tier": i, "title": title, "questions": []} for i, title in enumerate(TIERS)]
+    for tier, words, of_predictions, ask in QUESTIONS:
+        skip = of_predictions and evidence.failed
+        said = ["not measured: predict() failed"] if skip else list(ask(evidence))
+        findings = sorted((each for each in said if isinstance(each, Finding)),
+                          key=lambda f: (f.severity, -f.share, -f.flops))
+        tiers[tier]["questions"].append({
+            "question": words, "answer": [text for text in said if isinstance(text, str)],
+            "data": next((data for data in said if isinstance(data, dict)), {}),
+            "findings": [finding.document(evidence.home) for finding in findings]})
+    worst = Counter(f["severity"] for tier in tiers for asked in tier["questions"] for f in asked["findings"])
+    document = {"ok": not worst[1], "tiers": tiers, "run_config": evidence.config,
+                "whestbench_version": __version__}
+    if screen.format == "json":
+        screen.write(json.dumps(document, indent=2))
+        return int(not document["ok"])
+    for tier in tiers:
+        screen.panel(f"Tier {tier['tier']}: {tier['title']}", checklist_lines(tier, screen))
+    counts = [f"{SEVERITIES[severity]} {worst[severity]}" for severity in sorted(worst)]
+    screen.write(", ".join(counts) or "Nothing to change.")
+    return int(not document["ok"])
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
