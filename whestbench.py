@@ -686,7 +686,7 @@ def differences(a, n, axis, *ends):
 def slopes(shape, size, axes, args, edge_order, book):
     """gradient: central differences, weighted if unevenly spaced. Book 0.7 sees no axis and no spacing."""
     if book == "0.7":
-        return max1(sum([2 * size * (n - 2) // n for n in shape]))
+        return max1(sum([2 * size * max(n - 2, 0) // n for n in shape]))
     units, spacing = 0, args[1:] * (len(axes) if len(args) == 2 else 1) or axes
     for i, h in zip(axes, spacing):
         n = shape[i]
@@ -756,7 +756,7 @@ def fitted(m, n, r, b):
 def solved(shape, n, b):
     """LU and substitution for each matrix of the batch."""
     *batch, _, columns = shape_of(b) if len(shape_of(b)) > 1 else (n, 1)
-    return math.prod(np.broadcast_shapes(shape[:-2], batch)) * (2 * n**3 // 3 + 2 * n * n * columns)
+    return math.prod(np.broadcast_shapes(shape[:-2], batch)) * (n and max1(2 * n**3 // 3 + 2 * n * n * columns))
 
 
 @quantity
@@ -1329,6 +1329,7 @@ def contraction(parts, out, shapes, syms, same, book):
         labels, group = label_group(*([x[k] for k in inside] for x in (parts, syms, same)), needed)
         sizes, shown = [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
         if len(parts) > 2:
+            before = max(before, 0)         # empty operands, in book 0.7
             alive = [i for i, c in enumerate(labels) if c in "".join(summed)]
             if any(not alive or sizes[i] != sizes[j] for g in group or () for i, j in enumerate(g)):
                 raise ValueError("flopscope cannot price equal operands summed along axes of unequal extents, or wholly")
@@ -2645,16 +2646,15 @@ def symmetric(shape, symmetry, distribution="randn", **parameters):
 
 # ---- modules ----------------------------------------------------------------------------------------------
 
-class _Module(types.ModuleType):
-    def __getattr__(self, name):
-        unpriced = getattr(np, name, None) if self.__name__ == "flopscope.numpy" else None
-        if not callable(unpriced) or isinstance(unpriced, type):
-            raise AttributeError(f"{self.__name__}.{name} does not exist")
+_LEFT_OUT = """apply_along_axis apply_over_axes bartlett blackman fromfunction hamming hanning histogram histogram2d
+    histogram_bin_edges histogramdd in1d kaiser packbits piecewise poly polyadd polyder polydiv polyfit polyint
+    polymul polysub polyval roots save savez savez_compressed trapz unpackbits"""
 
-        @functools.wraps(unpriced)
-        def refuse(*_, **__):
-            raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
-        return refuse
+
+def _refused(name):
+    def refuse(*args, **kwargs):
+        raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
+    return refuse
 
 
 def _uncounted(function):
@@ -2673,14 +2673,14 @@ def _fill(module, source, names, made=lambda member: member):
 
 
 def _module(name, *members, **others):
-    module = _Module(name)
+    module = types.ModuleType(name)
     vars(module).update({member.__name__: member for member in members}, **others)
     return module
 
 
 fnp = _module("flopscope.numpy", load, ndarray=FlopscopeArray)
-_spaces = {name: _Module(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
-vars(fnp).update(_spaces)
+_spaces = {name: types.ModuleType(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
+vars(fnp).update(_spaces, **{name: _refused(name) for name in _LEFT_OUT.split()})
 _spaces[""] = fnp
 for _name, _function in _FUNCTIONS.items():
     _space, _, _short = _name.rpartition(".")
