@@ -479,7 +479,7 @@ m = shape[-2]
 n = shape[-1]
 r = min(m, n)
 batch = math.prod(shape[:-2]) if m * n else 0
-lines = size // (shape[axis] or 1)
+lines = size // shape[axis] if shape[axis] else 1
 T = shape[axis] if n is None else n
 back = 2 * (shape[axis] - 1) if n is None else n
 f = samples[0]
@@ -2260,8 +2260,14 @@ _MAKERS = {*CONTRACTIONS, *_FILLED, *"eye identity diag diagflat broadcast_to ex
 def _of_product(name, args, kwargs, result, book):
     if not (SymmetricTensor in map(type, args) or len({id(a) for a in args}) < len(args)):
         return None
-    group = product_of(name, args, kwargs, book)[2]
-    return group if group and (book == "0.7" or np.isfinite(bare(result)).all()) else None
+    _, _, group, text = product_of(name, args, kwargs, book)
+    if not group:
+        return None
+    plain, out = bare(result), text.partition("->")[2]
+    finite, ordered = np.isfinite(plain).all(), list(out) == sorted(out)
+    if book == "0.7" and finite and not ordered and not _holds(plain, group):
+        raise SymmetryError(f"book 0.7 takes the wrong axes of {text} for symmetric: name them in alphabetical order")
+    return group if finite or book == "0.7" else None
 
 
 def _any_symmetric(args):
@@ -2337,7 +2343,10 @@ def _check_units(group, size):
 
 
 def _holds(plain, group, atol=1e-6, rtol=1e-5):
-    return all(np.allclose(plain, plain.transpose(g), atol=atol, rtol=rtol) for g in group or ())
+    images = [plain.transpose(g) for g in group or ()]
+    if any(image.shape != plain.shape for image in images):
+        raise SymmetryError("symmetric axes have equal extents")
+    return all(np.allclose(plain, image, atol=atol, rtol=rtol) for image in images)
 
 
 def is_symmetric(data, *, symmetry, atol=1e-6, rtol=1e-5):
