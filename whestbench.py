@@ -110,7 +110,7 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # Source: the observed charges of flopscope 0.7.0 and 0.12.4; the tests compare them with these, call by call.
 # ======================================================================================
 
-# A row: names | units in 0.12 | units in 0.7 | weight ... | dtype whose rate is charged | complex factor | notes
+# A row: names | units in 0.12 | units in 0.7 | weight | dtype whose rate is charged | complex factor | notes
 #
 # Left out, a cell is what the [section] says, or else: units as in 0.12, weight 1, the dtype of the first
 # operand, factor 2. `a/b` weighs a in 0.12 and b in 0.7; {a; b} is a for the first name and b for the second.
@@ -118,7 +118,7 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # below and the functions of this room. `free` is 0 and not even logged; `-`: no price, no dtype, or no sense
 # for complex numbers. What looks at the result (O, made) is charged after the work, as is a row that notes
 # `after`. `value`: depends on elements of an argument; `twins`: on which operands are one object. Results are
-# counted arrays, even single numbers unless `scalars` stay; `plain`: never, `alike`: like the operands. Such a
+# counted arrays, even single numbers unless `scalars` stay; `plain`: never, `alike`: if operands are. Such a
 # note may name its book.
 PRICE_TABLE = """
 [] pointwise: N elements, at least 1 | N | N | dtype loop
@@ -308,8 +308,8 @@ uniform | 3 * max1(O) | max1(O)
 bytes | max1(len(result)) | dtype -
 beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic
   lognormal logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson
-  power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular
-  vonmises wald weibull zipf | weight 16
+  power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t
+  triangular vonmises wald weibull zipf | weight 16
 multivariate_normal | 26 * count(mean)**3 + 2 * O * count(mean) + 16 * O | max1(O) | weight 1/16
 multivariate_hypergeometric(colors, nsample, size=None, method="marginals") | coloured | max1(O) | weight 16
   | notes value after scalars
@@ -468,7 +468,7 @@ def loop_dtype(ufunc, inputs, dtype=None):
 # ---- quantities ------------------------------------------------------------------------------------------
 #
 # What cells may use besides arguments, computed when asked for; `first` is the first argument. Some are cells
-# themselves, some functions of the arguments and quantities that their parameters name (`call` is all of them).
+# themselves, some functions of the arguments and quantities that their parameters name (`call` is all).
 
 QUANTITIES = dict(line.split(" = ") for line in """\
 two = [*args, *kwargs.values()][:2]
@@ -487,7 +487,7 @@ m = shape[-2]
 n = shape[-1]
 r = min(m, n)
 batch = math.prod(shape[:-2]) if m * n else 0
-lines = size // (shape[axis] or 1)
+lines = size // shape[axis] if shape[axis] else 1
 T = shape[axis] if n is None else n
 back = 2 * (shape[axis] - 1) if n is None else n
 f = samples[0]
@@ -694,7 +694,7 @@ def differences(a, n, axis, *ends):
 def slopes(shape, size, axes, args, edge_order, book):
     """gradient: central differences, weighted if unevenly spaced. Book 0.7 sees no axis and no spacing."""
     if book == "0.7":
-        return max1(sum([2 * size * (n - 2) // n for n in shape]))
+        return max1(sum([2 * size * max(n - 2, 0) // n for n in shape]))
     units, spacing = 0, args[1:] * (len(axes) if len(args) == 2 else 1) or axes
     for i, h in zip(axes, spacing):
         n = shape[i]
@@ -764,7 +764,8 @@ def fitted(m, n, r, b):
 def solved(shape, n, b):
     """LU and substitution for each matrix of the batch."""
     *batch, _, columns = shape_of(b) if len(shape_of(b)) > 1 else (n, 1)
-    return math.prod(np.broadcast_shapes(shape[:-2], batch)) * (2 * n**3 // 3 + 2 * n * n * columns)
+    each = n and max1(2 * n**3 // 3 + 2 * n * n * columns)
+    return math.prod(np.broadcast_shapes(shape[:-2], batch)) * each
 
 
 @quantity
@@ -959,9 +960,10 @@ class PriceBook:
 
     def __init__(self, name, rows):
         self.name, self.rows, self._known = name, rows, {}
-        self.immutable = name != "0.7"                      # 0.12 refuses to write into arrays, and charges rates
+        self.immutable = name != "0.7"                      # 0.12 refuses item assignment, and charges rates
         self.after = {op for op in rows if "after" in rows[op].notes}
-        self.plain, self.alike = [{op for op in rows if note in rows[op].notes} for note in ("plain", "alike")]
+        self.plain = {op for op in rows if "plain" in rows[op].notes}
+        self.alike = {op for op in rows if "alike" in rows[op].notes}
         self.unlogged = {op for op in rows if rows[op].units == "free"}
 
     def __repr__(self):
@@ -1271,7 +1273,7 @@ def meetings(symmetry, shown, sizes):
 
 
 def additions(symmetry, shown, sizes, book):
-    """What meets, less the orbits of the output that it ends in. Book 0.7 lets nothing meet, and counts below 0."""
+    """What meets, less the orbits of the output that it ends in; in book 0.7 even if nothing meets."""
     met = meetings(symmetry, shown, sizes)
     return met - distinct(symmetry, shown, sizes) if met or book == "0.7" else 0
 
@@ -1337,9 +1339,10 @@ def contraction(parts, out, shapes, syms, same, book):
         labels, group = label_group(*([x[k] for k in inside] for x in (parts, syms, same)), needed)
         sizes, shown = [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
         if len(parts) > 2:
+            before = max(before, 0)         # empty operands, in book 0.7
             alive = [i for i, c in enumerate(labels) if c in "".join(summed)]
             if any(not alive or sizes[i] != sizes[j] for g in group or () for i, j in enumerate(g)):
-                raise ValueError("flopscope cannot price equal operands summed along axes of unequal extents, or wholly")
+                raise ValueError("flopscope cannot price equal operands summed wholly, or along unequal axes")
             merged = carried(group, {i: i for i in alive}, len(labels))
             if merged and set(labels) <= set("".join(two)):         # none was summed before
                 met = 2 * distinct(merged, alive, sizes) - distinct(merged, shown, sizes)
@@ -1429,7 +1432,8 @@ def axes_labels(m, n, a_axes, b_axes):
 # ---- the operations that are contractions --------------------------------------------------------
 
 CONTRACTIONS = "einsum matmul dot inner outer vdot vecdot matvec vecmat tensordot".split()
-_BATCHED = {"vecdot": "...i,...i->...", "matvec": "...ij,...j->...i", "vecmat": "...i,...ij->...j"}
+_FIXED = {"outer": "a,b->ab", "vdot": "a,a->", "vecdot": "...i,...i->...", "matvec": "...ij,...j->...i",
+          "vecmat": "...i,...ij->...j"}
 
 
 @functools.lru_cache(4096)
@@ -1454,14 +1458,13 @@ def priced_product(name, meeting, shapes, syms, same, book):
 
 def product_of(name, args, kwargs, book):
     """priced_product of a call."""
-    operands, meeting = [*args, *kwargs.values()][:2], _BATCHED.get(name)
+    operands, meeting = [*args, *kwargs.values()][:2], _FIXED.get(name)
     if name == "einsum":
         meeting, *operands = args
     shapes = tuple([shape_of(a) for a in operands])
     m, n = [*map(len, shapes), 0][:2]
     if name in ("outer", "vdot"):
         shapes = tuple([(math.prod(shape),) for shape in shapes])
-        meeting = ((), ()) if name == "outer" else ((0,), (0,))
     elif name in ("dot", "inner"):
         meeting = ((m - 1,), (max(n - 2, 0) if name == "dot" else n - 1,)) if m and n else ((), ())
     elif name == "matmul":
@@ -1654,7 +1657,8 @@ class BudgetContext:
 
     def summary_dict(self, by_namespace=False):
         """Totals, by operation and, if asked, by namespace."""
-        return _summary(self.flop_budget, _totals(defaultdict(Counter), self._log), by_namespace, self.wall_time_s,
+        rows = _totals(defaultdict(Counter), self._log)
+        return _summary(self.flop_budget, rows, by_namespace, self.wall_time_s,
                         self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
 
     def summary(self, by_namespace=False):
@@ -1682,8 +1686,9 @@ def _summary(flop_budget, rows, by_namespace, wall, backend, overhead):
                "wall_time_s": wall, "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead,
                "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead)}
     if by_namespace:
-        summary["by_namespace"] = {space: {**total, "operations": {
-            name: dict(row) for (of, name), row in rows.items() if of == space}} for space, total in spaces.items()}
+        summary["by_namespace"] = {space: {**total, "operations": {}} for space, total in spaces.items()}
+        for (space, op_name), row in rows.items():
+            summary["by_namespace"][space]["operations"][op_name] = dict(row)
     return summary
 
 
@@ -1784,7 +1789,8 @@ def budget_reset():
 
 _normal = statistics.NormalDist()
 erfc = np.vectorize(math.erfc, otypes=[float])
-ndtri = np.vectorize(lambda p: _normal.inv_cdf(p) if 0 < p < 1 else math.copysign(math.inf, p - 0.5), otypes=[float])
+ndtri = np.vectorize(lambda p: _normal.inv_cdf(p) if 0 < p < 1 else math.copysign(math.inf, p - 0.5),
+                     otypes=[float])
 
 
 def phi(z):
@@ -2150,8 +2156,8 @@ def _bill(name, args, kwargs, book, logged=None):
 
 
 def _stays_plain(name, args, book):
-    deciding = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args       # as in NumPy, of whose type they are
-    return name in book.plain or name in book.alike and not _any_counted(deciding)
+    operands = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args   # NumPy asks the last
+    return name in book.plain or name in book.alike and not _any_counted(operands)
 
 
 def _fancy_index(array, key):
@@ -2243,12 +2249,13 @@ def _filled(result, fill=0, like=None, k=0):
 UNARY, BINARY = [[op for op, ufunc in UFUNCS.items()
                   if (ufunc.nin, ufunc.nout) == arity and op not in PRICES["0.12"].plain] for arity in ((1, 1), (2, 1))]
 # What a result is symmetric under: where an operand is symmetric, or whatever the operands, for the makers.
-_SYMMETRIES = " ".join(UNARY) + """ fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
-    copy linalg.inv (x): x._group
+_SYMMETRIES = " ".join(UNARY) + """ fix round around angle sinc i0 nan_to_num isneginf isposinf isreal
+    iscomplex real_if_close real imag copy linalg.inv (x): x._group
 """ + " ".join(BINARY) + """ clip (*operands, result): _shared(operands, result)
 sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
     nanmean nanstd nanvar nanargmax nanargmin median nanmedian ptp
-    average (a, axis=None, *_, keepdims=False): axis is not None and _kept(a, axes_of(a.shape, axis), not keepdims)
+    average (a, axis=None, *_, keepdims=False): axis is not None and _kept(
+    a, axes_of(a.shape, axis), not keepdims)
 cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None and _kept(
     a, [axis % a.ndim], book == "0.7", a.ndim)
 zeros ones identity (*_, result): _filled(result)
@@ -2270,8 +2277,8 @@ flip fliplr flipud (m, axis=None, *_, name): _flipped(
     m, dict(fliplr=[1], flipud=[0]).get(name) or axes_of(m.shape, axis))
 concatenate concat vstack row_stack (arrays, axis=0): _joined(arrays, axis)
 hstack column_stack (arrays): _joined(arrays, 1)
-stack (arrays, axis=0, *_, result): common([carried(
-    _group_of(a), {i: i + (i >= axis % result.ndim) for i in range(result.ndim - 1)}, result.ndim) for a in arrays])
+stack (arrays, axis=0, *_, result): common([carried(_group_of(a), {
+    i: i + (i >= axis % result.ndim) for i in range(result.ndim - 1)}, result.ndim) for a in arrays])
 split (a, n, axis=0, *_, result): [_kept(a, axes_of(a.shape, axis), False)] * len(result)
 broadcast_to (a, *_, result): broadcast_symmetry(_group_of(a), shape_of(a), result.shape)
 expand_dims (a, axis, *_, result): _expanded(a, sorted(axes_of(result.shape, axis)), result.ndim)
@@ -2287,8 +2294,14 @@ _MAKERS = {*CONTRACTIONS, *_FILLED, *"eye identity diag diagflat broadcast_to ex
 def _of_product(name, args, kwargs, result, book):
     if not (SymmetricTensor in map(type, args) or len({id(a) for a in args}) < len(args)):
         return None
-    group = product_of(name, args, kwargs, book)[2]
-    return group if group and (book == "0.7" or np.isfinite(bare(result)).all()) else None
+    _, _, group, text = product_of(name, args, kwargs, book)
+    if not group:
+        return None
+    plain, out = bare(result), text.partition("->")[2]
+    finite, ordered = np.isfinite(plain).all(), list(out) == sorted(out)
+    if book == "0.7" and finite and not ordered and not _holds(plain, group):
+        raise SymmetryError(f"book 0.7 takes the wrong axes of {text} for symmetric: name them in order")
+    return group if finite or book == "0.7" else None
 
 
 def _any_symmetric(args):
@@ -2321,9 +2334,9 @@ def _passed_on(name, args, kwargs, result):
 
 
 def _require_writable(name, args, kwargs):
-    """ValueError if what goes into out= has not the symmetry known of out=, unless that is just being constant."""
+    """TypeError where there is no out=; ValueError if the result has not the symmetry that out= has."""
     out = kwargs.get("out")
-    if out is not None and name in ("dot", "matmul") and (name == "dot" or not active_budget().book.immutable):
+    if out is not None and (name == "dot" or name == "matmul" and not active_budget().book.immutable):
         raise TypeError(f"{name} has no out= in this book")
     if not _group_of(out) or out._writable or name in ("take", "concatenate"):
         return
@@ -2364,7 +2377,10 @@ def _check_units(group, size):
 
 
 def _holds(plain, group, atol=1e-6, rtol=1e-5):
-    return all(np.allclose(plain, plain.transpose(g), atol=atol, rtol=rtol) for g in group or ())
+    images = [plain.transpose(g) for g in group or ()]
+    if any(image.shape != plain.shape for image in images):
+        raise SymmetryError("symmetric axes have equal extents")
+    return all(np.allclose(plain, image, atol=atol, rtol=rtol) for image in images)
 
 
 def is_symmetric(data, *, symmetry, atol=1e-6, rtol=1e-5):
@@ -2389,8 +2405,8 @@ def symmetrize(data, *, symmetry):
 
 
 def _averaged(plain, group):
-    group = group or [range(plain.ndim)]
-    return tagged((sum(plain.transpose(g) for g in sorted(group)) / len(group)).view(FlopscopeArray), proper(group))
+    images = [plain.transpose(g) for g in sorted(group or [range(plain.ndim)])]
+    return tagged((sum(images) / len(images)).view(FlopscopeArray), group)
 
 
 _SETTINGS = dict(symmetry_warnings=True, check_nan_inf=False, partition_budget=100000, dimino_budget=50000,
@@ -2429,14 +2445,16 @@ _WRITERS = set("copyto fill_diagonal put place putmask put_along_axis".split())
 _QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())  # quicker than np.sum ...
 _BY_SHAPE = {*UNARY, *BINARY, *_QUICK_METHODS, *"""isnan isfinite isinf std var median clip where matmul
     dot""".split()}
-_UNROUTED = {*"""angle append argwhere around array_split block broadcast_arrays choose compress concat convolve
-    correlate count_nonzero cumulative_prod cumulative_sum delete diag diag_indices_from diagflat dstack ediff1d
-    einsum_path empty_like extract fill_diagonal fix flatnonzero fliplr flipud full_like geomspace i0 imag insert
-    interp iscomplex isneginf isposinf isreal ix_ kron linspace logspace ones_like permute_dims put put_along_axis
-    ravel_multi_index real real_if_close resize rollaxis rot90 sinc sort_complex take take_along_axis trapezoid
+# refused under NumPy's own name, like all of fft and nan...
+_UNROUTED = {*"""angle append argwhere around array_split block broadcast_arrays choose compress concat
+    convolve correlate count_nonzero cumulative_prod cumulative_sum delete diag diag_indices_from
+    diagflat dstack ediff1d einsum_path empty_like extract fill_diagonal fix flatnonzero fliplr
+    flipud full_like geomspace i0 imag insert interp iscomplex isneginf isposinf isreal ix_ kron
+    linspace logspace ones_like permute_dims put put_along_axis ravel_multi_index real
+    real_if_close resize rollaxis rot90 sinc sort_complex take take_along_axis trapezoid
     tril_indices_from trim_zeros triu_indices_from unravel_index unstack unwrap vdot zeros_like""".split(),
-    *_within("linalg", """cond cross diagonal matmul matrix_norm matrix_transpose outer svdvals tensordot tensorinv
-    trace vecdot vector_norm""")}                   # refused under NumPy's own name, like all of fft and nan...
+    *_within("linalg", """cond cross diagonal matmul matrix_norm matrix_transpose outer svdvals tensordot
+    tensorinv trace vecdot vector_norm""")}
 _QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
     may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
 _PASSED_THROUGH = {*_QUERIES.split(), *"""array_equal iscomplexobj isrealobj array_repr array_str
@@ -2460,7 +2478,7 @@ def _einsum(text, *operands, optimize=None, out=None, **kwargs):
         if not active_budget().book.immutable:
             return np.copyto(out, _einsum(text, *operands, **kwargs), casting="unsafe")
         operands = [np.asarray(a, np.result_type(out, *operands)) for a in operands]
-        return _FUNCTIONS["copyto"](out, _einsum(text, *operands, **kwargs), casting="safe")    # a second bill
+        return _FUNCTIONS["copyto"](out, _einsum(text, *operands, **kwargs), casting="safe")    # billed
     if len(operands) == 1:
         return np.einsum(text, *operands, **kwargs)
     parts, out = subscripts(text, tuple(map(np.ndim, operands)))
@@ -2664,7 +2682,7 @@ def default_rng(seed=None):
 
 
 def symmetric(shape, symmetry, distribution="randn", **parameters):
-    """The mean over a SymmetryGroup's permutations of an array drawn by numpy.random's function of that name."""
+    """The mean over a SymmetryGroup's permutations of an array that numpy.random.<distribution> draws."""
     draw, context = getattr(np.random, distribution), active_budget()
     data = draw(*shape) if distribution in ("rand", "randn") else draw(size=shape, **parameters)
     units = max1(data.size) * (symmetry.order() + 1 + context.book.immutable)
@@ -2674,14 +2692,13 @@ def symmetric(shape, symmetry, distribution="randn", **parameters):
 
 # ---- modules ----------------------------------------------------------------------------------------------
 
-class _Module(types.ModuleType):
-    def __getattr__(self, name):
-        if self is _spaces["testing"] and name in ("assert_allclose", "assert_array_equal"):    # slow to import
-            return _uncounted(getattr(np.testing, name))
-        raise AttributeError(f"{self.__name__}.{name} does not exist")
+_LEFT_OUT = """apply_along_axis apply_over_axes bartlett blackman fromfunction hamming hanning histogram
+    histogram2d histogram_bin_edges histogramdd in1d kaiser packbits piecewise poly polyadd
+    polyder polydiv polyfit polyint polymul polysub polyval roots save savez savez_compressed
+    trapz unpackbits"""
 
 
-def _left_out(name):
+def _refused(name):
     def refuse(*_, **__):
         raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
     return refuse
@@ -2689,6 +2706,10 @@ def _left_out(name):
 
 def _uncounted(function):
     return functools.wraps(function)(lambda *args, **kwargs: function(*bare(args), **_bare_values(kwargs)))
+
+
+def _assert(name, *args, **kwargs):
+    getattr(np.testing, name)(*bare(args), **_bare_values(kwargs))      # only now, as numpy.testing is slow to import
 
 
 def load(file):
@@ -2703,14 +2724,14 @@ def _fill(module, source, names, made=lambda member: member):
 
 
 def _module(name, *members, **others):
-    module = _Module(name)
+    module = types.ModuleType(name)
     vars(module).update({member.__name__: member for member in members}, **others)
     return module
 
 
 fnp = _module("flopscope.numpy", load, ndarray=FlopscopeArray)
-_spaces = {name: _Module(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
-vars(fnp).update(_spaces)
+_spaces = {name: types.ModuleType(f"flopscope.numpy.{name}") for name in "linalg fft random testing".split()}
+vars(fnp).update(_spaces, **{name: _refused(name) for name in _LEFT_OUT.split()})
 _spaces[""] = fnp
 for _name, _function in _FUNCTIONS.items():
     _space, _, _short = _name.rpartition(".")
@@ -2720,20 +2741,20 @@ _fill(fnp, np, _QUERIES, _uncounted)
 _fill(fnp, np, """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
     complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf
     nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr""")
-vars(fnp).update((name, _left_out(name)) for name in """histogram histogram2d histogram_bin_edges histogramdd bartlett
-    blackman hamming hanning kaiser packbits unpackbits poly polyadd polyder polydiv polyfit polyint polymul polysub
-    polyval roots apply_along_axis apply_over_axes fromfunction piecewise save savez savez_compressed""".split())
+vars(fnp.testing).update({name: functools.partial(_assert, name) for name in ("assert_allclose", "assert_array_equal")})
 _fill(fnp.random, np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state")
 vars(fnp.random).update({name: _sampler(np.random, name) for name in _SAMPLERS if hasattr(np.random, name)},
-                        default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator, RandomState=_CountedRandomState)
+                        default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator,
+                        RandomState=_CountedRandomState)
 stats = _module("flopscope.stats", **{name: types.SimpleNamespace(**{
     method: _FUNCTIONS[f"stats.{name}.{method}"] for method in ("pdf", "cdf", "ppf")}) for name in STANDARD})
-_errors = (FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError, UnsupportedFunctionError,
-           UnsupportedDtypeError, SymmetryError, SymmetryLossWarning)
-flops = _module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor, SymmetryGroup,
-                namespace, budget_summary, budget_summary_dict, budget_reset, use_prices, as_symmetric,
-                is_symmetric, symmetrize, configure, numpy=fnp, stats=stats, __version__="0.12.4",
-                errors=_module("flopscope.errors", *_errors), current_budget=active_budget, budget=budget)
+_errors = [FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError, SymmetryError,
+           UnsupportedFunctionError, UnsupportedDtypeError, SymmetryLossWarning]
+flops = _module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor,
+                SymmetryGroup, namespace, budget_summary, budget_summary_dict, budget_reset, use_prices,
+                as_symmetric, is_symmetric, symmetrize, configure, numpy=fnp, stats=stats, budget=budget,
+                errors=_module("flopscope.errors", *_errors), current_budget=active_budget,
+                __version__="0.12.4")
 
 
 def install():
