@@ -4453,10 +4453,12 @@ class Profile:
         found, files, end = [], self.files, metered_predict.__code__
         while frame is not None and (code := frame.f_code) is not end:
             file = code.co_filename
-            if file not in files:
-                files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
-            if files[file]:
+            mine = files.get(file)
+            if mine:
                 found += file, frame.f_lineno
+            elif mine is None:
+                files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
+                continue
             frame = frame.f_back
         return tuple(found)
 
@@ -5764,7 +5766,7 @@ def checklist_lines(tier: dict, screen: Screen) -> Iterator[str]:
             yield Bar(f"       layer {i:>3} {row['mse']:9.2e} {growth:>9} (baseline {theirs:.2e}) ",
                       (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
         for f in asked["findings"]:
-            yield screen.paint(f"       {SEVERITIES[f['severity']]}: {f['said']}", styles[f["severity"]])
+            yield "       " + screen.paint(f"{SEVERITIES[f['severity']]}: {f['said']}", styles[f["severity"]])
             if f["line"]:
                 yield f"         {f['file']}, line {f['line']}:  {f['source']}"
             flops = f", {readable(f['flops'])} FLOPs" if f["flops"] else ""
