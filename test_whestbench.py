@@ -457,6 +457,8 @@ def test_the_price_book_is_chosen_by_argument_by_function_and_by_environment():
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
                           env={**os.environ, "WHESTBENCH_PRICES": "0.12"})
     assert done.stdout == "0.12\n"
+    done = whest("store", WHESTBENCH_PRICES="0.9")
+    assert done.returncode == 2 and done.stderr == "whest: WHESTBENCH_PRICES must be 0.7 or 0.12, not '0.9'.\n"
 
 
 # ======================================================================================
@@ -1960,7 +1962,7 @@ MISUSE = [["run"], ["run", "x.py", "--no-such-flag"], ["walk"], [], ["run", "x.p
           ["run", "x.py", "--setup-timeout", "0"], ["run", "x.py", "--lambda-flops-per-second", "-1"],
           ["run", "x.py", "--prices", "0.9"], ["run", "x.py", "--n-samples", "0", *SHAPE, "--flop-budget",
                                   "1e6"], ["run", "x.py", "--width", "1.5"],
-          ["validate"], ["loop"], ["loop", "estimator.py", "--baseline", "nothing"]]
+          ["validate"], ["doctor", "x.py"], ["loop"], ["loop", "estimator.py", "--baseline", "nothing"]]
 
 @pytest.mark.parametrize("arguments", MISUSE, ids=" ".join)
 def test_misuse_gets_one_sentence_and_status_2(arguments, capsys, monkeypatch):
@@ -1985,7 +1987,7 @@ def test_help_explains_every_flag_of_a_command(name):
     assert done.returncode == 0 and done.stderr == ""
     flags = [line for line in done.stdout.splitlines() if re.match(r"  +-", line)]
     assert flags and wb.COMMANDS[name].__doc__.split(".")[0].split()[-1] in done.stdout
-    listed = dict(validate="estimator class round prices", loop="baseline width depth seed", run="""
+    listed = dict(doctor="format json", validate="estimator class round prices", loop="baseline width depth seed", run="""
         estimator class runner format json debug fail-fast round width depth flop-budget prices seed n-mlps
         n-samples lambda-flops-per-second wall-time-limit residual-wall-time-limit no-residual-wall-time-limit
         setup-timeout max-threads""")
@@ -2034,6 +2036,24 @@ def test_validate_tells_what_would_not_run_under_the_other_book(command):
     assert "0.12" in out and "assignment" in out
     status, out, _ = command("validate", body, *SHAPE, "--round", "v1-phase1", "--format", "plain")
     assert status == 1 and "assignment" in out
+
+def test_doctor_describes_the_installation_and_what_is_set(tmp_path):
+    (tmp_path / "file").touch()
+    done = whest("doctor", "--json", cwd=tmp_path, PYTHONBREAKPOINT="0", WHESTBENCH_CACHE=str(tmp_path / "file"))
+    checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 0 and done.stderr == ""
+    assert np.__version__ in checks["versions"]["detail"] and re.search("[48]|16", checks["threads"]["detail"])
+    assert [checks[name]["ok"] for name in ("versions", "threads", "kernels")] == [True] * 3
+    assert [checks[name]["ok"] for name in ("store", "PYTHONBREAKPOINT")] == [None] * 2        # notes: no score suffers
+    done = whest("doctor", "--format", "plain")
+    assert done.returncode == 0 and "OK    store" in done.stdout and "== Doctor" in done.stdout
+
+@pytest.mark.parametrize("name, spoiled", [("kernels", True), ("whestbench", True), ("flopscope", False), ("local_engine", False)])
+def test_doctor_exits_1_where_something_would_spoil_a_score(name, spoiled, tmp_path):
+    (tmp_path / f"{name}.py").touch()
+    done = whest("doctor", "--format", "plain", cwd=tmp_path, NUMBA_DISABLE_JIT=str(int(name == "kernels")))
+    assert done.returncode == spoiled and f"{'FAIL' if spoiled else 'NOTE'}  {name}: " in done.stdout
+    assert done.stdout.count("FAIL") == spoiled and done.stderr == ""
 
 def test_the_loop_prints_the_convergence_table_with_a_baseline_beside_it(command):
     status, out, _ = command("loop", ZEROS, *SHAPE, "--baseline", "mean_propagation")
