@@ -1343,7 +1343,13 @@ def test_the_store_command_lists_and_clears(mlp, tmp_path):
     assert [(n["network"], n["n_samples"]) for n in listing["networks"]] == [(source.name, 8 * CHUNK)]
     assert source.name[:12] in whest_with("store", cache=tmp_path).stdout
     (tmp_path / "mine.txt").write_text("not the store's")
+    for folder in (source.name, "16x3-killed"):             # what runs that were killed while they wrote leave behind
+        (tmp_path / "truth-1" / folder).mkdir(exist_ok=True)
+        (tmp_path / "truth-1" / folder / ".0123456789ab.npz").touch()
+    listing = json.loads(whest_with("store", "--format", "json", cache=tmp_path).stdout)
+    assert [n["network"] for n in listing["networks"]] == [source.name]
     whest_with("store", "--clear", cache=tmp_path)
+    assert not list(tmp_path.rglob("*.npz"))
     assert json.loads(whest_with("store", "--format", "json", cache=tmp_path).stdout)["networks"] == []
     assert (tmp_path / "mine.txt").exists()
 
@@ -1416,6 +1422,8 @@ def test_a_baked_suite_is_run_and_resumed(zeros_file, tmp_path):
     assert baked["adjusted_final_layer_score"] == live["adjusted_final_layer_score"] and baked["corrected"] == live["corrected"]
     assert baked["config"]["dataset"]["n_mlps"] == 2
     assert len(run_json(zeros_file, "--dataset", suite, "--n-mlps", 1, cache=cache)["per_mlp"]) == 1
+    too_many = whest_with("run", zeros_file, "--dataset", suite, "--n-mlps", 3, cache=cache, code=2)
+    assert too_many.stderr == f"whest: {suite} has 2 networks: --n-mlps 3 asks for more.\n"
     assert "exists" in whest_with("bake", suite, *shape, cache=cache, code=2).stderr
     whest_with("bake", suite, "--resume", "--n-samples", 50_000, cache=cache)
     grown = wb.read_suite(suite)
@@ -1569,6 +1577,19 @@ def test_dask_gives_the_same_bits_through_the_loss_of_a_worker(tmp_path, monkeyp
         assert killed
         same_truth(expected, truths[0])
         executor.client.close()
+
+@pytest.mark.parametrize("address, why", [("nowhere", "port"), ("tcp://127.0.0.1:1", "Timed out"), ("x://y:1", "scheme")])
+def test_an_address_without_a_dask_cluster_gets_one_sentence(address, why, tmp_path, capsys):
+    needs("distributed")
+    assert wb.main(["bake", str(tmp_path / "s.npz"), *SHAPE, "--n-mlps", "1", "--n-samples", "64", "--dask", address]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("whest: ") and err.count("\n") == 1 and address in err and why in err
+    assert not list(tmp_path.iterdir())
+
+def test_a_dask_cluster_without_workers_gets_one_sentence(tmp_path, capsys):
+    with needs("distributed").LocalCluster(n_workers=0, dashboard_address=None, local_directory=str(tmp_path)) as cluster:
+        assert wb.main(["bake", str(tmp_path / "s.npz"), *SHAPE, "--dask", cluster.scheduler_address]) == 1
+    assert "no workers" in capsys.readouterr().err
 
 
 # ======================================================================================

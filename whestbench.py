@@ -3720,9 +3720,16 @@ class DaskExecutor:
     """The workers of a Dask cluster. A network is sent to them once, and again where one is lost."""
 
     def __init__(self, address: str):
-        self.client, self.source = need("distributed", "cluster").Client(address), None
+        connect, self.source = need("distributed", "cluster").Client, None
+        try:
+            self.client = connect(address, timeout=5)
+        except (OSError, ValueError) as exc:
+            raise WhestError(f"No Dask cluster answers at {address}: {exc}.") from exc
         self.client.upload_file(__file__, load=False)
         self._max_workers = sum(self.client.nthreads().values())
+        if not self._max_workers:
+            self.client.close()
+            raise WhestError(f"The Dask cluster at {address} has no workers.")
 
     def submit(self, method, *node):
         if method.__self__ is not self.source:
@@ -5070,6 +5077,8 @@ def run(options, screen: Screen) -> int:
     limit_threads(options.max_threads)
     dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
     suite = dataset.mlps if dataset else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    if options.n_mlps and options.n_mlps > len(suite):
+        raise Misuse(f"{options.dataset} has {len(suite)} networks: --n-mlps {options.n_mlps} asks for more.")
     rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
     with runner_for(options, rules) as runner:
         outcomes = []
@@ -5272,7 +5281,7 @@ def store_command(options, screen: Screen) -> int:
     kept = TruthStore()
     rows = [{"network": folder.name, "bytes": sum(path.stat().st_size for path in folder.iterdir()),
              "n_samples": max([int(path.stem.split("-")[0]) for path in folder.glob("[0-9]*.npz")], default=0)}
-            for folder in sorted(kept.folder.glob("*/"))]
+            for folder in sorted({path.parent for path in kept.folder.glob("*/[!.]*.npz")})]      # .*.npz: a killed run's
     if options.clear:
         shutil.rmtree(kept.folder, ignore_errors=True)
     if screen.format == "json":
