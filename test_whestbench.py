@@ -461,6 +461,8 @@ def test_the_price_book_is_chosen_by_argument_by_function_and_by_environment():
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True,
                           env={**os.environ, "WHESTBENCH_PRICES": "0.12"})
     assert done.stdout == "0.12\n"
+    done = whest("store", WHESTBENCH_PRICES="0.9")
+    assert done.returncode == 2 and done.stderr == "whest: WHESTBENCH_PRICES must be 0.7 or 0.12, not '0.9'.\n"
 
 
 # ======================================================================================
@@ -1354,7 +1356,13 @@ def test_the_store_command_lists_and_clears(mlp, tmp_path):
     assert [(n["network"], n["n_samples"]) for n in listing["networks"]] == [(source.name, 8 * CHUNK)]
     assert source.name[:12] in whest_with("store", cache=tmp_path).stdout
     (tmp_path / "mine.txt").write_text("not the store's")
+    for folder in (source.name, "16x3-killed"):             # what runs that were killed while they wrote leave behind
+        (tmp_path / f"truth-{wb.STREAM}" / folder).mkdir(exist_ok=True)
+        (tmp_path / f"truth-{wb.STREAM}" / folder / ".0123456789ab.npz").touch()
+    listing = json.loads(whest_with("store", "--format", "json", cache=tmp_path).stdout)
+    assert [n["network"] for n in listing["networks"]] == [source.name]
     whest_with("store", "--clear", cache=tmp_path)
+    assert not list(tmp_path.rglob("*.npz"))
     assert json.loads(whest_with("store", "--format", "json", cache=tmp_path).stdout)["networks"] == []
     assert (tmp_path / "mine.txt").exists()
 
@@ -1427,6 +1435,8 @@ def test_a_baked_suite_is_run_and_resumed(zeros_file, tmp_path):
     assert baked["adjusted_final_layer_score"] == live["adjusted_final_layer_score"] and baked["corrected"] == live["corrected"]
     assert baked["config"]["dataset"]["n_mlps"] == 2
     assert len(run_json(zeros_file, "--dataset", suite, "--n-mlps", 1, cache=cache)["per_mlp"]) == 1
+    too_many = whest_with("run", zeros_file, "--dataset", suite, "--n-mlps", 3, cache=cache, code=2)
+    assert too_many.stderr == f"whest: {suite} has 2 networks: --n-mlps 3 asks for more.\n"
     assert "exists" in whest_with("bake", suite, *shape, cache=cache, code=2).stderr
     whest_with("bake", suite, "--resume", "--n-samples", 50_000, cache=cache)
     grown = wb.read_suite(suite)
@@ -1585,6 +1595,19 @@ def test_dask_gives_the_same_bits_through_the_loss_of_a_worker(tmp_path, monkeyp
         assert killed
         same_truth(expected, truths[0])
         executor.client.close()
+
+@pytest.mark.parametrize("address, why", [("nowhere", "port"), ("tcp://127.0.0.1:1", "Timed out"), ("x://y:1", "scheme")])
+def test_an_address_without_a_dask_cluster_gets_one_sentence(address, why, tmp_path, capsys):
+    needs("distributed")
+    assert wb.main(["bake", str(tmp_path / "s.npz"), *SHAPE, "--n-mlps", "1", "--n-samples", "64", "--dask", address]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("whest: ") and err.count("\n") == 1 and address in err and why in err
+    assert not list(tmp_path.iterdir())
+
+def test_a_dask_cluster_without_workers_gets_one_sentence(tmp_path, capsys):
+    with needs("distributed").LocalCluster(n_workers=0, dashboard_address=None, local_directory=str(tmp_path)) as cluster:
+        assert wb.main(["bake", str(tmp_path / "s.npz"), *SHAPE, "--dask", cluster.scheduler_address]) == 1
+    assert "no workers" in capsys.readouterr().err
 
 
 # ======================================================================================
@@ -2380,7 +2403,7 @@ MISUSE = [["run"], ["run", "x.py", "--no-such-flag"], ["walk"], [], ["run", "x.p
           ["run", "x.py", "--against", "zeros", "--repeats", "0"],
           ["run", "x.py", "--prices", "0.9"], ["run", "x.py", "--n-samples", "0", *SHAPE, "--flop-budget",
                                   "1e6"], ["run", "x.py", "--width", "1.5"],
-          ["validate"], ["loop"], ["checklist"], ["checklist", "x.py", "--n-mlps", "0"],
+          ["validate"], ["doctor", "x.py"], ["loop"], ["checklist"], ["checklist", "x.py", "--n-mlps", "0"],
           ["loop", "estimator.py", "--baseline", "nothing"]]
 
 @pytest.mark.parametrize("arguments", MISUSE, ids=" ".join)
@@ -2407,7 +2430,7 @@ def test_help_explains_every_flag_of_a_command(name):
     assert done.returncode == 0 and done.stderr == ""
     flags = [line for line in done.stdout.splitlines() if re.match(r"  +-", line)]
     assert flags and wb.COMMANDS[name].__doc__.split(".")[0].split()[-1] in done.stdout
-    listed = dict(validate="estimator class round prices", loop="baseline width depth seed", run="""
+    listed = dict(doctor="format json", validate="estimator class round prices", loop="baseline width depth seed", run="""
         estimator class runner format json debug fail-fast round width depth flop-budget prices seed n-mlps
         n-samples lambda-flops-per-second wall-time-limit residual-wall-time-limit no-residual-wall-time-limit
         setup-timeout max-threads against repeats html profile""",
@@ -2457,6 +2480,24 @@ def test_validate_tells_what_would_not_run_under_the_other_book(command):
     assert "0.12" in out and "assignment" in out
     status, out, _ = command("validate", body, *SHAPE, "--round", "v1-phase1", "--format", "plain")
     assert status == 1 and "assignment" in out
+
+def test_doctor_describes_the_installation_and_what_is_set(tmp_path):
+    (tmp_path / "file").touch()
+    done = whest("doctor", "--json", cwd=tmp_path, PYTHONBREAKPOINT="0", WHESTBENCH_CACHE=str(tmp_path / "file"))
+    checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 0 and done.stderr == ""
+    assert np.__version__ in checks["versions"]["detail"] and re.search("[48]|16", checks["threads"]["detail"])
+    assert [checks[name]["ok"] for name in ("versions", "threads", "kernels")] == [True] * 3
+    assert [checks[name]["ok"] for name in ("store", "PYTHONBREAKPOINT")] == [None] * 2        # notes: no score suffers
+    done = whest("doctor", "--format", "plain")
+    assert done.returncode == 0 and "OK    store" in done.stdout and "== Doctor" in done.stdout
+
+@pytest.mark.parametrize("name, spoiled", [("kernels", True), ("whestbench", True), ("flopscope", False), ("local_engine", False)])
+def test_doctor_exits_1_where_something_would_spoil_a_score(name, spoiled, tmp_path):
+    (tmp_path / f"{name}.py").touch()
+    done = whest("doctor", "--format", "plain", cwd=tmp_path, NUMBA_DISABLE_JIT=str(int(name == "kernels")))
+    assert done.returncode == spoiled and f"{'FAIL' if spoiled else 'NOTE'}  {name}: " in done.stdout
+    assert done.stdout.count("FAIL") == spoiled and done.stderr == ""
 
 def test_the_loop_prints_the_convergence_table_with_a_baseline_beside_it(command):
     status, out, _ = command("loop", ZEROS, *SHAPE, "--baseline", "mean_propagation")

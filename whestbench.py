@@ -3707,9 +3707,16 @@ class DaskExecutor:
     """The workers of a Dask cluster. A network is sent to them once, and again where one is lost."""
 
     def __init__(self, address: str):
-        self.client, self.source = need("distributed", "cluster").Client(address), None
+        connect, self.source = need("distributed", "cluster").Client, None
+        try:
+            self.client = connect(address, timeout=5)
+        except (OSError, ValueError) as exc:
+            raise WhestError(f"No Dask cluster answers at {address}: {exc}.") from exc
         self.client.upload_file(__file__, load=False)
         self._max_workers = sum(self.client.nthreads().values())
+        if not self._max_workers:
+            self.client.close()
+            raise WhestError(f"The Dask cluster at {address} has no workers.")
 
     def submit(self, method, *node):
         if method.__self__ is not self.source:
@@ -4953,7 +4960,7 @@ def wrap(line: str, width: int) -> list[str]:
     if len(uncoloured(line)) <= width:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.wrap(uncoloured(line), width, subsequent_indent=indent)
+    return textwrap.wrap(uncoloured(line), width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def readable(n: float) -> str:
@@ -5233,6 +5240,17 @@ def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
         yield f"Next: whest run {config['estimator']} --n-mlps 3 --runner local --debug"
     else:
         yield f"Next: python {config['estimator']} --baseline covariance_propagation"
+
+
+def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
+    """Print what `validate` or `doctor` found, a line a check, or its document; tell whether no check failed."""
+    ok = all(check["ok"] is not False for check in checks)
+    if screen.format == "json":
+        screen.write(json.dumps({"ok": ok, "checks": checks, "whestbench_version": __version__}, indent=2))
+    else:
+        labels = {True: screen.paint("OK  ", "good"), False: screen.paint("FAIL", "bad"), None: "NOTE"}
+        screen.panel(title, (f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in checks))
+    return ok
 
 
 # ======================================================================================
@@ -5928,6 +5946,8 @@ def run(options, screen: Screen) -> int:
     limit_threads(options.max_threads)
     dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
     suite = dataset.mlps if dataset else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    if options.n_mlps and options.n_mlps > len(suite):
+        raise Misuse(f"{options.dataset} has {len(suite)} networks: --n-mlps {options.n_mlps} asks for more.")
     rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
     classes, outcomes = [], []          # of the estimator, then of its rival
     for which in (None, rival) if rival else (None,):
@@ -6005,13 +6025,8 @@ def validate(options, screen: Screen) -> int:
     Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if one fails;
     a NOTE is no failure.
     """
-    checks = list(validation_checks(options, rules_of(options)))
-    ok = all(check["ok"] is not False for check in checks)
-    if screen.format == "json":
-        screen.write(json.dumps({"ok": ok, "checks": checks, "whestbench_version": __version__}, indent=2))
-    else:
-        labels = {True: screen.paint("OK  ", "good"), False: screen.paint("FAIL", "bad"), None: "NOTE"}
-        screen.panel("Validation", (f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in checks))
+    ok = report_checks("Validation", list(validation_checks(options, rules_of(options))), screen)
+    if screen.format != "json":
         screen.write(f"Next: whest {'run' if ok else 'validate'} {estimator_path(options)}")
     return 0 if ok else 1
 
@@ -6076,6 +6091,57 @@ def checklist(options, screen: Screen) -> int:
     counts = [f"{SEVERITIES[severity]} {worst[severity]}" for severity in sorted(worst)]
     screen.write(", ".join(counts) or "Nothing to change.")
     return int(not document["ok"])
+
+
+@command("format json")
+def doctor(options, screen: Screen) -> int:
+    """Check the installation: versions, threads, vectors, store, kernels, other packages, environment variables.
+
+    Each check is a line with OK, NOTE or FAIL. Exit status 1 if one fails: such a thing would spoil a score.
+    """
+    checks = [{"check": name, "ok": ok, "detail": detail} for name, ok, detail in health_checks()]
+    return 0 if report_checks("Doctor", checks, screen) else 1
+
+
+RIVALS = {          # packages of the same name elsewhere: what becomes of an estimator that imports them
+    "flopscope": "estimators get ours, for the same bill", "local_engine": "estimators that import it get that one, not ours",
+    "whestbench": "`python estimator.py` gets whichever comes first on the path"}
+VARIABLES = {       # of the environment: what each decides
+    "PYTHONBREAKPOINT": "what breakpoint() does, and makes output plain", "OMP_NUM_THREADS": "the threads of NumPy",
+    "WHESTBENCH_PRICES": "the price book of contexts outside any round"}
+
+
+def health_checks() -> Iterator[tuple[str, bool | None, str]]:
+    """(name, whether it is well or None for a note, detail) of each check."""
+    import numba
+    import plac
+    yield "versions", True, (f"python {platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}, "
+                             f"plac {plac.__version__}, whestbench {__version__}")
+    yield "threads", True, f"{_n_threads}, of {os.cpu_count()} logical CPUs; vectors of {vector_type()[1]} float32"
+    folder, start = TruthStore().folder, time.perf_counter()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        yield "store", True, f"{folder} is writable"
+    except OSError as exc:
+        yield "store", None, f"{folder} cannot be written ({exc.strerror}): every run samples its truths again"
+    try:
+        weights = np.stack([np.asarray(w, np.float64) for w in build_mlp(64, 2).weights])
+        sums = simulate_block(pack_weights(weights), 0, 0).layer_sums[-1]
+        took, how = time.perf_counter() - start, "cached" if network_sums.stats.cache_hits else "compiled"
+        exact = functools.reduce(lambda x, weight: np.maximum(x @ weight, 0), weights, block_inputs(64, 0, 0)).sum(0)
+        right = np.allclose(sums, exact, rtol=1e-4)
+        yield "kernels", right, f"{how}, first block after {took:.1f} s, sums {'as' if right else 'unlike'} NumPy's in float64"
+    except Exception as exc:        # the compiler can raise anything
+        yield "kernels", False, f"no truth can be sampled: {type(exc).__name__}: {exc}"
+    for name, then in RIVALS.items():
+        specs = [importlib.machinery.PathFinder.find_spec(name, [entry]) for entry in (os.getcwd(), *sys.path)]
+        places = [os.path.realpath(spec.origin) for spec in specs if spec and spec.origin]
+        if others := [place for place in places if place != os.path.realpath(__file__)]:
+            first = name == "whestbench" and others[0] == places[0]
+            yield name, False if first else None, f"another is at {others[0]}: {then}" + ", here that one" * first
+    for name in VARIABLES.keys() & os.environ.keys():
+        yield name, None, f"is {os.environ[name]!r}: it decides {VARIABLES[name]}"
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
@@ -6143,7 +6209,7 @@ def store_command(options, screen: Screen) -> int:
     kept = TruthStore()
     rows = [{"network": folder.name, "bytes": sum(path.stat().st_size for path in folder.iterdir()),
              "n_samples": max([int(path.stem.split("-")[0]) for path in folder.glob("[0-9]*.npz")], default=0)}
-            for folder in sorted(kept.folder.glob("*/"))]
+            for folder in sorted({path.parent for path in kept.folder.glob("*/[!.]*.npz")})]      # .*.npz: a killed run's
     if options.clear:
         shutil.rmtree(kept.folder, ignore_errors=True)
     if screen.format == "json":
@@ -6327,6 +6393,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not arguments:
             raise Misuse(f"Name a command: {', '.join(COMMANDS)}. `whest COMMAND --help` explains each.")
+        if _default_book not in PRICES:
+            raise Misuse(f"WHESTBENCH_PRICES must be {' or '.join(PRICES)}, not {_default_book!r}.")
         return parser.consume(arguments)[1]
     except WhestError as exc:
         if "--debug" in arguments:
