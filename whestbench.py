@@ -55,6 +55,10 @@ from pathlib import Path
 import typing
 from typing import Any, Callable, Iterable, Iterator
 
+if __name__ == "__main__" and (
+        _missing := [name for name in ("numba", "numpy", "plac") if not importlib.util.find_spec(name)]):
+    sys.exit(f"whest: {', '.join(_missing)} not found: pip install numba numpy plac, or use uv run whestbench.py")
+
 import numpy as np
 
 __version__ = "1.0.0"
@@ -5859,6 +5863,7 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "dask": (None, "sample on the Dask cluster at this address", str, "ADDRESS"),
     "clear": (False, "remove everything from the store", FLAG, None),
 }
+LEAST = {"seed": 0, "lambda_flops_per_second": 0}       # of the options that need not be positive
 RULES = """round width depth flop_budget prices lambda_flops_per_second wall_time_limit residual_wall_time_limit
     no_residual_wall_time_limit setup_timeout"""
 COMMANDS: dict[str, Callable] = {}
@@ -5887,6 +5892,10 @@ def with_signature(function: Callable, annotation: type) -> Callable:
 
     def call(*values):
         options = types.SimpleNamespace(**dict(zip(function.options, values)))
+        for name, value in vars(options).items():
+            if OPTIONS[name][2] in (integer, number, sample_count) and value is not None and value < LEAST.get(name, 1e-300):
+                least = "at least 0" if name in LEAST else "positive"
+                raise Misuse(f"--{name.replace('_', '-')} must be {least}, not {value:g}.")
         with Screen("json" if options.json else options.format) as screen:
             return function(options, screen)
     call.__signature__, call.__doc__ = inspect.Signature(parameters), inspect.getdoc(function)
@@ -5897,9 +5906,6 @@ def rules_of(options) -> Round:
     """The round's rules with the command line's replacements. Raises WhestError."""
     given = {name: getattr(options, name) for name in RULES.split() if getattr(options, name, None) is not None}
     rules = ROUNDS[given.pop("round", DEFAULT_ROUND)]
-    for name, value in given.items():
-        if isinstance(value, (int, float)) and not (value > 0 or value == 0 and name[:2] in ("la", "no")):
-            raise Misuse(f"--{name.replace('_', '-')} must be positive, not {value:g}.")
     if given.pop("no_residual_wall_time_limit", False):
         given["residual_wall_time_limit"] = None
     return replace(rules, **given)
@@ -5933,9 +5939,6 @@ def run(options, screen: Screen) -> int:
     estimator failed on any network, 2 for misuse.
     """
     rules, started = rules_of(options), datetime.now(timezone.utc)
-    for name in ("n_mlps", "n_samples", "max_threads", "repeats"):
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            raise Misuse(f"--{name.replace('_', '-')} must be positive.")
     rival = options.against
     if options.repeats and not rival:
         raise Misuse("--repeats is for --against: name a rival.")
@@ -5946,8 +5949,6 @@ def run(options, screen: Screen) -> int:
     limit_threads(options.max_threads)
     dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
     suite = dataset.mlps if dataset else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
-    if options.n_mlps and options.n_mlps > len(suite):
-        raise Misuse(f"{options.dataset} has {len(suite)} networks: --n-mlps {options.n_mlps} asks for more.")
     rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
     classes, outcomes = [], []          # of the estimator, then of its rival
     for which in (None, rival) if rival else (None,):
@@ -6064,9 +6065,6 @@ def checklist(options, screen: Screen) -> int:
     spoils the score, 1 if something does, 2 for misuse.
     """
     rules, options.runner = rules_of(options), "local"
-    for name in ("n_mlps", "n_samples", "max_threads"):
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            raise Misuse(f"--{name.replace('_', '-')} must be positive.")
     limit_threads(options.max_threads)
     use_prices(rules.prices)
     evidence = gather_evidence(options, rules, screen)
@@ -6179,10 +6177,7 @@ def bake_command(options, screen: Screen) -> int:
         raise Misuse(f"{output} exists: add --resume to grow it, or choose another name." if output.exists() else
                      f"There is no {output} to resume.")
     old = read_suite(output) if options.resume else None
-    n_mlps = options.n_mlps or 10
-    if n_mlps <= 0:
-        raise Misuse(f"--n-mlps must be positive, not {n_mlps}.")
-    mlps = old.mlps if old else list(sample_suite(n_mlps, rules.width, rules.depth, options.seed))
+    mlps = old.mlps if old else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
     n_samples = options.n_samples or (2 * old.truths[0].n_samples if old else 2**20)
     if old and n_samples < old.truths[0].n_samples:
         raise Misuse(f"{output} has {old.truths[0].n_samples:,} samples a network already.")
