@@ -4356,6 +4356,8 @@ class Alarm:
         self.works = (seconds is not None and hasattr(signal, "setitimer")
                       and threading.current_thread() is threading.main_thread())
 
+    current = None      # the one in force
+
     def strike(self, signum, frame):
         elapsed, bdb = time.perf_counter() - self.start, sys.modules.get("bdb")
         debugging = bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb)
@@ -4366,7 +4368,7 @@ class Alarm:
             raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.seconds)
 
     def __enter__(self):
-        self.start = time.perf_counter()
+        Alarm.current, self.start = self, time.perf_counter()
         if self.works:
             self.previous = signal.signal(signal.SIGALRM, self.strike)
             # An estimator may swallow the first strike: the next ones come every millisecond.
@@ -4374,6 +4376,7 @@ class Alarm:
         return self
 
     def __exit__(self, *_):
+        Alarm.current = None
         if self.works:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self.previous)
@@ -4381,13 +4384,29 @@ class Alarm:
     @contextlib.contextmanager
     def pause(self):
         """Hold the timer, for as long as a person is at the debugger's prompt."""
-        left = signal.setitimer(signal.ITIMER_REAL, 0)[0] if self.works else 0
+        left, begun = signal.setitimer(signal.ITIMER_REAL, 0)[0] if self.works else 0, time.perf_counter()
         yield
+        self.start += time.perf_counter() - begun
         if self.works:
             signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), 1e-3)
 
 
-_clocks: tuple = ()     # of the predict() call in progress: what a debugger's prompt has to stop
+@contextlib.contextmanager
+def debuggable(screen):
+    """However pdb is opened inside, its prompt stops the live line and all clocks."""
+    import pdb
+    interaction = pdb.Pdb.interaction
+
+    def paused_interaction(self, *args):
+        with contextlib.ExitStack() as stack:
+            for stoppable in filter(None, (screen, Alarm.current, _thread.active)):
+                stack.enter_context(stoppable.pause())
+            interaction(self, *args)
+    pdb.Pdb.interaction = paused_interaction
+    try:
+        yield
+    finally:
+        pdb.Pdb.interaction = interaction
 
 
 def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False) -> Outcome:
@@ -4395,23 +4414,21 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
 
     With `fail_fast`, the participant's exception propagates instead.
     """
-    global _clocks
     outcome, failure = Outcome(), None
     context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
-    _clocks = context, Alarm(rules.wall_time_limit, "predict")
     try:
-        with _clocks[1], context:
+        with Alarm(rules.wall_time_limit, "predict"), context:
             prediction = materialise(estimator.predict(mlp, rules.flop_budget), mlp)
         require_finite(prediction)
         outcome.prediction, outcome.flops_used = prediction, context.flops_used
     except KeyboardInterrupt:
         raise
     except BaseException as exc:        # SystemExit is the estimator's failure too
-        if fail_fast or type(exc).__name__ == "BdbQuit":
+        if type(exc).__name__ == "BdbQuit":
+            raise KeyboardInterrupt from exc
+        if fail_fast:
             raise
         failure = exc
-    finally:
-        _clocks = ()
     if isinstance(failure, (BudgetExhaustedError, TimeExhaustedError)):
         # As in the real report: a blown budget counts as all of it, a blown clock as nothing.
         outcome.flag = "budget_exhausted" if isinstance(failure, BudgetExhaustedError) else "time_exhausted"
@@ -4457,14 +4474,14 @@ class LocalRunner:
         self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
 
     def __enter__(self):
-        rules, limit, start = self.rules, self.rules.setup_timeout, time.perf_counter()
+        rules, limit = self.rules, self.rules.setup_timeout
         context = SetupContext(rules.width, rules.depth, rules.flop_budget, api_version="1.0",
                                submission_dir=str(Path(self.path).resolve().parent), seed=self.seed)
         try:
-            with Alarm(limit, "setup"):
+            with Alarm(limit, "setup") as alarm:
                 self.estimator = load_estimator(self.path, self.class_name)
                 self.estimator.setup(context)
-            elapsed = time.perf_counter() - start
+            elapsed = time.perf_counter() - alarm.start
             if limit is not None and elapsed > limit:
                 raise TimeExhaustedError("setup", elapsed_s=elapsed, limit_s=limit)
         except (WhestError, KeyboardInterrupt):
@@ -4493,20 +4510,6 @@ class LocalRunner:
             self.estimator.teardown()
 
 
-def open_debugger(screen) -> None:
-    """What breakpoint() does during a run: stop the live line and all clocks, then pdb in the caller's own frame."""
-    import pdb
-
-    class Debugger(pdb.Pdb):
-        def interaction(self, *args):
-            with contextlib.ExitStack() as stack:
-                for stoppable in (screen, *_clocks):
-                    stack.enter_context(stoppable.pause())
-                super().interaction(*args)
-
-    Debugger().set_trace(sys._getframe(2))
-
-
 def send(stream, message: dict, payload: bytes = b"") -> None:
     """One frame of the worker protocol: a line of JSON that ends with the payload's length, then the payload."""
     stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
@@ -4524,7 +4527,7 @@ def receive(stream) -> tuple[dict, bytes]:
 
 
 ENVIRONMENT = re.compile("PATH|HOME|USER|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|XDG_CACHE_HOME|NUMBA_.*|LC_.*"
-                         "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE)|(OMP|OPENBLAS|MKL)_NUM_THREADS")
+                         "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)|(OMP|OPENBLAS|MKL)_NUM_THREADS")
 
 
 class SubprocessRunner(LocalRunner):
@@ -4632,10 +4635,13 @@ class SubprocessRunner(LocalRunner):
 
 def serve() -> None:
     """The worker's side: answer frames on standard input until it closes."""
+    import pdb
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)       # what the estimator prints is not protocol
-    sys.breakpointhook = _no_debugger_here
+    pdb.set_trace = _no_debugger_here
+    if os.environ.get("PYTHONBREAKPOINT") != "0":
+        sys.breakpointhook = _no_debugger_here
     message, _ = receive(requests)
     limit_threads(message["max_threads"])
     if importlib.util.find_spec("resource"):
@@ -4689,27 +4695,27 @@ class Screen:
         self.colour = rich and not os.environ.get("NO_COLOR")
         self.width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
         self.is_live, self.drawn_at = rich and smart and sys.stderr.isatty(), 0.0
-        self.kept: tuple | None = None      # stdout, while it is kept for the document
+        self.kept: tuple | None = None      # stdout as it was, until the report: an estimator may replace or close it
 
     def __enter__(self):
-        """Take over breakpoint(), and under json keep stdout for the document: other prints go to stderr."""
-        if "PYTHONBREAKPOINT" not in os.environ:
-            sys.breakpointhook = lambda *args, **kwargs: open_debugger(self)
+        """Hold on to stdout; under json keep it for the document: other prints go to stderr."""
+        self.kept = sys.stdout, os.dup(1)
         if self.format == "json":
             sys.stdout.flush()
-            self.kept = sys.stdout, os.dup(1)
             sys.stdout = sys.stderr
             os.dup2(2, 1)
         return self
 
     def __exit__(self, *_):
-        sys.breakpointhook = sys.__breakpointhook__
+        self.live(None)
         self.release_stdout()
 
     def release_stdout(self) -> None:
-        """Give stdout back, once nobody else is going to print."""
+        """Make stdout what it was, once nobody else is going to print."""
         if self.kept:
             sys.stdout, descriptor = self.kept
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()      # what was printed meanwhile goes where it was meant to go
             os.dup2(descriptor, 1)
             os.close(descriptor)
             self.kept = None
@@ -4740,9 +4746,10 @@ class Screen:
         print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
 
     def live(self, text: str | None) -> None:
-        """Redraw the live line, at most ten times a second; None wipes it."""
-        if self.is_live and (text is None or time.monotonic() - self.drawn_at > 0.1):
-            self.drawn_at = time.monotonic()
+        """Redraw the live line, at most ten times a second; None wipes it, if it is there."""
+        now = time.monotonic()
+        if self.is_live and (self.drawn_at if text is None else now - self.drawn_at > 0.1):
+            self.drawn_at = 0.0 if text is None else now
             print("\r\x1b[2K" + (text or "")[: self.width - 1], end="", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
@@ -4760,11 +4767,11 @@ def uncoloured(text: str) -> str:
 
 
 def wrap(line: str, width: int) -> list[str]:
-    """Break a line that is too long at blanks, keeping its indentation."""
-    if len(uncoloured(line)) <= width:
+    """Break a line that is too long at blanks, keeping its indentation; a message may bring breaks of its own."""
+    if len(uncoloured(line)) <= width and "\n" not in line:
         return [line]
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.wrap(uncoloured(line), width, subsequent_indent=indent, break_on_hyphens=False)
+    fit = textwrap.TextWrapper(width, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 2), break_on_hyphens=False)
+    return [part for row in uncoloured(line).splitlines() for part in fit.wrap(row)]
 
 
 def readable(n: float) -> str:
@@ -5030,7 +5037,7 @@ def with_signature(function: Callable, annotation: type) -> Callable:
 
     def call(*values):
         options = types.SimpleNamespace(**dict(zip(function.options, values)))
-        with Screen("json" if options.json else options.format) as screen:
+        with Screen("json" if options.json else options.format) as screen, debuggable(screen):
             return function(options, screen)
     call.__signature__, call.__doc__ = inspect.Signature(parameters), inspect.getdoc(function)
     return call
