@@ -1856,6 +1856,72 @@ def test_a_worker_that_dies_costs_one_network_only(score):
     assert "error" not in good and not any(good[flag] for flag in wb.FLAGS)
 
 
+def forge(frame):
+    return f"""import os
+for fd in range(3, 64):
+    if os.path.exists(f"/proc/self/fd/{{fd}}") and "pipe" in os.readlink(f"/proc/self/fd/{{fd}}"):
+        try: os.write(fd, {frame!r})
+        except OSError: pass"""
+
+LIAR = """class Liar:
+    shape = mlp.depth, mlp.width
+    def __array__(self, *_, **__): return np.zeros(7)
+return Liar()"""
+HOSTILE = {         # what predict() does on the first network, and its fate here and in a worker; None: would end us, or does nothing
+    "swallow": ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", *["time_exhausted"] * 2),
+    "steal the signal": ("signal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: pass", None, "time_exhausted"),
+    "kill": ("os.kill(os.getpid(), signal.SIGKILL)", None, "WORKER_EOF"),
+    "fill memory": ("np.ones(2**28)", None, "PREDICT_ERROR"),
+    "fork": ("os.fork()", "scored", "scored"),
+    "charge nothing": ("wb.BudgetContext.charge = lambda *_, **__: None", "PREDICT_ERROR", "PREDICT_ERROR"),
+    "patch": ("np.sqrt = np.isfinite = time.perf_counter = wb.materialise = wb.final_error = wb.PRICES.clear()", "scored", "scored"),
+    "clear prices": ("wb.PRICES['0.7'].rows.clear()", "PREDICT_ERROR", "PREDICT_ERROR"),
+    "lie about a shape": (LIAR, "ValueError", "ValueError"),
+    "raise what has no text": ("class Odd(BaseException):\n    details = 7\n    def __str__(self): return 1 / 0\nraise Odd",
+                               "PREDICT_ERROR", "PREDICT_ERROR"),
+    "take stdout": ("sys.stdout = io.StringIO(); os.write(1, b'{}'); os.close(1)", "scored", "scored"),
+    "answer twice": (forge(b'{"outcome": {}, "bytes": 192}\n' + bytes(192)), None, "scored"),
+    "answer nonsense": (forge(b'{"outcome": 1, "bytes": -1}\n[' * 9), None, "WORKER_PROTOCOL_ERROR"),
+}
+
+def hostile_file(folder, trick):
+    body = f"import io, os, signal, sys, whestbench as wb\nif mlp.name == 'mlp-0':\n{textwrap.indent(trick, '    ')}\n" \
+           "return wb.mean_propagation(mlp, budget)"
+    return estimator_file(folder, "class Estimator(BaseEstimator):\n    def predict(self, mlp, budget):\n" + textwrap.indent(body, " " * 8))
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory):
+    """The entry of the second network where nobody is hostile."""
+    done = whest("run", hostile_file(tmp_path_factory.mktemp("honest"), "pass"), *SMALL, "--json")
+    return numbers(json.loads(done.stdout)["results"]["per_mlp"][1])
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")      # of forks beside threads
+@pytest.mark.parametrize("trick, runner, fate", [
+    (trick, runner, fate) for trick, (_, *fates) in HOSTILE.items() for runner, fate in zip(("local", "subprocess"), fates) if fate])
+def test_a_hostile_estimator_harms_its_own_network_only(trick, runner, fate, tmp_path, untouched, capfd):
+    path = hostile_file(tmp_path, HOSTILE[trick][0])
+    wb.main(["run", path, *SMALL, "--json", "--runner", runner, "--wall-time-limit", "1", "--memory-limit", "1"])
+    out, err = capfd.readouterr()
+    bad, good = json.loads(out)["results"]["per_mlp"]
+    assert (bad.get("error_code") or next(filter(bad.get, wb.FLAGS), "scored")) == fate
+    assert numbers(good) == untouched and untouched["flops_used"] > 0 and "Traceback" not in err
+
+def test_a_tear_down_that_fails_costs_nothing_and_is_told(command):
+    for down, says in (("1 / 0", "ZeroDivisionError"), ("import sys; sys.exit(3)", "SystemExit: 3"), ("while True: pass", "0.5")):
+        body = f"class E(BaseEstimator):\n    def predict(self, mlp, budget): {ZEROS}\n    def teardown(self):\n        {down}"
+        status, out, err = command("run", body, *SMALL, "--json", "--setup-timeout", "0.5")
+        assert status == 0 and json.loads(out)["results"]["n_failed_mlps"] == 0
+        assert "teardown()" in err and says in err and "estimator.py, line 10" in err and err.count("\n") == 1
+
+def test_what_no_alarm_can_interrupt_ends_the_process_and_names_the_line(tmp_path):
+    path = estimator_file(tmp_path, """
+        import itertools, whestbench
+        whestbench.Alarm.LAST_RESORT = 0.2
+        class Estimator(BaseEstimator):
+            def predict(self, mlp, budget): return sum(itertools.repeat(1))""")
+    done = whest("run", path, *SMALL, "--wall-time-limit", "0.2")
+    assert done.returncode == 1 and done.stdout == "" and re.search(r'estimator.py", line \d+ in predict', done.stderr)
+
 @pytest.mark.parametrize("flag", ["budget_exhausted", "time_exhausted"])
 def test_the_isolated_runner_flags_limits_too(flag, score):
     body, flags, _ = LIMITS[flag]
@@ -1864,10 +1930,13 @@ def test_the_isolated_runner_flags_limits_too(flag, score):
 
 @pytest.mark.parametrize("setup, code", [("raise OSError('no model file')", "SETUP_ERROR"),
                         ("time.sleep(9)", "SETUP_TIMEOUT")])
-def test_a_set_up_that_fails_or_takes_too_long_ends_the_run(setup, code, command):
+def test_a_set_up_that_fails_or_takes_too_long_ends_the_run(setup, code, command, tmp_path, monkeypatch, capsys):
     body = f"class E(BaseEstimator):\n    def setup(self, c): {setup}\n    def predict(self, m, b): pass"
     status, out, err = command("run", body, *SMALL, "--setup-timeout", "0.5", "--json")
     error = json.loads(out)["error"]
+    monkeypatch.chdir(tmp_path)
+    assert wb.main(["run", "estimator.py", *SMALL, "--setup-timeout", "0.5"]) == 1       # by a relative path as well
+    assert capsys.readouterr().err == err and ("line 8" in err) == (code == "SETUP_ERROR")
     assert status == 1 and (error["stage"], error["code"]) == ("setup", code)
     assert err.strip().count("\n") == 0 and ("no model file" in err or "setup" in err)
 

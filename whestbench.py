@@ -17,6 +17,7 @@ import abc
 import concurrent.futures
 import contextlib
 import difflib
+import faulthandler
 import functools
 import hashlib
 import importlib.util
@@ -40,7 +41,7 @@ import traceback
 import types
 import warnings
 from collections import Counter, defaultdict, deque, namedtuple
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 import typing
@@ -2903,7 +2904,7 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     try:
         spec.loader.exec_module(module)
         return find_estimator_class(module, path, class_name)()
-    except WhestError:
+    except (WhestError, TimeExhaustedError):
         raise
     except SyntaxError as exc:
         raise WhestError(f"{path.name}, line {exc.lineno}: {exc.msg}.", "SCORING_RUNTIME_ERROR") from exc
@@ -2939,7 +2940,7 @@ def find_estimator_class(module: types.ModuleType, path: Path, class_name: str |
 def participant_line(exc: BaseException, path: Path | str) -> str:
     """`file.py, line 12` of the innermost frame of the participant's own folder in a traceback."""
     home = str(Path(path).parent)
-    frames = [f for f in traceback.extract_tb(exc.__traceback__)
+    frames = [f for f in traceback.extract_tb(exc.__traceback__, limit=-100)
               if f.filename.startswith(home) and f.filename != __file__ and "site-packages" not in f.filename]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else Path(path).name
 
@@ -4053,7 +4054,6 @@ class Outcome:
     error: dict | None = None
     error_code: str | None = None
     traceback: str | None = None
-    lines: list = field(default_factory=list)
 
     @property
     def failed(self) -> bool:
@@ -4307,13 +4307,24 @@ def grow_truths(suite: list[MLP], outcomes: list[Outcome], rules: Round, options
 # ======================================================================================
 
 
+class InvalidPrediction(ValueError):
+    """A prediction that cannot be scored, with the real package's `details`."""
+
+    def __init__(self, message: str, expected: tuple, got: tuple, hint: str):
+        super().__init__(message)
+        self.details = {"expected_shape": list(expected), "got_shape": list(got), "cause_hints": [hint], "hint": hint}
+
+
 def materialise(raw: Any, mlp: MLP) -> np.ndarray:
-    """Cast what predict() returned to float32, billed where the book bills casts. ValueError for a wrong shape."""
+    """Cast what predict() returned to float32, billed where the book bills casts. InvalidPrediction for a wrong shape."""
     shape, expected = tuple(getattr(raw, "shape", ())), (mlp.depth, mlp.width)
     if np.asarray(raw).dtype.kind not in "biufc" and shape:
         raise UnsupportedDtypeError(f"Predictions must be numbers, not {np.asarray(raw).dtype}.")
     if shape == expected:
-        return np.array(fnp.asarray(raw, dtype=np.float32))
+        prediction = np.array(fnp.asarray(raw, dtype=np.float32))
+        shape = prediction.shape        # what it says of itself need not be what it is
+        if shape == expected:
+            return prediction
     hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
     if raw is None:
         hint = "predict() returned nothing: end it with a return statement."
@@ -4321,74 +4332,82 @@ def materialise(raw: Any, mlp: MLP) -> np.ndarray:
         hint = "It seems transposed: return prediction.T."
     elif not hasattr(raw, "shape"):
         hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
-    raise invalid(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
-                  expected, shape, hint)
-
-
-def invalid(message: str, expected: tuple, got: tuple, hint: str) -> ValueError:
-    """A ValueError about a prediction, with the real package's `details`."""
-    exc = ValueError(message)
-    exc.details = {"expected_shape": list(expected), "got_shape": list(got), "cause_hints": [hint], "hint": hint}
-    return exc
+    raise InvalidPrediction(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
+                            expected, shape, hint)
 
 
 def require_finite(prediction: np.ndarray) -> None:
-    """ValueError naming the first layer with a NaN or an infinity."""
+    """InvalidPrediction naming the first layer with a NaN or an infinity."""
     bad = np.argwhere(~np.isfinite(prediction))
     if len(bad):
         layer, neuron = bad[0].tolist()
         value = prediction[layer, neuron]
         cause = ("0/0, inf - inf, or the root or logarithm of a negative number" if np.isnan(value)
                  else "a float32 overflow, or a division by zero")
-        raise invalid("Predictions must contain only finite values.", prediction.shape, prediction.shape,
-                      f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}.")
+        raise InvalidPrediction("Predictions must contain only finite values.", prediction.shape, prediction.shape,
+                                f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}.")
 
 
 class Alarm:
     """Interrupt the main thread's Python code after `seconds`, again and again until it gives way.
 
     It strikes only in code outside this file: never between a charge and its log, nor in the runner itself, and not
-    while a debugger has the floor. Does nothing in other threads, or where the platform has no interval timer.
+    while a debugger has the floor. An estimator may swallow that: strikes come ten a millisecond, so that one soon
+    meets it outside its `try`. What cannot be interrupted, C code or stolen signals, ends the process LAST_RESORT
+    seconds later, with Python's own account of where it was. Does nothing in other threads, or where the platform
+    has no interval timer.
     """
+
+    LAST_RESORT = 30.0
+    current = None      # the one in force
 
     def __init__(self, seconds: float | None, op_name: str):
         self.seconds, self.op_name = seconds, op_name
         self.works = (seconds is not None and hasattr(signal, "setitimer")
                       and threading.current_thread() is threading.main_thread())
 
-    current = None      # the one in force
+    def set(self, seconds: float) -> None:
+        """Strike after so many seconds, and from then on."""
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1e-4)
+        faulthandler.dump_traceback_later(seconds + self.LAST_RESORT, exit=True, file=2)
 
     def strike(self, signum, frame):
         elapsed, bdb = time.perf_counter() - self.start, sys.modules.get("bdb")
-        debugging = bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb)
+        if bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb):
+            return self.set(1.0)        # a debugger has the floor: ask again later
         # In the participant's own frames first: library code may be a callback, where an exception would be lost.
-        module = "" if frame is None else frame.f_globals.get("__name__", "")
-        fair = module.startswith(SUBMISSION) or module != __name__ and elapsed > self.seconds + 0.1
-        if fair and not debugging:
+        module, ours = "" if frame is None else frame.f_globals.get("__name__", ""), (__name__, "contextlib")
+        if module.startswith(SUBMISSION) or module not in ours and elapsed > self.seconds + 0.1:
             raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.seconds)
 
     def __enter__(self):
-        Alarm.current, self.start = self, time.perf_counter()
+        Alarm.current, self.process, self.start = self, os.getpid(), time.perf_counter()
         if self.works:
             self.previous = signal.signal(signal.SIGALRM, self.strike)
-            # An estimator may swallow the first strike: the next ones come every millisecond.
-            signal.setitimer(signal.ITIMER_REAL, max(self.seconds, 1e-3), 1e-3)
+            self.set(self.seconds)
         return self
 
+    def stop(self) -> float:
+        """Stop; return the seconds that were left."""
+        faulthandler.cancel_dump_traceback_later()
+        return signal.setitimer(signal.ITIMER_REAL, 0)[0]
+
     def __exit__(self, *_):
+        if os.getpid() != self.process:     # a fork of the estimator's has come back too
+            os._exit(1)
         Alarm.current = None
         if self.works:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self.stop()
             signal.signal(signal.SIGALRM, self.previous)
 
     @contextlib.contextmanager
     def pause(self):
         """Hold the timer, for as long as a person is at the debugger's prompt."""
-        left, begun = signal.setitimer(signal.ITIMER_REAL, 0)[0] if self.works else 0, time.perf_counter()
+        left, begun = self.stop() if self.works else 0, time.perf_counter()
         yield
         self.start += time.perf_counter() - begun
         if self.works:
-            signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), 1e-3)
+            self.set(left)
 
 
 @contextlib.contextmanager
@@ -4409,6 +4428,26 @@ def debuggable(screen):
         pdb.Pdb.interaction = interaction
 
 
+@contextlib.contextmanager
+def unpatched(context: BudgetContext):
+    """Put back, at no charge, what an estimator replaces in this module, its classes, its prices, fnp, NumPy or time."""
+    pause = context.pause
+    with pause():
+        tables = [*map(vars, (np, time, flops, flops.stats, *_spaces.values())), PRICES, *(b.rows for b in PRICES.values())]
+        owners = [sys.modules[__name__], *(c for c in globals().values() if isinstance(c, type) and c.__module__ == __name__)]
+        kept, members = list(map(dict, tables)), [(owner, name, value) for owner in owners for name, value in vars(owner).items()
+                                                  if isinstance(value, (types.FunctionType, type, property))]
+    try:
+        yield
+    finally:
+        with pause():
+            for table, before in zip(tables, kept):
+                table.update(before)
+            for owner, name, value in members:
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
+
+
 def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False) -> Outcome:
     """Call predict() under the round's budget and clock; whatever happens inside becomes an Outcome.
 
@@ -4418,7 +4457,9 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
     context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
     try:
         with Alarm(rules.wall_time_limit, "predict"), context:
-            prediction = materialise(estimator.predict(mlp, rules.flop_budget), mlp)
+            with unpatched(context):
+                raw = estimator.predict(mlp, rules.flop_budget)
+            prediction = materialise(raw, mlp)
         require_finite(prediction)
         outcome.prediction, outcome.flops_used = prediction, context.flops_used
     except KeyboardInterrupt:
@@ -4451,32 +4492,34 @@ def namespaced(summary: dict) -> dict:
 
 def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
     """Fill in the message, the participant's own line, and the traceback with our own frames folded away."""
-    text = traceback.TracebackException.from_exception(exc)
+    text = traceback.TracebackException.from_exception(exc, limit=-100)     # the last frames: a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
     outcome.traceback = header + "".join(text.format())
     if not outcome.flag:
-        details = dict(getattr(exc, "details", None) or {})
-        returned = "expected_shape" in details
+        returned = isinstance(exc, InvalidPrediction)
+        kind = "ValueError" if returned else type(exc).__name__
         line = f"{Path(home).name}, the return value of predict()" if returned else participant_line(exc, home)
-        checked = returned or isinstance(exc, UnsupportedDtypeError)
-        outcome.error_code = type(exc).__name__ if checked else "PREDICT_ERROR"
-        outcome.error = {"message": str(exc) or type(exc).__name__, "type": type(exc).__name__,
-                         "details": details | {"line": line}}
+        outcome.error_code = kind if returned or isinstance(exc, UnsupportedDtypeError) else "PREDICT_ERROR"
+        # str(text): that of an exception may raise in its turn
+        outcome.error = {"message": str(text) or kind, "type": kind, "details": {**(exc.details if returned else {}), "line": line}}
 
 
 class LocalRunner:
-    """Runs the estimator in this process: the fastest, and the one to debug in. A context manager: entering it
-    loads the file and calls setup() within the round's set-up time, raising WhestError; leaving it tears down."""
+    """Runs the estimator in this process: the fastest, and the one to debug in; what kills the process ends the run.
+
+    A context manager: entering it loads the file and calls setup() within the round's set-up time, raising
+    WhestError; leaving it calls teardown() within the same."""
 
     def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False):
-        self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
+        self.path = str(Path(path).expanduser().resolve())      # wherever the estimator may chdir to
+        self.class_name, self.rules, self.seed, self.fail_fast = class_name, rules, seed, fail_fast
 
     def __enter__(self):
         rules, limit = self.rules, self.rules.setup_timeout
         context = SetupContext(rules.width, rules.depth, rules.flop_budget, api_version="1.0",
-                               submission_dir=str(Path(self.path).resolve().parent), seed=self.seed)
+                               submission_dir=str(Path(self.path).parent), seed=self.seed)
         try:
             with Alarm(limit, "setup") as alarm:
                 self.estimator = load_estimator(self.path, self.class_name)
@@ -4506,24 +4549,52 @@ class LocalRunner:
         return metered_predict(self.estimator, mlp.copy(), self.rules, self.fail_fast)
 
     def __exit__(self, *_):
-        with contextlib.suppress(Exception):
-            self.estimator.teardown()
+        try:
+            with Alarm(self.rules.setup_timeout, "teardown"):
+                self.estimator.teardown()
+        except BaseException as exc:        # the predictions are made: nothing is lost but teardown()
+            what = traceback.format_exception_only(exc)[-1].strip()
+            print(f"whest: teardown() raised {what} ({participant_line(exc, self.path)}).", file=sys.stderr)
 
 
 def send(stream, message: dict, payload: bytes = b"") -> None:
     """One frame of the worker protocol: a line of JSON that ends with the payload's length, then the payload."""
-    stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
-    stream.flush()
+    with contextlib.suppress(OSError):          # if nobody listens any more, that shows in the answers
+        stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
+        stream.flush()
 
 
-def receive(stream) -> tuple[dict, bytes]:
-    """The next frame. EOFError if the other side is gone, ValueError if what it says is no frame."""
-    line = stream.readline(2**28)
+def receive(stream, most: float = math.inf) -> tuple[dict, bytes]:
+    """The next frame. EOFError if the other side is gone; another exception if what it says is no frame, or too long."""
+    line = stream.readline(2**24)
     if not line:
         raise EOFError
     message = json.loads(line)
-    payload = stream.read(int(message.pop("bytes")))
-    return message, payload
+    size = message.pop("bytes")
+    if not 0 <= size <= most:
+        raise ValueError(f"a payload of {size} bytes")
+    return message, stream.read(size)
+
+
+def conforms(value, form) -> bool:
+    """Whether JSON has a form: a type, None, [form of the items], {key: form}, {str: form of all}, (form, or form)."""
+    if isinstance(form, tuple):
+        return any(conforms(value, each) for each in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(conforms(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        return (isinstance(value, dict) and (str in form or form.keys() == value.keys())
+                and all(conforms(item, form.get(str) or form[key]) for key, item in value.items()))
+    return value is form or form is not None and isinstance(value, form) and (form is str or 0 <= value < math.inf)
+
+
+_NUMBERS = dict.fromkeys(_TOTALS, (int, float))
+_BILL = dict.fromkeys(("flop_budget", "flops_used", "flops_remaining", *TIMES), (int, float)) | {"by_namespace": {
+    str: dict.fromkeys(("flops_used", *_TOTALS[1:]), (int, float)) | {"operations": {str: _NUMBERS}}}}
+_DETAILS = ({"line": str}, {"line": str, "expected_shape": [int], "got_shape": [int], "cause_hints": [str], "hint": str})
+OUTCOME_FORM = dict.fromkeys(("flops_used", *TIMES), (int, float)) | {      # what a worker may say
+    "prediction": None, "breakdown": (_BILL, None), "flag": (str, None), "error_code": (str, None),
+    "error": ({"message": str, "type": str, "details": _DETAILS}, None), "traceback": (str, None)}
 
 
 ENVIRONMENT = re.compile("PATH|HOME|USER|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|XDG_CACHE_HOME|NUMBA_.*|LC_.*"
@@ -4553,15 +4624,14 @@ class SubprocessRunner(LocalRunner):
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.frames: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self.listen, args=(self.process.stdout, self.frames), daemon=True).start()
-        answer, _ = self.ask({"path": str(Path(self.path).resolve()), "class_name": self.class_name, "seed": self.seed,
+        answer, _ = self.ask({"path": self.path, "class_name": self.class_name, "seed": self.seed,
                               "rules": asdict(self.rules), "memory_limit": self.memory_limit,
                               "max_threads": self.max_threads},
                              b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
         if not answer.get("ok"):
             self.stop()
-            raise WhestError(str(answer.get("message")), stage=str(answer.get("stage", "setup")),
-                             code=str(answer.get("code", "SETUP_ERROR")))
-        self.class_found = str(answer["class"])
+            raise WhestError(str(answer["message"]), stage=str(answer.get("stage", "setup")), code=str(answer["code"]))
+        self.class_found = str(answer.get("class"))
         return self
 
     @staticmethod
@@ -4569,29 +4639,32 @@ class SubprocessRunner(LocalRunner):
         """Read frames until the worker stops making sense; the last entry says why."""
         while True:
             try:
-                frames.put(receive(stream))
+                frames.put(receive(stream, 2**28))
             except Exception as exc:
                 return frames.put((exc, b""))
 
     def ask(self, message: dict, payload: bytes, timeout: float) -> tuple[dict, bytes]:
-        """Send a frame and wait for its answer; a worker that fails to give one is described in its place."""
+        """Send a frame and wait for its answer; a worker that fails to give one is described in its place.
+
+        An answer repeats the token of its question: what is left over from another network is none.
+        """
+        message, end = message | {"token": os.urandom(8).hex()}, time.monotonic() + timeout
+        # In a thread, because a worker that has stopped reading would hold us up.
+        threading.Thread(target=send, args=(self.process.stdin, message, payload), daemon=True).start()
+        answer, data = {}, b""
         try:
-            send(self.process.stdin, message, payload)
-            answer, data = self.frames.get(timeout=None if timeout == math.inf else timeout)
+            while isinstance(answer, dict) and answer.get("token") != message["token"]:
+                answer, data = self.frames.get(timeout=min(max(0, end - time.monotonic()), threading.TIMEOUT_MAX))
         except queue.Empty:
             return {"code": "TIMEOUT", "message": f"The worker gave no answer within {timeout:.0f} s."}, b""
-        except OSError:
-            answer, data = EOFError(), b""
-        if isinstance(answer, (EOFError, ValueError)) and self.process.poll() is None:
+        if isinstance(answer, EOFError):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1.0)
-        if isinstance(answer, EOFError):
             status = self.process.poll()
             how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
             return {"code": "WORKER_EOF", "message": f"The worker process died ({how})."}, b""
-        if isinstance(answer, Exception):
-            return {"code": "WORKER_PROTOCOL_ERROR", "message": "The worker's answer was not understood."}, b""
-        return answer, data
+        unclear = {"code": "WORKER_PROTOCOL_ERROR", "message": "The worker's answer was not understood."}
+        return unclear | (answer if isinstance(answer, dict) else {}), data
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome in the worker, or what became of it; a dead one is replaced."""
@@ -4603,16 +4676,18 @@ class SubprocessRunner(LocalRunner):
         weights = np.stack([np.asarray(w) for w in mlp.weights]).tobytes()
         limit = (self.rules.wall_time_limit or math.inf) + self.GRACE
         answer, data = self.ask({"width": mlp.width, "depth": mlp.depth, "seed": mlp.seed, "name": mlp.name}, weights, limit)
-        expected = 4 * mlp.depth * mlp.width
-        if "outcome" not in answer:
+        said = answer.get("outcome")
+        good = conforms(said, OUTCOME_FORM) and (said["error"] is None) == (said["error_code"] is None)
+        if good and said["error"] is None and said["flag"] is None:
+            good = len(data) == 4 * mlp.depth * mlp.width and bool(np.isfinite(np.frombuffer(data, np.float32)).all())
+            said["prediction"] = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width) if good else None
+        if not good:
             self.stop()
-            if answer.get("code") == "TIMEOUT":
-                return Outcome(flag="time_exhausted", wall_time_s=limit, traceback=answer["message"])
-            return Outcome(error={"message": answer["message"], "details": {}}, error_code=answer["code"])
-        fields = {k: v for k, v in answer["outcome"].items() if k in Outcome.__dataclass_fields__}
-        outcome = Outcome(**fields | {"prediction": None})
-        if len(data) == expected:
-            outcome.prediction = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width)
+            message, code = str(answer["message"]), str(answer["code"])
+            if code == "TIMEOUT":
+                return Outcome(flag="time_exhausted", wall_time_s=limit, traceback=message)
+            return Outcome(error={"message": message, "details": {}}, error_code=code)
+        outcome = Outcome(**said)
         if self.fail_fast and (outcome.error_code or outcome.flag):
             raise WhestError(outcome.traceback or str(outcome.error), stage="predict", code=outcome.error_code or "PREDICT_ERROR")
         return outcome
@@ -4625,12 +4700,12 @@ class SubprocessRunner(LocalRunner):
             self.process.wait()
             self.process = None
 
-    def __exit__(self, *_):
-        if self.process is not None:
-            self.process.stdin.close()      # lets teardown() run
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)
-            self.stop()
+    def __exit__(self, kind, *_):
+        if self.process is not None and kind is None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self.process.stdin.close()      # lets teardown() run
+                self.process.wait((self.rules.setup_timeout or math.inf) + self.GRACE)
+        self.stop()
 
 
 def serve() -> None:
@@ -4643,6 +4718,9 @@ def serve() -> None:
     if os.environ.get("PYTHONBREAKPOINT") != "0":
         sys.breakpointhook = _no_debugger_here
     message, _ = receive(requests)
+
+    def answer(what: dict, payload: bytes = b"") -> None:
+        send(answers, what | {"token": message["token"]}, payload)
     limit_threads(message["max_threads"])
     if importlib.util.find_spec("resource"):
         import resource
@@ -4650,8 +4728,8 @@ def serve() -> None:
     rules = Round(**message["rules"])
     try:
         with LocalRunner(message["path"], message["class_name"], rules, message["seed"]) as runner:
-            send(answers, {"ok": True, "class": runner.class_found})
-            with contextlib.suppress(EOFError):
+            answer({"ok": True, "class": runner.class_found})
+            with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
                 while True:
                     message, weights = receive(requests)
                     shape = message["depth"], message["width"], message["width"]
@@ -4660,9 +4738,9 @@ def serve() -> None:
                     outcome = runner.predict(mlp)
                     payload = b"" if outcome.failed else outcome.prediction.tobytes()
                     outcome.prediction = None
-                    send(answers, {"outcome": asdict(outcome)}, payload)
+                    answer({"outcome": asdict(outcome)}, payload)
     except WhestError as exc:
-        send(answers, {"ok": False, "message": str(exc), "stage": exc.stage, "code": exc.code})
+        answer({"ok": False, "message": str(exc), "stage": exc.stage, "code": exc.code})
 
 
 def _no_debugger_here(*args, **kwargs):
