@@ -18,7 +18,9 @@ import os
 import pickle
 import re
 import shutil
+import select
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -68,6 +70,34 @@ def whest(*arguments, cwd=HERE, **environment):
     return subprocess.run([sys.executable, str(HERE / "whestbench.py"), *map(str, arguments)], cwd=cwd,
                           text=True,
                           capture_output=True, timeout=120, env={**os.environ, **environment})
+
+def at_a_terminal(*arguments, types=(), columns=100, **environment):
+    """Run the tool in a pseudo-terminal, where a person `types` (pattern to wait for, seconds to think, text): status, transcript."""
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "PYTHONBREAKPOINT", "PYTHONIOENCODING")}
+    process = subprocess.Popen([sys.executable, str(HERE / "whestbench.py"), *map(str, arguments)], cwd=HERE, start_new_session=True,
+                               stdin=theirs, stdout=theirs, stderr=theirs, env=inherited | {"TERM": "xterm"} | environment)
+    os.close(theirs)
+    transcript, read_to, types = b"", 0, list(types)
+    try:
+        while select.select([ours], [], [], 100)[0]:
+            try:
+                transcript += os.read(ours, 65536)
+            except OSError:         # how Linux says that the other side is closed
+                break
+            while types and (prompt := re.search(types[0][0].encode(), transcript[read_to:])):
+                (_, seconds, text), read_to = types.pop(0), read_to + prompt.end()
+                time.sleep(seconds)
+                os.write(ours, text.encode())
+        return process.wait(100), transcript.decode(errors="replace").replace("\r\n", "\n")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+WIPE = "\r\x1b[2K"         # what the live line begins with
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory):
@@ -1937,6 +1967,72 @@ def test_a_worker_that_dies_costs_one_network_only(score):
     assert "error" not in good and not any(good[flag] for flag in wb.FLAGS)
 
 
+def forge(frame):
+    return f"""import os
+for fd in range(3, 64):
+    if os.path.exists(f"/proc/self/fd/{{fd}}") and "pipe" in os.readlink(f"/proc/self/fd/{{fd}}"):
+        try: os.write(fd, {frame!r})
+        except OSError: pass"""
+
+LIAR = """class Liar:
+    shape = mlp.depth, mlp.width
+    def __array__(self, *_, **__): return np.zeros(7)
+return Liar()"""
+HOSTILE = {         # what predict() does on the first network, and its fate here and in a worker; None: would end us, or does nothing
+    "swallow": ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", *["time_exhausted"] * 2),
+    "steal the signal": ("signal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: pass", None, "time_exhausted"),
+    "kill": ("os.kill(os.getpid(), signal.SIGKILL)", None, "WORKER_EOF"),
+    "fill memory": ("np.ones(2**28)", None, "PREDICT_ERROR"),
+    "fork": ("os.fork()", "scored", "scored"),
+    "charge nothing": ("wb.BudgetContext.charge = lambda *_, **__: None", "PREDICT_ERROR", "PREDICT_ERROR"),
+    "patch": ("np.sqrt = np.isfinite = time.perf_counter = wb.materialise = wb.final_error = wb.PRICES.clear()", "scored", "scored"),
+    "clear prices": ("wb.PRICES['0.7'].rows.clear()", "PREDICT_ERROR", "PREDICT_ERROR"),
+    "lie about a shape": (LIAR, "ValueError", "ValueError"),
+    "raise what has no text": ("class Odd(BaseException):\n    details = 7\n    def __str__(self): return 1 / 0\nraise Odd",
+                               "PREDICT_ERROR", "PREDICT_ERROR"),
+    "take stdout": ("sys.stdout = io.StringIO(); os.write(1, b'{}'); os.close(1)", "scored", "scored"),
+    "answer twice": (forge(b'{"outcome": {}, "bytes": 192}\n' + bytes(192)), None, "scored"),
+    "answer nonsense": (forge(b'{"outcome": 1, "bytes": -1}\n[' * 9), None, "WORKER_PROTOCOL_ERROR"),
+}
+
+def hostile_file(folder, trick):
+    body = f"import io, os, signal, sys, whestbench as wb\nif mlp.name == 'mlp-0':\n{textwrap.indent(trick, '    ')}\n" \
+           "return wb.mean_propagation(mlp, budget)"
+    return estimator_file(folder, "class Estimator(BaseEstimator):\n    def predict(self, mlp, budget):\n" + textwrap.indent(body, " " * 8))
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory):
+    """The entry of the second network where nobody is hostile."""
+    done = whest("run", hostile_file(tmp_path_factory.mktemp("honest"), "pass"), *SMALL, "--json")
+    return numbers(json.loads(done.stdout)["results"]["per_mlp"][1])
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")      # of forks beside threads
+@pytest.mark.parametrize("trick, runner, fate", [
+    (trick, runner, fate) for trick, (_, *fates) in HOSTILE.items() for runner, fate in zip(("local", "subprocess"), fates) if fate])
+def test_a_hostile_estimator_harms_its_own_network_only(trick, runner, fate, tmp_path, untouched, capfd):
+    path = hostile_file(tmp_path, HOSTILE[trick][0])
+    wb.main(["run", path, *SMALL, "--json", "--runner", runner, "--wall-time-limit", "1", "--memory-limit", "1"])
+    out, err = capfd.readouterr()
+    bad, good = json.loads(out)["results"]["per_mlp"]
+    assert (bad.get("error_code") or next(filter(bad.get, wb.FLAGS), "scored")) == fate
+    assert numbers(good) == untouched and untouched["flops_used"] > 0 and "Traceback" not in err
+
+def test_a_tear_down_that_fails_costs_nothing_and_is_told(command):
+    for down, says in (("1 / 0", "ZeroDivisionError"), ("import sys; sys.exit(3)", "SystemExit: 3"), ("while True: pass", "0.5")):
+        body = f"class E(BaseEstimator):\n    def predict(self, mlp, budget): {ZEROS}\n    def teardown(self):\n        {down}"
+        status, out, err = command("run", body, *SMALL, "--json", "--setup-timeout", "0.5")
+        assert status == 0 and json.loads(out)["results"]["n_failed_mlps"] == 0
+        assert "teardown()" in err and says in err and "estimator.py, line 10" in err and err.count("\n") == 1
+
+def test_what_no_alarm_can_interrupt_ends_the_process_and_names_the_line(tmp_path):
+    path = estimator_file(tmp_path, """
+        import itertools, whestbench
+        whestbench.Alarm.LAST_RESORT = 0.2
+        class Estimator(BaseEstimator):
+            def predict(self, mlp, budget): return sum(itertools.repeat(1))""")
+    done = whest("run", path, *SMALL, "--wall-time-limit", "0.2")
+    assert done.returncode == 1 and done.stdout == "" and re.search(r'estimator.py", line \d+ in predict', done.stderr)
+
 @pytest.mark.parametrize("flag", ["budget_exhausted", "time_exhausted"])
 def test_the_isolated_runner_flags_limits_too(flag, score):
     body, flags, _ = LIMITS[flag]
@@ -1945,12 +2041,50 @@ def test_the_isolated_runner_flags_limits_too(flag, score):
 
 @pytest.mark.parametrize("setup, code", [("raise OSError('no model file')", "SETUP_ERROR"),
                         ("time.sleep(9)", "SETUP_TIMEOUT")])
-def test_a_set_up_that_fails_or_takes_too_long_ends_the_run(setup, code, command):
+def test_a_set_up_that_fails_or_takes_too_long_ends_the_run(setup, code, command, tmp_path, monkeypatch, capsys):
     body = f"class E(BaseEstimator):\n    def setup(self, c): {setup}\n    def predict(self, m, b): pass"
     status, out, err = command("run", body, *SMALL, "--setup-timeout", "0.5", "--json")
     error = json.loads(out)["error"]
+    monkeypatch.chdir(tmp_path)
+    assert wb.main(["run", "estimator.py", *SMALL, "--setup-timeout", "0.5"]) == 1       # by a relative path as well
+    assert capsys.readouterr().err == err and ("line 8" in err) == (code == "SETUP_ERROR")
     assert status == 1 and (error["stage"], error["code"]) == ("setup", code)
     assert err.strip().count("\n") == 0 and ("no model file" in err or "setup" in err)
+
+PAUSED = f"import pdb\nx = 41\n%s\nx += 1\n{ZEROS}"
+PDB = r"\(Pdb\) "
+
+def test_breakpoint_opens_a_clean_prompt_in_the_participant_s_frame_and_stops_the_clocks(tmp_path):
+    path = estimator_file(tmp_path, PAUSED % "breakpoint()")
+    status, seen = at_a_terminal("run", path, *SMALL, "--wall-time-limit", "1", types=[
+        (PDB, 0, "p mlp.width, x\n"), (PDB, 1.5, "c\n"), (PDB, 0, "c\n")])
+    prompt = seen[seen.index("estimator.py("):seen.index("(Pdb) c")]
+    assert prompt.splitlines()[0].endswith("predict()") and prompt.splitlines()[1:] == ["-> x += 1", "(Pdb) p mlp.width, x", "(16, 41)"]
+    assert seen.count(f"{WIPE}predict  MLP 2/2{WIPE}> ") == 1               # the live line goes on, and makes way again
+    assert status == 0 and "exhausted" not in seen and float(re.search(r"wall (\S+) s:", seen)[1]) < 1
+
+@pytest.mark.parametrize("call, flags, environment", [
+    ("pdb.set_trace()", ["--format", "plain"], {}), ("pdb.set_trace()", ["--wall-time-limit", "1"], {}),
+    ("breakpoint()", [], {"PYTHONBREAKPOINT": "pdb.set_trace"})])
+def test_pdb_works_however_it_is_called(call, flags, environment, tmp_path):
+    status, seen = at_a_terminal("run", estimator_file(tmp_path, PAUSED % call), *SMALL, *flags, **environment, types=[
+        (PDB, 1.5, "p x\n"), (PDB, 0, "c\n"), (PDB, 0, "c\n")])
+    assert status == 0 and "(Pdb) p x\n41\n(Pdb) c\n" in seen and "exhausted" not in seen
+    assert ("\x1b" in seen) == ("--wall-time-limit" in flags)
+
+@pytest.mark.parametrize("runner", ["local", "subprocess"])
+def test_breakpoint_can_be_switched_off(runner, tmp_path):
+    status, seen = at_a_terminal("run", estimator_file(tmp_path, PAUSED % "breakpoint()"), *SMALL, "--runner", runner, PYTHONBREAKPOINT="0")
+    assert status == 0 and "(Pdb)" not in seen and "\x1b" not in seen
+
+@pytest.mark.parametrize("call", ["breakpoint()", "pdb.set_trace()"])
+def test_a_breakpoint_in_a_worker_says_where_it_works(call, score):
+    status, document, _ = score(PAUSED % call, "--runner", "subprocess")
+    assert status == 1 and "needs --runner local" in document["results"]["per_mlp"][0]["error"]["message"]
+
+def test_leaving_the_debugger_ends_the_run_in_one_sentence(tmp_path):
+    status, seen = at_a_terminal("run", estimator_file(tmp_path, PAUSED % "breakpoint()"), *SMALL, types=[(PDB, 0, "q\n")])
+    assert status == 130 and re.fullmatch("whest: interrupted.*\n", seen.partition("(Pdb) q\n")[2])
 
 def test_fail_fast_lets_python_s_own_traceback_out(tmp_path):
     done = whest("run", estimator_file(tmp_path, "raise KeyError('weights')"), *SMALL, "--fail-fast")
@@ -2030,6 +2164,25 @@ def test_the_plain_report_has_its_panels_and_nothing_for_terminals_only(tmp_path
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert f"{good_run[1]['results']['final_layer_mse']:.4g}" in done.stdout
     assert "matmul" in done.stdout and re.search("(beats|loses to) zeros", done.stdout)
+
+@pytest.mark.parametrize("columns, environment, lacks", [
+    (80, {}, None), (200, {}, None), (100, {"NO_COLOR": "1"}, r"\x1b\[[\d;]*m"), (100, {"TERM": "dumb"}, "\x1b"),
+    (100, {"PYTHONIOENCODING": "ascii"}, "[^\x00-\x7f]")])
+def test_a_terminal_gets_a_live_line_that_leaves_no_trace_and_panels_that_fit(columns, environment, lacks, tmp_path):
+    body = "time.sleep(0.2)\nif mlp.name == 'mlp-0': raise ValueError('every good boy deserves fudge\\n' * 9)\n" + ZEROS
+    status, seen = at_a_terminal("run", estimator_file(tmp_path, body), *SMALL, columns=columns, **environment)
+    left = re.sub(r"[^\n]*" + re.escape(WIPE), "", seen)                      # what is not wiped
+    assert status == 1 and "predict  MLP" not in left and "truth  " not in left
+    assert ("predict  MLP 2/2" in seen) == ("TERM" not in environment) and not (lacks and re.search(lacks, seen))
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in left.splitlines()]
+    assert max(map(len, lines)) == min(columns, 120) and sum("fudge" in line for line in lines) == 9
+    assert not environment.keys() & {"TERM", "PYTHONIOENCODING"} == (lines[0][0] == "╭")
+
+@pytest.mark.parametrize("runner", ["local", "subprocess"])
+def test_json_keeps_stdout_for_the_document_whatever_the_estimator_writes(runner, tmp_path):
+    body = "import os, sys\nprint('MARK')\nos.write(1, b'MARK')\nos.system('echo MARK')\nsys.__stdout__.write('MARK')\n" + ZEROS
+    done = whest("run", estimator_file(tmp_path, body), *SMALL, "--json", "--runner", runner)
+    assert json.loads(done.stdout)["results"]["n_failed_mlps"] == 0 and "MARK" not in done.stdout and "MARK" in done.stderr
 
 def test_the_rich_report_draws_frames_and_honours_no_color(command):
     for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
@@ -2157,6 +2310,8 @@ def test_errors_have_a_panel_with_the_line_and_debug_adds_tracebacks(command):
     status, out, _ = command("run", body, *SMALL, "--format", "plain", "--debug")
     assert status == 1 and "Traceback (most recent call last)" in out and "raise ValueError" in out
     assert "early" in out and "deep" in out
+    _, out, _ = command("run", "return fnp.ones(2) @ fnp.ones(3)", *SMALL, "--format", "plain", "--debug")
+    assert "in predict" in out and "fnp.ones(2) @ fnp.ones(3)" in out and "whestbench.py" not in out
 
 def test_exhausted_limits_have_a_panel_with_their_flags(command):
     body, flags, _ = LIMITS["budget_exhausted"]

@@ -21,6 +21,7 @@ import concurrent.futures
 import contextlib
 import copy
 import difflib
+import faulthandler
 import functools
 import hashlib
 import html
@@ -2944,7 +2945,7 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     try:
         spec.loader.exec_module(module)
         return find_estimator_class(module, path, class_name)()
-    except WhestError:
+    except (WhestError, TimeExhaustedError):
         raise
     except SyntaxError as exc:
         raise WhestError(f"{path.name}, line {exc.lineno}: {exc.msg}.", "SCORING_RUNTIME_ERROR") from exc
@@ -2980,7 +2981,7 @@ def find_estimator_class(module: types.ModuleType, path: Path, class_name: str |
 def participant_line(exc: BaseException, path: Path | str) -> str:
     """`file.py, line 12` of the innermost frame of the participant's own folder in a traceback."""
     home = str(Path(path).parent)
-    frames = [f for f in traceback.extract_tb(exc.__traceback__)
+    frames = [f for f in traceback.extract_tb(exc.__traceback__, limit=-100)
               if f.filename.startswith(home) and f.filename != __file__ and "site-packages" not in f.filename]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else Path(path).name
 
@@ -3391,6 +3392,7 @@ def control_variates(weights):
 
     mean_z2 = mean = times(abs_z1, second) / 2
     variance, slopes = square_z2 - mean ** 2, []
+    centre = relu_variance = None           # of the layer before
     for w in weights[1:]:
         if slopes:
             mean, variance = times(centre, w), times(relu_variance, w * w)
@@ -4361,13 +4363,24 @@ def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress:
 # ======================================================================================
 
 
+class InvalidPrediction(ValueError):
+    """A prediction that cannot be scored, with the real package's `details`."""
+
+    def __init__(self, message: str, expected: tuple, got: tuple, hint: str):
+        super().__init__(message)
+        self.details = {"expected_shape": list(expected), "got_shape": list(got), "cause_hints": [hint], "hint": hint}
+
+
 def materialise(raw: Any, mlp: MLP) -> np.ndarray:
-    """Cast what predict() returned to float32, billed where the book bills casts. ValueError for a wrong shape."""
+    """Cast what predict() returned to float32, billed where the book bills casts. InvalidPrediction for a wrong shape."""
     shape, expected = tuple(getattr(raw, "shape", ())), (mlp.depth, mlp.width)
     if np.asarray(raw).dtype.kind not in "biufc" and shape:
         raise UnsupportedDtypeError(f"Predictions must be numbers, not {np.asarray(raw).dtype}.")
     if shape == expected:
-        return np.array(fnp.asarray(raw, dtype=np.float32))
+        prediction = np.array(fnp.asarray(raw, dtype=np.float32))
+        shape = prediction.shape        # what it says of itself need not be what it is
+        if shape == expected:
+            return prediction
     hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
     if raw is None:
         hint = "predict() returned nothing: end it with a return statement."
@@ -4375,70 +4388,82 @@ def materialise(raw: Any, mlp: MLP) -> np.ndarray:
         hint = "It seems transposed: return prediction.T."
     elif not hasattr(raw, "shape"):
         hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
-    raise invalid(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
-                  expected, shape, hint)
-
-
-def invalid(message: str, expected: tuple, got: tuple, hint: str) -> ValueError:
-    """A ValueError about a prediction, with the real package's `details`."""
-    exc = ValueError(message)
-    exc.details = {"expected_shape": list(expected), "got_shape": list(got), "cause_hints": [hint], "hint": hint}
-    return exc
+    raise InvalidPrediction(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
+                            expected, shape, hint)
 
 
 def require_finite(prediction: np.ndarray) -> None:
-    """ValueError naming the first layer with a NaN or an infinity."""
+    """InvalidPrediction naming the first layer with a NaN or an infinity."""
     bad = np.argwhere(~np.isfinite(prediction))
     if len(bad):
         layer, neuron = bad[0].tolist()
         value = prediction[layer, neuron]
         cause = ("0/0, inf - inf, or the root or logarithm of a negative number" if np.isnan(value)
                  else "a float32 overflow, or a division by zero")
-        raise invalid("Predictions must contain only finite values.", prediction.shape, prediction.shape,
-                      f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}.")
+        raise InvalidPrediction("Predictions must contain only finite values.", prediction.shape, prediction.shape,
+                                f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}.")
 
 
 class Alarm:
     """Interrupt the main thread's Python code after `seconds`, again and again until it gives way.
 
     It strikes only in code outside this file: never between a charge and its log, nor in the runner itself, and not
-    while a debugger has the floor. Does nothing in other threads, or where the platform has no interval timer.
+    while a debugger has the floor. An estimator may swallow that: strikes come ten a millisecond, so that one soon
+    meets it outside its `try`. What cannot be interrupted, C code or stolen signals, ends the process LAST_RESORT
+    seconds later, with Python's own account of where it was. Does nothing in other threads, or where the platform
+    has no interval timer.
     """
+
+    LAST_RESORT = 30.0
+    current = None      # the one in force
 
     def __init__(self, seconds: float | None, op_name: str):
         self.seconds, self.op_name = seconds, op_name
         self.works = (seconds is not None and hasattr(signal, "setitimer")
                       and threading.current_thread() is threading.main_thread())
 
+    def set(self, seconds: float) -> None:
+        """Strike after so many seconds, and from then on."""
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1e-4)
+        faulthandler.dump_traceback_later(seconds + self.LAST_RESORT, exit=True, file=2)
+
     def strike(self, signum, frame):
         elapsed, bdb = time.perf_counter() - self.start, sys.modules.get("bdb")
-        debugging = bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb)
+        if bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb):
+            return self.set(1.0)        # a debugger has the floor: ask again later
         # In the participant's own frames first: library code may be a callback, where an exception would be lost.
-        module = "" if frame is None else frame.f_globals.get("__name__", "")
-        fair = module.startswith(SUBMISSION) or module != __name__ and elapsed > self.seconds + 0.1
-        if fair and not debugging:
+        module, ours = "" if frame is None else frame.f_globals.get("__name__", ""), (__name__, "contextlib")
+        if module.startswith(SUBMISSION) or module not in ours and elapsed > self.seconds + 0.1:
             raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.seconds)
 
     def __enter__(self):
-        self.start = time.perf_counter()
+        Alarm.current, self.process, self.start = self, os.getpid(), time.perf_counter()
         if self.works:
             self.previous = signal.signal(signal.SIGALRM, self.strike)
-            # An estimator may swallow the first strike: the next ones come every millisecond.
-            signal.setitimer(signal.ITIMER_REAL, max(self.seconds, 1e-3), 1e-3)
+            self.set(self.seconds)
         return self
 
+    def stop(self) -> float:
+        """Stop; return the seconds that were left."""
+        faulthandler.cancel_dump_traceback_later()
+        return signal.setitimer(signal.ITIMER_REAL, 0)[0]
+
     def __exit__(self, *_):
+        if os.getpid() != self.process:     # a fork of the estimator's has come back too
+            os._exit(1)
+        Alarm.current = None
         if self.works:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self.stop()
             signal.signal(signal.SIGALRM, self.previous)
 
     @contextlib.contextmanager
     def pause(self):
         """Hold the timer, for as long as a person is at the debugger's prompt."""
-        left = signal.setitimer(signal.ITIMER_REAL, 0)[0] if self.works else 0
+        left, begun = self.stop() if self.works else 0, time.perf_counter()
         yield
+        self.start += time.perf_counter() - begun
         if self.works:
-            signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3), 1e-3)
+            self.set(left)
 
 
 class Profile:
@@ -4522,7 +4547,42 @@ def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
     return together
 
 
-_clocks: tuple = ()     # of the predict() call in progress: what a debugger's prompt has to stop
+@contextlib.contextmanager
+def debuggable(screen):
+    """However pdb is opened inside, its prompt stops the live line and all clocks."""
+    import pdb
+    interaction = pdb.Pdb.interaction
+
+    def paused_interaction(self, *args):
+        with contextlib.ExitStack() as stack:
+            for stoppable in filter(None, (screen, Alarm.current, _thread.active)):
+                stack.enter_context(stoppable.pause())
+            interaction(self, *args)
+    pdb.Pdb.interaction = paused_interaction
+    try:
+        yield
+    finally:
+        pdb.Pdb.interaction = interaction
+
+
+@contextlib.contextmanager
+def unpatched(context: BudgetContext):
+    """Put back, at no charge, what an estimator replaces in this module, its classes, its prices, fnp, NumPy or time."""
+    pause = context.pause
+    with pause():
+        tables = [*map(vars, (np, time, flops, flops.stats, *_spaces.values())), PRICES, *(b.rows for b in PRICES.values())]
+        owners = [sys.modules[__name__], *(c for c in globals().values() if isinstance(c, type) and c.__module__ == __name__)]
+        kept, members = list(map(dict, tables)), [(owner, name, value) for owner in owners for name, value in vars(owner).items()
+                                                  if isinstance(value, (types.FunctionType, type, property))]
+    try:
+        yield
+    finally:
+        with pause():
+            for table, before in zip(tables, kept):
+                table.update(before)
+            for owner, name, value in members:
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
 
 
 def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False,
@@ -4531,25 +4591,25 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
 
     With `fail_fast`, the participant's exception propagates instead. `profile` gives the outcome its rows.
     """
-    global _clocks
     outcome, failure = Outcome(), None
     context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
-    _clocks = context, Alarm(rules.wall_time_limit, "predict")
     if profile is not None:
         profile.attach(context)
     try:
-        with _clocks[1], context:
-            prediction = materialise(estimator.predict(mlp, rules.flop_budget), mlp)
+        with Alarm(rules.wall_time_limit, "predict"), context:
+            with unpatched(context):
+                raw = estimator.predict(mlp, rules.flop_budget)
+            prediction = materialise(raw, mlp)
         require_finite(prediction)
         outcome.prediction, outcome.flops_used = prediction, context.flops_used
     except KeyboardInterrupt:
         raise
     except BaseException as exc:        # SystemExit is the estimator's failure too
-        if fail_fast or type(exc).__name__ == "BdbQuit":
+        if type(exc).__name__ == "BdbQuit":
+            raise KeyboardInterrupt from exc
+        if fail_fast:
             raise
         failure = exc
-    finally:
-        _clocks = ()
     if isinstance(failure, (BudgetExhaustedError, TimeExhaustedError)):
         # As in the real report: a blown budget counts as all of it, a blown clock as nothing.
         outcome.flag = "budget_exhausted" if isinstance(failure, BudgetExhaustedError) else "time_exhausted"
@@ -4575,43 +4635,46 @@ def namespaced(summary: dict) -> dict:
 
 def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
     """Fill in the message, the participant's own line, and the traceback with our own frames folded away."""
-    text = traceback.TracebackException.from_exception(exc)
+    text = traceback.TracebackException.from_exception(exc, limit=-100)     # the last frames: a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
     outcome.line = participant_line(exc, home)
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
     outcome.traceback = header + "".join(text.format())
     if not outcome.flag:
-        details = dict(getattr(exc, "details", None) or {})
-        returned = "expected_shape" in details
+        returned = isinstance(exc, InvalidPrediction)
+        kind = "ValueError" if returned else type(exc).__name__
         line = f"{Path(home).name}, the return value of predict()" if returned else outcome.line
-        checked = returned or isinstance(exc, UnsupportedDtypeError)
-        outcome.error_code = type(exc).__name__ if checked else "PREDICT_ERROR"
-        outcome.error = {"message": str(exc) or type(exc).__name__, "type": type(exc).__name__,
-                         "details": details | {"line": line}}
+        outcome.error_code = kind if returned or isinstance(exc, UnsupportedDtypeError) else "PREDICT_ERROR"
+        # str(text): that of an exception may raise in its turn
+        outcome.error = {"message": str(text) or kind, "type": kind, "details": {**(exc.details if returned else {}), "line": line}}
 
 
 class LocalRunner:
-    """Runs the estimator in this process: the fastest, and the one to debug in. A context manager: entering it
-    loads the file or baseline and calls setup() within the round's set-up time, raising WhestError; leaving
-    it tears down and forgets the file's siblings, as a rival's may have the same names."""
+    """Runs the estimator in this process: the fastest, and the one to debug in; what kills the process ends the run.
+
+    A context manager: entering it loads the file or baseline and calls setup() within the round's set-up time,
+    raising WhestError; leaving it calls teardown() within the same, and forgets the file's siblings, as a
+    rival's may have the same names."""
 
     def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False,
                  profile: Profile | None = None):
-        self.path, self.class_name, self.rules, self.seed, self.fail_fast = path, class_name, rules, seed, fail_fast
+        # absolute, wherever the estimator may chdir to
+        self.path = path if path in BASELINES else str(Path(path).expanduser().resolve())
+        self.class_name, self.rules, self.seed, self.fail_fast = class_name, rules, seed, fail_fast
         self.profile = profile
 
     def __enter__(self):
-        rules, limit, start = self.rules, self.rules.setup_timeout, time.perf_counter()
+        rules, limit = self.rules, self.rules.setup_timeout
         context = SetupContext(rules.width, rules.depth, rules.flop_budget, api_version="1.0",
-                               submission_dir=str(Path(self.path).resolve().parent), seed=self.seed)
+                               submission_dir=str(Path(self.path).parent), seed=self.seed)
         self.modules = set(sys.modules)
         try:
-            with Alarm(limit, "setup"):
+            with Alarm(limit, "setup") as alarm:
                 known = self.path in BASELINES
                 self.estimator = Baseline(self.path) if known else load_estimator(self.path, self.class_name)
                 self.estimator.setup(context)
-            elapsed = time.perf_counter() - start
+            elapsed = time.perf_counter() - alarm.start
             if limit is not None and elapsed > limit:
                 raise TimeExhaustedError("setup", elapsed_s=elapsed, limit_s=limit)
         except (WhestError, KeyboardInterrupt):
@@ -4636,46 +4699,68 @@ class LocalRunner:
         return metered_predict(self.estimator, mlp.copy(), self.rules, self.fail_fast, self.profile)
 
     def __exit__(self, *_):
-        with contextlib.suppress(Exception):
-            self.estimator.teardown()
+        try:
+            with Alarm(self.rules.setup_timeout, "teardown"):
+                self.estimator.teardown()
+        except BaseException as exc:        # the predictions are made: nothing is lost but teardown()
+            what = traceback.format_exception_only(exc)[-1].strip()
+            print(f"whest: teardown() raised {what} ({participant_line(exc, self.path)}).", file=sys.stderr)
         for name in set(sys.modules) - self.modules:
             found_beside = str(Path(self.path).parent / name.partition(".")[0])
             if (getattr(sys.modules[name], "__file__", None) or "").startswith(found_beside):
                 del sys.modules[name]
 
 
-def open_debugger(screen) -> None:
-    """What breakpoint() does during a run: stop the live line and all clocks, then pdb in the caller's own frame."""
-    import pdb
-
-    class Debugger(pdb.Pdb):
-        def interaction(self, *args):
-            with contextlib.ExitStack() as stack:
-                for stoppable in (screen, *_clocks):
-                    stack.enter_context(stoppable.pause())
-                super().interaction(*args)
-
-    Debugger().set_trace(sys._getframe(2))
-
-
 def send(stream, message: dict, payload: bytes = b"") -> None:
     """One frame of the worker protocol: a line of JSON that ends with the payload's length, then the payload."""
-    stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
-    stream.flush()
+    with contextlib.suppress(OSError):          # if nobody listens any more, that shows in the answers
+        stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
+        stream.flush()
 
 
-def receive(stream) -> tuple[dict, bytes]:
-    """The next frame. EOFError if the other side is gone, ValueError if what it says is no frame."""
-    line = stream.readline(2**28)
+def receive(stream, most: float = math.inf) -> tuple[dict, bytes]:
+    """The next frame. EOFError if the other side is gone; another exception if what it says is no frame, or too long."""
+    line = stream.readline(2**24)
     if not line:
         raise EOFError
     message = json.loads(line)
-    payload = stream.read(int(message.pop("bytes")))
-    return message, payload
+    size = message.pop("bytes")
+    if not 0 <= size <= most:
+        raise ValueError(f"a payload of {size} bytes")
+    return message, stream.read(size)
+
+
+def conforms(value, form) -> bool:
+    """Whether JSON has a form: a type, None, [form of the items], {key: form}, {str: form of all}, (form, or form)."""
+    if isinstance(form, tuple):
+        return any(conforms(value, each) for each in form)
+    if isinstance(form, list):
+        return isinstance(value, list) and all(conforms(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        return (isinstance(value, dict) and (str in form or form.keys() == value.keys())
+                and all(conforms(item, form.get(str) or form[key]) for key, item in value.items()))
+    return value is form or form is not None and isinstance(value, form) and (form is str or 0 <= value < math.inf)
+
+
+def numbers(*names: str) -> dict:
+    """The form of a dictionary of numbers."""
+    return dict.fromkeys(names, (int, float))
+
+
+_TOTALS = "calls", "flopscope_backend_time_s", "flopscope_overhead_time_s"
+_BILL = numbers("flop_budget", "flops_used", "flops_remaining", *TIMES) | {"by_namespace": {
+    str: numbers("flops_used", *_TOTALS) | {"operations": {str: numbers("flop_cost", *_TOTALS)}}}}
+_DETAILS = ({"line": str}, {"line": str, "expected_shape": [int], "got_shape": [int], "cause_hints": [str], "hint": str})
+_CHARGE = numbers(*AMOUNTS) | {"namespace": (str, None), "operation": str, "dtype": (str, None)}
+_LINE = numbers("line", *AMOUNTS, *(f"cumulative_{amount}" for amount in AMOUNTS)) | {
+    "file": str, "source": str, "charges": [_CHARGE]}
+OUTCOME_FORM = numbers("flops_used", "flops_charged", *TIMES) | {       # what a worker may say
+    "prediction": None, "breakdown": (_BILL, None), "flag": (str, None), "error_code": (str, None),
+    "error": ({"message": str, "type": str, "details": _DETAILS}, None), "traceback": (str, None), "line": str, "lines": [_LINE]}
 
 
 ENVIRONMENT = re.compile("PATH|HOME|USER|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|XDG_CACHE_HOME|NUMBA_.*|LC_.*"
-                         "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE)|(OMP|OPENBLAS|MKL)_NUM_THREADS")
+                         "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)|(OMP|OPENBLAS|MKL)_NUM_THREADS")
 
 
 class SubprocessRunner(LocalRunner):
@@ -4707,9 +4792,8 @@ class SubprocessRunner(LocalRunner):
                              b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
         if not answer.get("ok"):
             self.stop()
-            raise WhestError(str(answer.get("message")), stage=str(answer.get("stage", "setup")),
-                             code=str(answer.get("code", "SETUP_ERROR")))
-        self.class_found = str(answer["class"])
+            raise WhestError(str(answer["message"]), stage=str(answer.get("stage", "setup")), code=str(answer["code"]))
+        self.class_found = str(answer.get("class"))
         return self
 
     @staticmethod
@@ -4717,29 +4801,32 @@ class SubprocessRunner(LocalRunner):
         """Read frames until the worker stops making sense; the last entry says why."""
         while True:
             try:
-                frames.put(receive(stream))
+                frames.put(receive(stream, 2**28))
             except Exception as exc:
                 return frames.put((exc, b""))
 
     def ask(self, message: dict, payload: bytes, timeout: float) -> tuple[dict, bytes]:
-        """Send a frame and wait for its answer; a worker that fails to give one is described in its place."""
+        """Send a frame and wait for its answer; a worker that fails to give one is described in its place.
+
+        An answer repeats the token of its question: what is left over from another network is none.
+        """
+        message, end = message | {"token": os.urandom(8).hex()}, time.monotonic() + timeout
+        # In a thread, because a worker that has stopped reading would hold us up.
+        threading.Thread(target=send, args=(self.process.stdin, message, payload), daemon=True).start()
+        answer, data = {}, b""
         try:
-            send(self.process.stdin, message, payload)
-            answer, data = self.frames.get(timeout=None if timeout == math.inf else timeout)
+            while isinstance(answer, dict) and answer.get("token") != message["token"]:
+                answer, data = self.frames.get(timeout=min(max(0, end - time.monotonic()), threading.TIMEOUT_MAX))
         except queue.Empty:
             return {"code": "TIMEOUT", "message": f"The worker gave no answer within {timeout:.0f} s."}, b""
-        except OSError:
-            answer, data = EOFError(), b""
-        if isinstance(answer, (EOFError, ValueError)) and self.process.poll() is None:
+        if isinstance(answer, EOFError):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1.0)
-        if isinstance(answer, EOFError):
             status = self.process.poll()
             how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
             return {"code": "WORKER_EOF", "message": f"The worker process died ({how})."}, b""
-        if isinstance(answer, Exception):
-            return {"code": "WORKER_PROTOCOL_ERROR", "message": "The worker's answer was not understood."}, b""
-        return answer, data
+        unclear = {"code": "WORKER_PROTOCOL_ERROR", "message": "The worker's answer was not understood."}
+        return unclear | (answer if isinstance(answer, dict) else {}), data
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome in the worker, or what became of it; a dead one is replaced."""
@@ -4751,16 +4838,18 @@ class SubprocessRunner(LocalRunner):
         weights = np.stack([np.asarray(w) for w in mlp.weights]).tobytes()
         limit = (self.rules.wall_time_limit or math.inf) + self.GRACE
         answer, data = self.ask({"width": mlp.width, "depth": mlp.depth, "seed": mlp.seed, "name": mlp.name}, weights, limit)
-        expected = 4 * mlp.depth * mlp.width
-        if "outcome" not in answer:
+        said = answer.get("outcome")
+        good = conforms(said, OUTCOME_FORM) and (said["error"] is None) == (said["error_code"] is None)
+        if good and said["error"] is None and said["flag"] is None:
+            good = len(data) == 4 * mlp.depth * mlp.width and bool(np.isfinite(np.frombuffer(data, np.float32)).all())
+            said["prediction"] = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width) if good else None
+        if not good:
             self.stop()
-            if answer.get("code") == "TIMEOUT":
-                return Outcome(flag="time_exhausted", wall_time_s=limit, traceback=answer["message"])
-            return Outcome(error={"message": answer["message"], "details": {}}, error_code=answer["code"])
-        fields = {k: v for k, v in answer["outcome"].items() if k in Outcome.__dataclass_fields__}
-        outcome = Outcome(**fields | {"prediction": None})
-        if len(data) == expected:
-            outcome.prediction = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width)
+            message, code = str(answer["message"]), str(answer["code"])
+            if code == "TIMEOUT":
+                return Outcome(flag="time_exhausted", wall_time_s=limit, traceback=message)
+            return Outcome(error={"message": message, "details": {}}, error_code=code)
+        outcome = Outcome(**said)
         if self.fail_fast and (outcome.error_code or outcome.flag):
             raise WhestError(outcome.traceback or str(outcome.error), stage="predict", code=outcome.error_code or "PREDICT_ERROR")
         return outcome
@@ -4773,21 +4862,27 @@ class SubprocessRunner(LocalRunner):
             self.process.wait()
             self.process = None
 
-    def __exit__(self, *_):
-        if self.process is not None:
-            self.process.stdin.close()      # lets teardown() run
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)
-            self.stop()
+    def __exit__(self, kind, *_):
+        if self.process is not None and kind is None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self.process.stdin.close()      # lets teardown() run
+                self.process.wait((self.rules.setup_timeout or math.inf) + self.GRACE)
+        self.stop()
 
 
 def serve() -> None:
     """The worker's side: answer frames on standard input until it closes."""
+    import pdb
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)       # what the estimator prints is not protocol
-    sys.breakpointhook = _no_debugger_here
+    pdb.set_trace = _no_debugger_here
+    if os.environ.get("PYTHONBREAKPOINT") != "0":
+        sys.breakpointhook = _no_debugger_here
     message, _ = receive(requests)
+
+    def answer(what: dict, payload: bytes = b"") -> None:
+        send(answers, what | {"token": message["token"]}, payload)
     limit_threads(message["max_threads"])
     if importlib.util.find_spec("resource"):
         import resource
@@ -4797,8 +4892,8 @@ def serve() -> None:
         profile = Profile(Path(message["path"]).parent) if message["profile"] else None
         with LocalRunner(message["path"], message["class_name"], rules, message["seed"],
                          profile=profile) as runner:
-            send(answers, {"ok": True, "class": runner.class_found})
-            with contextlib.suppress(EOFError):
+            answer({"ok": True, "class": runner.class_found})
+            with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
                 while True:
                     message, weights = receive(requests)
                     shape = message["depth"], message["width"], message["width"]
@@ -4807,9 +4902,9 @@ def serve() -> None:
                     outcome = runner.predict(mlp)
                     payload = b"" if outcome.failed else outcome.prediction.tobytes()
                     outcome.prediction = None
-                    send(answers, {"outcome": asdict(outcome)}, payload)
+                    answer({"outcome": asdict(outcome)}, payload)
     except WhestError as exc:
-        send(answers, {"ok": False, "message": str(exc), "stage": exc.stage, "code": exc.code})
+        answer({"ok": False, "message": str(exc), "stage": exc.stage, "code": exc.code})
 
 
 def _no_debugger_here(*args, **kwargs):
@@ -4855,27 +4950,27 @@ class Screen:
         self.colour = rich and not os.environ.get("NO_COLOR")
         self.width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
         self.is_live, self.drawn_at = rich and smart and sys.stderr.isatty(), 0.0
-        self.kept: tuple | None = None      # stdout, while it is kept for the document
+        self.kept: tuple | None = None      # stdout as it was, until the report: an estimator may replace or close it
 
     def __enter__(self):
-        """Take over breakpoint(), and under json keep stdout for the document: other prints go to stderr."""
-        if "PYTHONBREAKPOINT" not in os.environ:
-            sys.breakpointhook = lambda *args, **kwargs: open_debugger(self)
+        """Hold on to stdout; under json keep it for the document: other prints go to stderr."""
+        self.kept = sys.stdout, os.dup(1)
         if self.format == "json":
             sys.stdout.flush()
-            self.kept = sys.stdout, os.dup(1)
             sys.stdout = sys.stderr
             os.dup2(2, 1)
         return self
 
     def __exit__(self, *_):
-        sys.breakpointhook = sys.__breakpointhook__
+        self.live(None)
         self.release_stdout()
 
     def release_stdout(self) -> None:
-        """Give stdout back, once nobody else is going to print."""
+        """Make stdout what it was, once nobody else is going to print."""
         if self.kept:
             sys.stdout, descriptor = self.kept
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()      # what was printed meanwhile goes where it was meant to go
             os.dup2(descriptor, 1)
             os.close(descriptor)
             self.kept = None
@@ -4940,9 +5035,10 @@ class Screen:
         print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
 
     def live(self, text: str | None) -> None:
-        """Redraw the live line, at most ten times a second; None wipes it."""
-        if self.is_live and (text is None or time.monotonic() - self.drawn_at > 0.1):
-            self.drawn_at = time.monotonic()
+        """Redraw the live line, at most ten times a second; None wipes it, if it is there."""
+        now = time.monotonic()
+        if self.is_live and (self.drawn_at if text is None else now - self.drawn_at > 0.1):
+            self.drawn_at = 0.0 if text is None else now
             print("\r\x1b[2K" + (text or "")[: self.width - 1], end="", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
@@ -4960,11 +5056,11 @@ def uncoloured(text: str) -> str:
 
 
 def wrap(line: str, width: int) -> list[str]:
-    """Break a line that is too long at blanks, keeping its indentation."""
-    if len(uncoloured(line)) <= width:
+    """Break a line that is too long at blanks, keeping its indentation; a message may bring breaks of its own."""
+    if len(uncoloured(line)) <= width and "\n" not in line:
         return [line]
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.wrap(uncoloured(line), width, subsequent_indent=indent, break_on_hyphens=False)
+    fit = textwrap.TextWrapper(width, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 2), break_on_hyphens=False)
+    return [part for row in uncoloured(line).splitlines() for part in fit.wrap(row)]
 
 
 def readable(n: float) -> str:
@@ -5433,7 +5529,7 @@ class Watch(Profile):
             if isinstance(result, np.ndarray) and result.ndim > 1 and min(result.shape[-2:]) > 1:
                 root = root_of(result)
                 spared = flops - flops // max(result.shape[-2:])
-                self.products[id(root)] = weakref.ref(root), (place, name, spared, uses := set())
+                self.products[id(root)] = weakref.ref(root), (place, name, spared, set())
                 self.results.append(self.products[id(root)][1])
         free = FREE_INSTEAD[self.context.book.name].get(name)
         if free and (free is not UNCHANGED.get(name) or arrays and arrays[0].dtype == result.dtype
@@ -5896,7 +5992,7 @@ def with_signature(function: Callable, annotation: type) -> Callable:
             if OPTIONS[name][2] in (integer, number, sample_count) and value is not None and value < LEAST.get(name, 1e-300):
                 least = "at least 0" if name in LEAST else "positive"
                 raise Misuse(f"--{name.replace('_', '-')} must be {least}, not {value:g}.")
-        with Screen("json" if options.json else options.format) as screen:
+        with Screen("json" if options.json else options.format) as screen, debuggable(screen):
             return function(options, screen)
     call.__signature__, call.__doc__ = inspect.Signature(parameters), inspect.getdoc(function)
     return call
@@ -5920,7 +6016,7 @@ def estimator_path(options) -> str:
 
 def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
     """The runner that the options ask for, of the estimator or a rival to it; not started yet."""
-    path = rival if rival in BASELINES else str(Path(rival or estimator_path(options)).expanduser().resolve())
+    path = rival or os.path.abspath(os.path.expanduser(estimator_path(options)))     # never a baseline's name
     class_name = None if rival else options.class_
     arguments = path, class_name, rules, options.seed, getattr(options, "fail_fast", False)
     profile = Profile(Path(path).parent) if getattr(options, "profile", False) and not rival else None
