@@ -1981,7 +1981,7 @@ return Liar()"""
 HOSTILE = {         # what predict() does on the first network, and its fate here and in a worker; None: would end us, or does nothing
     "swallow": ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", *["time_exhausted"] * 2),
     "steal the signal": ("signal.signal(signal.SIGALRM, signal.SIG_IGN)\nwhile True: pass", None, "time_exhausted"),
-    "kill": ("os.kill(os.getpid(), signal.SIGKILL)", None, "WORKER_EOF"),
+    "kill": ("os.kill(os.getpid(), getattr(signal, 'SIGRTMIN', 8) + 1)", None, "WORKER_EOF"),      # a signal without a name
     "fill memory": ("np.ones(2**28)", None, "PREDICT_ERROR"),
     "fork": ("os.fork()", "scored", "scored"),
     "charge nothing": ("wb.BudgetContext.charge = lambda *_, **__: None", "PREDICT_ERROR", "PREDICT_ERROR"),
@@ -2090,6 +2090,11 @@ def test_fail_fast_lets_python_s_own_traceback_out(tmp_path):
     done = whest("run", estimator_file(tmp_path, "raise KeyError('weights')"), *SMALL, "--fail-fast")
     assert done.returncode == 1 and "in predict" in done.stderr
     assert done.stderr.strip().endswith("KeyError: 'weights'")
+
+def test_fail_fast_stops_at_the_first_failure_of_a_worker_too(tmp_path):
+    for body, says in (("raise KeyError('weights')", "KeyError: 'weights'"), ("import os; os._exit(7)", "exit status 7")):
+        done = whest("run", estimator_file(tmp_path, body), *SMALL, "--fail-fast", "--runner", "subprocess")
+        assert done.returncode == 1 and done.stdout == "" and says in done.stderr
 
 
 # ======================================================================================

@@ -4440,7 +4440,7 @@ class Alarm:
         Alarm.current, self.process, self.start = self, os.getpid(), time.perf_counter()
         if self.works:
             self.previous = signal.signal(signal.SIGALRM, self.strike)
-            self.set(self.seconds)
+            self.set(self.seconds + 1e-3)       # when the context's clock, begun later, is past the limit too
         return self
 
     def stop(self) -> float:
@@ -4816,14 +4816,14 @@ class SubprocessRunner(LocalRunner):
         answer, data = {}, b""
         try:
             while isinstance(answer, dict) and answer.get("token") != message["token"]:
-                answer, data = self.frames.get(timeout=min(max(0, end - time.monotonic()), threading.TIMEOUT_MAX))
-        except queue.Empty:
+                answer, data = self.frames.get(timeout=min(end - time.monotonic(), threading.TIMEOUT_MAX))
+        except (queue.Empty, ValueError):       # the latter for a timeout below zero
             return {"code": "TIMEOUT", "message": f"The worker gave no answer within {timeout:.0f} s."}, b""
         if isinstance(answer, EOFError):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1.0)
             status = self.process.poll()
-            how = signal.Signals(-status).name if status and status < 0 else f"exit status {status}"
+            how = signal.strsignal(-status) if status and status < 0 else f"exit status {status}"
             return {"code": "WORKER_EOF", "message": f"The worker process died ({how})."}, b""
         unclear = {"code": "WORKER_PROTOCOL_ERROR", "message": "The worker's answer was not understood."}
         return unclear | (answer if isinstance(answer, dict) else {}), data
@@ -4843,15 +4843,15 @@ class SubprocessRunner(LocalRunner):
         if good and said["error"] is None and said["flag"] is None:
             good = len(data) == 4 * mlp.depth * mlp.width and bool(np.isfinite(np.frombuffer(data, np.float32)).all())
             said["prediction"] = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width) if good else None
-        if not good:
+        if good:
+            outcome = Outcome(**said)
+        else:
             self.stop()
             message, code = str(answer["message"]), str(answer["code"])
-            if code == "TIMEOUT":
-                return Outcome(flag="time_exhausted", wall_time_s=limit, traceback=message)
-            return Outcome(error={"message": message, "details": {}}, error_code=code)
-        outcome = Outcome(**said)
-        if self.fail_fast and (outcome.error_code or outcome.flag):
-            raise WhestError(outcome.traceback or str(outcome.error), stage="predict", code=outcome.error_code or "PREDICT_ERROR")
+            outcome = Outcome(error={"message": message, "details": {}}, error_code=code) if code != "TIMEOUT" else \
+                Outcome(flag="time_exhausted", wall_time_s=limit, traceback=message)
+        if self.fail_fast and outcome.failed:
+            raise WhestError(outcome.traceback or outcome.error["message"], stage="predict", code=outcome.error_code or "PREDICT_ERROR")
         return outcome
 
     def stop(self) -> None:
