@@ -5339,7 +5339,7 @@ def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
     if results["failure_breakdown"]["error"]:
         yield f"Next: whest run {config['estimator']} --n-mlps 3 --runner local --debug"
     else:
-        yield f"Next: python {config['estimator']} --baseline covariance_propagation"
+        yield f"Next: whest checklist {config['estimator']}"
 
 
 def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
