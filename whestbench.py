@@ -6425,22 +6425,22 @@ def bench_shape(rules: Round, repeats: int, threads: concurrent.futures.Executor
         rates["engine"].append(clock(lambda: deque(threads.map(functools.partial(simulate_block, network, 1), range(n_samples // block)), 0)))
         rates["numpy"].append(clock(lambda: numpy_engine(weights, n_samples, threads)))
         rates["fma_peak_gflops"].append(peak())
+        rates["real"].append(ask_real_package("whestbench-0.16.2", REAL_SAMPLER, width, depth, n_samples) or math.nan)
         if repeat == 0:                         # a warm-up
             rates.clear()
     rates["gflops"] = [rate * width**2 * (2 * depth - 1) / 1e9 for rate in rates["engine"]]
     row = {name: float(np.median(values)) for name, values in rates.items()}
-    row["times_numpy"], row["of_peak"] = (float(np.median(np.divide(rates[a], rates[b])))
-                                          for a, b in (("engine", "numpy"), ("gflops", "fma_peak_gflops")))
-    row["real"] = ask_real_package("whestbench-0.16.2", REAL_SAMPLER, width, depth, n_samples)
-    row["times_real"] = row["real"] and row["engine"] / row["real"]
-    return {"round": rules.tag, "shape": f"{width}x{depth}"} | row
+    for name, a, b in (("times_numpy", "engine", "numpy"), ("times_real", "engine", "real"),
+                       ("of_peak", "gflops", "fma_peak_gflops")):
+        row[name] = float(np.median(np.divide(rates[a], rates[b])))
+    return {"round": rules.tag, "shape": f"{width}x{depth}"} | {k: None if v != v else v for k, v in row.items()}
 
 
 @command("repeats max_threads format json")
 def bench(options, screen: Screen) -> int:
     """Measure the engine against NumPy, the chip's FMA peak and the real package; and what counting a call costs.
 
-    Everything is measured side by side in this run, as medians; quote the ratios. Takes about a minute.
+    Everything is measured side by side in this run, as medians; quote the ratios. Takes a minute or two.
     """
     limit_threads(options.max_threads)
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
@@ -6452,7 +6452,8 @@ def bench(options, screen: Screen) -> int:
     with BudgetContext(10**15, quiet=True, prices="0.12"):
         ours = tools["overhead"](fnp)
     real = ask_real_package("flopscope-0.12.4", REAL_OVERHEAD) or {}
-    calls = [{"call": name, "numpy_us": plain[name], "ours_us": ours[name], "real_us": real.get(name)} for name in plain]
+    calls = [{"call": name, "numpy_us": us, "ours_us": ours[name], "real_us": real.get(name), "added_us": ours[name] - us,
+              "times_less_added": real and (real[name] - us) / (ours[name] - us) or None} for name, us in plain.items()]
     if screen.format == "json":
         screen.write(json.dumps({"engine": shapes, "overhead": calls}, indent=2))
         return 0
@@ -6463,8 +6464,10 @@ def bench(options, screen: Screen) -> int:
                "x real": "times_real", "GFLOP/s": "gflops", "FMA peak": "fma_peak_gflops", "of peak": "of_peak"}
     screen.panel("Engine", ["".join(f"{title:>10}" for title in columns), *(
         "".join(f"{row[key]:>10}" if key == "shape" else cell(row[key]) for key in columns.values()) for row in shapes)])
-    screen.panel("Overhead of a call on 256 float32, in microseconds", [f"{'call':<16}{'NumPy':>10}{'ours':>10}{'added':>10}{'real 0.12':>10}", *(
-        f"{c['call']:<16}" + "".join(map(cell, (c["numpy_us"], c["ours_us"], c["ours_us"] - c["numpy_us"], c["real_us"]))) for c in calls)])
+    columns = {"NumPy": "numpy_us", "ours": "ours_us", "added": "added_us", "real 0.12": "real_us", "x less": "times_less_added"}
+    screen.panel("Overhead of a call on 256 float32, in microseconds", [
+        " " * 16 + "".join(f"{title:>10}" for title in columns),
+        *(f"{c['call']:<16}" + "".join(cell(c[key]) for key in columns.values()) for c in calls)])
     return 0
 
 
