@@ -1986,6 +1986,7 @@ HOSTILE = {         # what predict() does on the first network, and its fate her
     "fork": ("os.fork()", "scored", "scored"),
     "charge nothing": ("wb.BudgetContext.charge = lambda *_, **__: None", "PREDICT_ERROR", "PREDICT_ERROR"),
     "patch": ("np.sqrt = np.isfinite = time.perf_counter = wb.materialise = wb.final_error = wb.PRICES.clear()", "scored", "scored"),
+    "stop the clock": ("wb._clock = time.perf_counter = time.monotonic = lambda: 0.0", "scored", "scored"),
     "clear prices": ("wb.PRICES['0.7'].rows.clear()", "PREDICT_ERROR", "PREDICT_ERROR"),
     "lie about a shape": (LIAR, "ValueError", "ValueError"),
     "raise what has no text": ("class Odd(BaseException):\n    details = 7\n    def __str__(self): return 1 / 0\nraise Odd",
@@ -2016,6 +2017,7 @@ def test_a_hostile_estimator_harms_its_own_network_only(trick, runner, fate, tmp
     bad, good = json.loads(out)["results"]["per_mlp"]
     assert (bad.get("error_code") or next(filter(bad.get, wb.FLAGS), "scored")) == fate
     assert numbers(good) == untouched and untouched["flops_used"] > 0 and "Traceback" not in err
+    assert good["wall_time_s"] > 0
 
 def test_a_tear_down_that_fails_costs_nothing_and_is_told(command):
     for down, says in (("1 / 0", "ZeroDivisionError"), ("import sys; sys.exit(3)", "SystemExit: 3"), ("while True: pass", "0.5")):

@@ -4568,7 +4568,7 @@ def debuggable(screen):
 @contextlib.contextmanager
 def unpatched(context: BudgetContext):
     """Put back, at no charge, what an estimator replaces in this module, its classes, its prices, fnp, NumPy or time."""
-    pause = context.pause
+    pause, clock = context.pause, _clock
     with pause():
         tables = [*map(vars, (np, time, flops, flops.stats, *_spaces.values())), PRICES, *(b.rows for b in PRICES.values())]
         owners = [sys.modules[__name__], *(c for c in globals().values() if isinstance(c, type) and c.__module__ == __name__)]
@@ -4577,6 +4577,7 @@ def unpatched(context: BudgetContext):
     try:
         yield
     finally:
+        globals()["_clock"] = clock         # which the pause reads
         with pause():
             for table, before in zip(tables, kept):
                 table.update(before)
