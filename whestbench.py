@@ -1799,10 +1799,12 @@ ndtri = np.vectorize(lambda p: _normal.inv_cdf(p) if 0 < p < 1 else math.copysig
 
 
 def phi(z):
+    """Standard normal density."""
     return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
 def Phi(z):
+    """Standard normal distribution function."""
     return erfc(-z / math.sqrt(2)) / 2
 
 
@@ -5661,7 +5663,7 @@ def question(tier: int, words: str, of_predictions: bool = False) -> Callable:
 
 
 @question(0, "FLOPs-vs-MSE convergence table", True)
-def ask_table(e):
+def _ask_table(e):
     yield from table_lines(e.table)
 
 
@@ -5681,12 +5683,12 @@ for _words, _word in (("Output shape: does predict() return shape (mlp.depth, ml
 
 
 @question(1, "Class name: is your class named Estimator?")
-def ask_class(e):
+def _ask_class(e):
     yield "yes" if e.class_found == "Estimator" else f"it is {e.class_found}, which the loader took"
 
 
 @question(1, "Determinism, and the other checks of whest validate")
-def ask_validation(e):
+def _ask_validation(e):
     bad = {c["check"]: f"{c['check']}: {c['detail']}" for c in e.checks[::-1] if not c["ok"]}
     yield "; ".join(bad.values()) or f"all {len(e.checks)} pass"
     draws = [row for row in e.lines if any("random" in c["operation"] for c in row["charges"])]
@@ -5698,7 +5700,7 @@ def ask_validation(e):
 
 
 @question(2, "Did predict() raise?")
-def ask_raise(e):
+def _ask_raise(e):
     raised = [(i, o) for i, o in enumerate(e.outcomes) if o.error_code and "hint" not in o.error["details"]]
     yield f"yes, on {len(raised)} of {len(e.suite)} MLPs" if raised else f"no, on none of {len(e.suite)} MLPs"
     groups = defaultdict(list)
@@ -5712,7 +5714,7 @@ def ask_raise(e):
 
 
 @question(2, "Does zeros beat you?", True)
-def ask_zeros(e):
+def _ask_zeros(e):
     mine = e.results["corrected"]["score"]
     errors = [entry["zeros_final_layer_mse"] for entry in e.results["per_mlp"]]
     theirs = float(np.mean(errors)) * MULTIPLIER_FLOOR
@@ -5723,7 +5725,7 @@ def ask_zeros(e):
 
 
 @question(2, "Does sampling with the same FLOPs beat you?", True)
-def ask_sampling(e):
+def _ask_sampling(e):
     mine, spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
     (paid, n_samples), multiplier = sampling_score(e.results, e.config), e.results["mean_score_multiplier"]
     same = paid * n_samples / max(1.0, n_samples * spent / (multiplier * e.rules.flop_budget))
@@ -5737,7 +5739,7 @@ def ask_sampling(e):
 
 
 @question(2, "Is budget_exhausted true?")
-def ask_exhausted(e):
+def _ask_exhausted(e):
     flags = Counter((o.flag, o.line) for o in e.failed if o.flag)
     yield ("; ".join(f"{flag} = true on {n} of {len(e.suite)} MLPs" for (flag, _), n in flags.items())
            or f"no: {e.results['mean_compute_utilization']:.2%} of the budget is used")
@@ -5748,7 +5750,7 @@ def ask_exhausted(e):
 
 
 @question(2, "Are errors concentrated at deep layers?", True)
-def ask_layers(e):
+def _ask_layers(e):
     mine, theirs = e.results["per_layer_mse"], e.baseline
     growth = [None] + [b / a if a else None for a, b in zip(mine, mine[1:])]
     yield {"layers": [dict(zip(("mse", "baseline_mse", "growth"), row)) for row in zip(mine, theirs, growth)]}
@@ -5765,7 +5767,7 @@ def ask_layers(e):
 
 
 @question(2, "What is the final layer's error made of?", True)
-def ask_anatomy(e):
+def _ask_anatomy(e):
     if any(p is None for again in e.reseeded for p in again):
         yield "not measured: predict() failed with another mlp.seed"
         return
@@ -5791,7 +5793,7 @@ def ask_anatomy(e):
 
 
 @question(3, "Is matmul dominant?")
-def ask_matmul(e):
+def _ask_matmul(e):
     charges = merged(itertools.chain(*[row["charges"] for row in e.lines]), "operation")
     top = sorted(charges, key=lambda c: -c["flops_used"])[:4]
     total = e.bill * len(e.suite)
@@ -5804,7 +5806,7 @@ def ask_matmul(e):
         yield from (finding for finding in found if finding.share)      # under the floor it is well spent
 
 
-def ask_notes(kind: str, what: str, said: str, change: str, e):
+def _ask_notes(kind: str, what: str, said: str, change: str, e):
     """What the watch noted of a kind, and a Finding for each place; `said` and `change` are templates."""
     notes = e.notes.get(kind, [])
     total = sum(note[0] for note in notes)
@@ -5826,11 +5828,11 @@ for _words, *_texts in (
     ("Work on rows or columns that are zero?", "zeros", "products with rows or columns of zeros",
      "{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"),
 ):
-    question(3, _words)(functools.partial(ask_notes, *_texts))
+    question(3, _words)(functools.partial(_ask_notes, *_texts))
 
 
 @question(3, "float64 where float32 would do?")
-def ask_float64(e):
+def _ask_float64(e):
     for row in e.lines:
         wide = [c for c in row["charges"] if c["dtype"] in ("float64", "complex128")]
         row["float64"] = sum(c["flops_used"] for c in wide if c["operation"][:6] != "stats.")   # always are
@@ -5843,7 +5845,7 @@ def ask_float64(e):
 
 
 @question(3, "Work done in plain NumPy?")
-def ask_uncounted(e):
+def _ask_uncounted(e):
     notes = e.notes.get("uncounted", [])
     total = sum(note[0] for note in notes)
     yield f"{readable(total)} FLOPs, {total / e.bill:.1%} of the bill, as far as seen{e.until}"
@@ -5854,7 +5856,7 @@ def ask_uncounted(e):
 
 
 @question(3, "Many small calls?")
-def ask_calls(e):
+def _ask_calls(e):
     calls = sum(row["calls"] for row in e.lines) / len(e.suite)
     seconds, gate = calls * CALL_RESIDUAL, e.rules.residual_wall_time_limit
     cost = seconds * e.rules.lambda_flops_per_second
