@@ -2860,7 +2860,8 @@ X4, X4; "ij,ij->", X34, X34; "ij,kl->", X34, X43; "ij,k->i", X34, X3; "bi,bj,ij-
 "ij,jk->ik", X03, X34; "ab,bc,ca->", X44, X44, X44; "ij,ij->ij", X34, F34; "i->", X4 ;; einsum_path:
 "ij,jk,kl->il", X34, X43, X34 ;; kron: X34, X22; X3, X2"""
 ZOO["symmetric"] = r"""
-= zeros4 + zeros4; sym3 + sym3; sym3 * 2.0; sym3 + X33; sym3 @ sym3; sym3 @ X33; fnp.exp(sym3);
+= zeros4 + zeros4; [fnp.add(sym3, sym3, out=sym3), fnp.exp(sym3)][1]; [fnp.exp(X33, out=zeros4[:3, :3]), 1][0];
+sym3 + sym3; sym3 * 2.0; sym3 + X33; sym3 @ sym3; sym3 @ X33; fnp.exp(sym3);
 fnp.sum(sym3); fnp.sum(sym3, axis=0); fnp.mean(sym3, axis=1); fnp.var(sym3); fnp.cumsum(sym3, axis=0);
 fnp.max(cube3, axis=0); fnp.sum(cube3, axis=1); cube3 * cube3; fnp.transpose(cube3, (2, 0, 1)); sym3.T;
 sym3[0]; sym3[:2, :2]; cube3[0]; cube3[0] + cube3[0]; cube3[1:, 0]; sym3.reshape(9); sym3.copy() + 1;

@@ -2134,7 +2134,8 @@ def _run(name, function, args, kwargs, logged=None):
             context.charge(bill, start)
     if kwargs.get("out") is not None and name in _FUNCTIONS:        # but samplers dress it
         result = dress(kwargs["out"]) if name in ("take", "concatenate") else kwargs["out"]
-        _written(result, book)
+        if not _keeps_symmetry(name, args, kwargs):
+            _written(result, book)
     else:
         if not _stays_plain(name, args, book):
             result = _FINISH.get(name, dress)(result, args)
@@ -2347,8 +2348,14 @@ def _require_writable(name, args, kwargs):
         raise TypeError(f"{name} has no out= in this book")
     if not _group_of(out) or out._writable or name in ("take", "concatenate"):
         return
-    if not _any_symmetric(args) or _symmetry_of(name, args, kwargs, out) != out._group:
+    if not _keeps_symmetry(name, args, kwargs):
         raise ValueError(f"{name} would break the symmetry of out=: give it a plain copy")
+
+
+def _keeps_symmetry(name, args, kwargs):
+    """Whether a result has the symmetry of the array that it is written to."""
+    group = _group_of(kwargs["out"])
+    return group and _any_symmetric(args) and _symmetry_of(name, args, kwargs, kwargs["out"]) == group
 
 
 def _written(array, book):
