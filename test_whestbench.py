@@ -2689,6 +2689,17 @@ def test_the_page_s_own_commands_work_as_typed(tmp_path):
                               timeout=120)
         assert done.returncode == 0, (arguments, done.stderr)
 
+def test_bench_measures_every_round_s_shape_and_the_overhead_of_a_call():
+    done = whest("bench", "--repeats", 1, "--json", WHESTBENCH_ORACLES="")
+    document = json.loads(done.stdout)
+    assert [row["round"] for row in document["engine"]] == list(wb.ROUNDS)
+    for row in document["engine"]:
+        assert row["times_numpy"] == pytest.approx(row["engine"] / row["numpy"]) and row["real"] is row["times_real"] is None
+        assert row["of_peak"] == pytest.approx(row["gflops"] / row["fma_peak_gflops"])
+    for row in document["overhead"]:
+        assert row["added_us"] == row["ours_us"] - row["numpy_us"] and row["numpy_us"] > 0
+    assert {"x + x", "w @ x", "mean(x)", "x[3]"} <= {row["call"] for row in document["overhead"]}
+
 def test_the_module_is_a_script_and_never_imports_argparse():
     source = (HERE / "whestbench.py").read_text()
     assert not re.search(r"^\s*(import|from) argparse", source, re.M)

@@ -5741,7 +5741,8 @@ def _ask_sampling(e):
            f"with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
     if mine > 2 * paid:
         said = f"sampling scores {mine / paid:.3g} times better at your multiplier"
-        change = "spend the first tenth of the budget, which is free, if only on samples"
+        change = ("spend the first tenth of the budget, which is free, if only on samples" if multiplier == MULTIPLIER_FLOOR
+                  else "find what costs more than it brings, or sample instead")
         yield Finding(2 if mine > 2 * same else 3, said, change, e.end, 0, 1 - paid / mine)
 
 
