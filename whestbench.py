@@ -5251,12 +5251,12 @@ def profile_lines(results: dict, screen: Screen) -> Iterator[str]:
     """The participant's source with the bill of every line, and the bill by namespace and operation."""
     lines = results["profile"]["lines"]
     used, file, last = max(1, results["profile"]["flops_used"]), None, 0
-    columns = "{:>4} {:>8} {:>9} {:>7} {:<8} {:>6} {:>8} {:<5} {}".format
+    columns = "{:>4} {:>7} {:>8} {:>6} {:<4} {:>6} {:>7} {:<5} {}".format
 
     def cells(first, row: dict, cumulative: str, seconds: float, charges: list, text: str) -> str:
         dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in charges if c["dtype"]})
         share = row["flops_used"] / used
-        own = f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}", screen.bar(share, 8)
+        own = f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}", screen.bar(share, 4)
         line = columns(first, *own, cumulative, f"{seconds * 1e3:,.1f}", "+".join(dtypes), text)
         return line[:screen.width - 4]
 
@@ -5264,14 +5264,14 @@ def profile_lines(results: dict, screen: Screen) -> Iterator[str]:
         if row["file"] != file and row["line"]:
             file, last = row["file"], row["line"]
             yield screen.paint(file, "strong")
-            yield columns("line", "calls", "FLOPs", "of bill", "", "cumul.", "ms", "dtype", "source")
+            yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "ms", "dtype", "source")
         if last + 1 < row["line"]:
             yield columns(*[""] * 8, "...")
         last = row["line"]
         yield cells(last or "", row, f"{row['cumulative_flops_used'] / used:.1%}", row["cumulative_time_s"],
                     row["charges"], row["source"])
     yield ""
-    yield columns("", "calls", "FLOPs", "of bill", "", "", "ms", "dtype", "namespace: operation")
+    yield columns("", "calls", "FLOPs", "share", "", "", "ms", "dtype", "namespace: operation")
     charges = merged(itertools.chain(*[row["charges"] for row in lines]), "namespace", "operation", "dtype")
     for c in sorted(charges, key=lambda c: -c["flops_used"])[:12]:
         yield cells("", c, "", c["time_s"], [c], f"{c['namespace'] or '-'}: {c['operation']}")
