@@ -6465,7 +6465,8 @@ def bench(options, screen: Screen) -> int:
         ours = tools["overhead"](fnp)
     real = ask_real_package("flopscope-0.12.4", REAL_OVERHEAD) or {}
     calls = [{"call": name, "numpy_us": us, "ours_us": ours[name], "real_us": real.get(name), "added_us": ours[name] - us,
-              "times_less_added": real and (real[name] - us) / (ours[name] - us) or None} for name, us in plain.items()]
+              "times_less_added": (real[name] - us) / (ours[name] - us) if real and ours[name] > us else None}
+             for name, us in plain.items()]
     if screen.format == "json":
         screen.write(json.dumps({"engine": shapes, "overhead": calls}, indent=2))
         return 0
