@@ -3364,13 +3364,13 @@ def relu_group(typingctx, z, masks, total):
 # Truth
 #
 # The mean of every neuron, with an error bar. Samples come as antithetic pairs in groups. The final layer
-# also gets control variates: the means of
-# |z1| and z2^2 (pre-activations of layers 1 and 2) are known in closed form, and so, from the derivative of
-# mean propagation, is about how far their scatter moves the final layer. One number, the scale of that
-# correction, is fitted. Any coefficients leave the truth unbiased; poor ones only make it less precise.
+# also gets control variates: the means of |z1| and z2^2 (pre-activations of layers 1 and 2) are known in
+# closed form, and so, from the derivative of mean propagation, is about how far their scatter moves the
+# final layer. One number, the scale of that correction, is fitted. Any coefficients leave the truth
+# unbiased; poor ones only make it less precise.
 # ======================================================================================
 
-POOL = 4              # of the engine"s groups are one observation of the final layer
+POOL = 4              # of the engine's groups are one observation of the final layer
 CHUNK = 4096          # samples that enter the moments at once; checkpoints are CHUNK * 2**k
 MIN_FOLD_GROUPS = 8   # a fold of fewer groups is no judge of the scale: plain pairs
 
@@ -3386,8 +3386,8 @@ def control_variates(weights):
     Returns their exact means (2 * width,); the coefficients (2 * width, width) float32, change of the final
     means per unit of each feature; and `centre` (width,), rough final means.
 
-    E|z1_j| = |w_j| sqrt(2/pi); E z2_i^2 = (W2" M W2)_ii with M the arc-cosine kernel (Cho and Saul 2009).
-    A pair"s mean of z2 is |z1| @ W2 / 2, so a group"s features give mean and variance of its z2; mean
+    E|z1_j| = |w_j| sqrt(2/pi); E z2_i^2 = (W2' M W2)_ii with M the arc-cosine kernel (Cho and Saul 2009).
+    A pair's mean of z2 is |z1| @ W2 / 2, so a group's features give mean and variance of its z2; mean
     propagation (pre-activations as independent Gaussians) takes these to the final means. The coefficients
     are its derivative, by the chain rule from the last layer back.
     """
@@ -3431,7 +3431,7 @@ def control_variates(weights):
 class Truth:
     """E[activation] of every neuron for x ~ N(0, I), and how far off it may be.
 
-    `mean`, `standard_error` (depth, width); `variance` (width,), of one sample"s final activations;
+    `mean`, `standard_error` (depth, width); `variance` (width,), of one sample's final activations;
     `covariance` (width, width), of the error of mean[-1]: neurons move together. Errors are nan, unknown, for
     a single group. `scale`: the part of the closed-form correction that was made, 0 for plain pairs.
     """
@@ -3497,7 +3497,7 @@ class WhiteBox:
             F = s["final"] - np.outer(folds, centre)
             P = matrix_product(s["features"] - np.outer(folds, means), coefficients)
             if not plain and folds.min() >= MIN_FOLD_GROUPS * POOL * GROUP:
-                # Least squares of F on P, one number for all neurons, each fold"s from the other: no sample
+                # Least squares of F on P, one number for all neurons, each fold's from the other: no sample
                 # judges its own scale. 1 where mean propagation is right, 0 where it says nothing. Rounded,
                 # so that the last bits of a product do not reach the mean.
                 FP, PP = s["traces"]
@@ -4045,7 +4045,6 @@ FLAGS = ("budget_exhausted", "time_exhausted", "residual_wall_time_exhausted", "
 TIMES = ("wall_time_s", "flopscope_backend_time_s", "flopscope_overhead_time_s", "residual_wall_time_s")
 
 
-
 @dataclass
 class Outcome:
     """What one predict() call gave and what it cost: a valid prediction `(depth, width)`, or why there is none.
@@ -4178,7 +4177,7 @@ def suite_error(errors, multipliers):
         scatter = np.var(m * (raw - floor), ddof=1) - (m ** 2 * (linear + quadratic)).mean()
         between = math.sqrt(max(scatter, 0) / n)
     return TruthError(float((m * raw).mean()), float((m * floor).mean()), float(m ** 2 @ linear / n ** 2),
-                 float(m ** 2 @ quadratic / n ** 2), between, n)
+                      float(m ** 2 @ quadratic / n ** 2), between, n)
 
 
 def student_cdf(t, dof):
