@@ -1,4 +1,7 @@
-"""What you are here to beat: black-box sampling. Edit predict(), then `python estimator.py` or `whest run estimator.py`."""
+"""What you are here to beat: black-box sampling.
+
+Edit predict(), then type `python estimator.py` or `whest run estimator.py`.
+"""
 from whestbench import MLP, BaseEstimator
 
 import flopscope as flops
@@ -9,7 +12,7 @@ SHARE_OF_BUDGET = 0.09      # below a tenth of the budget, spending less earns n
 
 class Estimator(BaseEstimator):
     def predict(self, mlp: MLP, budget: int) -> fnp.ndarray:
-        """Mean activations, shape (depth, width), from as many random inputs as the share of the budget pays for."""
+        """Mean activations (depth, width), from as many random inputs as the share of the budget pays for."""
         n_samples = max(1, int(SHARE_OF_BUDGET * budget / (2 * mlp.depth * mlp.width**2)))
         rng = fnp.random.default_rng(mlp.seed)
         with flops.namespace("sampling"):

@@ -63,6 +63,15 @@ if __name__ == "__main__" and (
 import numpy as np
 
 __version__ = "1.0.0"
+__all__ = """
+    ROUNDS Round PRICES PriceBook BudgetContext BudgetExhaustedError TimeExhaustedError namespace budget_summary
+    budget_summary_dict budget_reset use_prices flops fnp MLP BaseEstimator SetupContext WhestError Misuse sample_mlp
+    sample_suite build_mlp relu run_mlp run_mlp_all_layers sample_layer_statistics monte_carlo_layer_means
+    load_estimator limit_threads pack_weights samples_per_block simulate_block block_inputs Truth TruthSource
+    TruthStore grow_together Suite read_suite write_suite load_dataset mlp_at iter_mlps InvalidDatasetError BASELINES
+    Baseline Outcome TruthError final_error suite_error score_mlp score_suite compare convergence_tables
+    compare_against_monte_carlo metered_predict Profile LocalRunner SubprocessRunner Screen report_run COMMANDS main
+""".split()
 
 # Run as a script, this module is still `whestbench`: one copy of every class, whoever imports it.
 _RUN_AS_SCRIPT = __name__ == "__main__"
