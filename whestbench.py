@@ -3523,14 +3523,14 @@ def checkpoints(width: int, depth: int, max_work: float) -> Iterator[int]:
 
 
 # ======================================================================================
-# Truth, second half: growing, remembered, shared
+# Truth: grown, remembered, shared
 #
-# The sums of a truth are a binary tree over chunks of samples. Any node can be computed
-# anywhere, and nodes are added in one order only: neither workers nor interruptions move
-# a bit. The store forgets rather than errs. Suites and published datasets are read here.
+# The sums of a truth are those of its nodes, runs of samples that any thread, process or
+# machine can compute; they are added in order, so neither workers nor interruptions move a
+# bit. The store forgets rather than errs. Suites and published datasets are read here.
 # ======================================================================================
 
-STREAM = "2"        # of random numbers and their sums; the store never mixes two versions
+STREAM = "3"        # of random numbers, their sums and files; the store never mixes two versions
 
 
 class InvalidDatasetError(WhestError, ValueError):
@@ -3538,18 +3538,18 @@ class InvalidDatasetError(WhestError, ValueError):
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(path: str | os.PathLike) -> Iterator[None]:
     """Whatever is found wrong with a file, say it in one sentence."""
     try:
         yield
     except WhestError:
         raise
-    except Exception as exc:
+    except Exception as exc:        # a damaged file can raise anything
         what = f"it has no {exc}" if isinstance(exc, KeyError) else exc
         raise InvalidDatasetError(f"{path} is not a usable suite or dataset: {what}") from exc
 
 
-def need(module: str, extra: str):
+def need(module: str, extra: str) -> types.ModuleType:
     """Import an optional package, or name the extra that brings it."""
     try:
         return importlib.import_module(module)
@@ -3566,128 +3566,117 @@ def fingerprint(*arrays) -> str:
     return digest.hexdigest()
 
 
-class TruthSource:
-    """The truth of one network as it grows; the same to the bit however it got there.
-
-    `stack`: what has been summed, (n_chunks, sums) of falling powers of two, the binary digits of their number.
-    """
-
-    def __init__(self, weights, store: TruthStore | None = None, plain: bool = False):
-        self.weights, self.store, self.plain = [np.asarray(w, np.float32) for w in weights], store, plain
-        self.width, self.depth, sha256 = len(weights[0]), len(weights), fingerprint(*self.weights)
-        self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
-        self.stack, self.saved, self.saved_at, self.truth = [], None, time.monotonic(), None
-        self.network = self.white_box = None
-
-    n_chunks = property(lambda self: sum(size for size, _ in self.stack))
-
-    def prepare(self) -> None:
-        """Work out what sampling takes."""
-        self.network = self.network or pack_weights(self.weights)
-        self.white_box = self.white_box or WhiteBox(self.weights)
-
-    def __getstate__(self) -> dict:
-        """What another process must know."""
-        return vars(self) | {"network": None, "store": None, "stack": [], "truth": None}
-
-    def at(self, n_samples: int, executor: concurrent.futures.Executor | None = None) -> Truth:
-        """The truth of exactly `n_samples`; samples only what is neither here nor in the store."""
-        return grow_together([self], n_samples, executor=executor)[0][0]
-
-    def sums(self, first: int, n_chunks: int, n_samples: int) -> dict:
-        """Sums over a node, `n_chunks` from chunk `first` on; or over the first `n_samples` of one chunk."""
-        if n_chunks > 1:
-            return add_sums(*(self.sums(i, n_chunks // 2, n_samples) for i in (first, first + n_chunks // 2)))
-        self.prepare()      # in another process the network is yet to be packed
-        size = samples_per_block(self.width)
-        return self.white_box.sums([simulate_block(self.network, self.key, i, min(size, n_samples - start))
-                                    for i, start in enumerate(range(0, n_samples, size), first * -(-CHUNK // size))])
-
-    def recall(self, n_samples: int, stack: list | None = None) -> Truth | None:
-        """The truth that is remembered for `n_samples`, or that of a stack, to be remembered."""
-        file = f"{self.name}/{n_samples}{'-plain' * self.plain}"
-        if stack:
-            total = add_sums(*(sums for _, sums in stack[::-1]))
-            arrays = pack_truth(self.white_box.truth(total, self.plain))
-            if self.store:
-                self.store.put(file, arrays)
-        elif self.truth and self.truth.n_samples == n_samples:
-            return self.truth
-        else:
-            arrays = self.store and self.store.get(file)
-        self.truth = arrays and unpack_truth(arrays)        # rounded, whether it comes from the store or not
-        return self.truth
-
-    def nodes(self, n_samples: int, n_workers: int) -> Iterator[tuple]:
-        """What is yet to be summed, as arguments of `sums`."""
-        end, rest = divmod(n_samples, CHUNK)
-        if self.store and self.saved is None:
-            kept = self.store.get(f"{self.name}/sums") or {"sizes": []}
-            sizes = [int(size) for size in kept.pop("sizes")]
-            self.saved = sum(sizes)
-            if self.n_chunks < self.saved <= end:
-                self.stack = [(size, {k: a[i] for k, a in kept.items()}) for i, size in enumerate(sizes)]
-        if self.n_chunks > end:
-            self.stack = []
-        done = self.n_chunks
-        # Up to 2^40 FLOPs are worth the way to another process, unless that leaves workers idle.
-        most = min(2**39 // (CHUNK * self.width**2 * self.depth), (end - done) // (4 * n_workers))
-        while done < end:
-            size = min(done & -done or 1, *(1 << max(n, 1).bit_length() - 1 for n in (most, end - done)))
-            yield done, size, CHUNK
-            done += size
-        if rest:
-            yield end, 1, rest
-
-    def receive(self, sums: dict, size: int, n_samples: int) -> None:
-        """Add the next node."""
-        if n_samples < CHUNK:
-            self.recall(self.n_chunks * CHUNK + n_samples, [*self.stack, (size, sums)])
-            return
-        stack = self.stack
-        while stack and stack[-1][0] == size:
-            sums, size, stack = add_sums(stack[-1][1], sums), 2 * size, stack[:-1]
-        self.stack = [*stack, (size, sums)]     # in one go, whenever Ctrl-C strikes
-        if self.store and not stack:            # a checkpoint
-            self.recall(size * CHUNK, self.stack)
-        if time.monotonic() > self.saved_at + 60:
-            self.save()
-
-    def save(self) -> None:
-        """Keep the sums: another run goes on from here."""
-        self.saved_at = time.monotonic()
-        if self.store and self.n_chunks > (self.saved or 0):
-            sizes, sums = zip(*self.stack)
-            self.store.put(f"{self.name}/sums", {k: [s[k] for s in sums] for k in sums[0]} | {"sizes": sizes})
-            self.saved = self.n_chunks
-
-
 def add_sums(first: dict, *others: dict) -> dict:
     """The sums of several nodes, added in the order given."""
     return {k: functools.reduce(np.add, (other[k] for other in others), a) for k, a in first.items()}
 
 
-def grow_together(sources: list[TruthSource], n_samples: int | None = None, error_of: Callable | None = None,
-                  precision: float = 0.02, max_work: float = 2**40, executor: concurrent.futures.Executor | None = None,
-                  progress: Callable[[int, int, Any], None] = lambda *_: None) -> tuple[list[Truth], Any]:
+def samples_in(sums: dict) -> int:
+    """How many samples these sums are over."""
+    return int(np.sum(sums.get("n_samples", 0)))
+
+
+class TruthSource:
+    """The truth of one network, from `weights` (depth, width, width), as it grows.
+
+    `sums` is over all that is sampled, `whole` without the part of a node that a number of samples may end with.
+    """
+
+    def __init__(self, weights: Iterable, store: TruthStore | None = None, plain: bool = False):
+        self.weights, self.store, self.plain = [np.asarray(w, np.float32) for w in weights], store, plain
+        self.width, self.depth, sha256 = len(self.weights[0]), len(self.weights), fingerprint(*self.weights)
+        self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
+        self.sums: dict = {}
+        self.whole: dict = {}
+        self.prepared: tuple[PackedNetwork, WhiteBox] | None = None
+
+    def __reduce__(self):
+        return TruthSource, (self.weights,)     # all that another process must know
+
+    def prepare(self) -> tuple[PackedNetwork, WhiteBox]:
+        """What sampling takes, worked out once in each process."""
+        self.prepared = self.prepared or (pack_weights(self.weights), WhiteBox(self.weights))
+        return self.prepared
+
+    def at(self, n_samples: int, executor: concurrent.futures.Executor | None = None) -> Truth:
+        """The truth of exactly `n_samples`; samples only what is neither here nor in the store."""
+        return grow_together([self], n_samples, executor=executor)[0][0]
+
+    def node(self, start: int) -> int:
+        """Samples in the node at `start`, a power of two: 1% of what is before it, a chunk up to 2^40 FLOPs."""
+        most = min(start // 64, 2**39 // (self.width**2 * self.depth))
+        return max(CHUNK, 1 << most.bit_length() >> 1)
+
+    def sample(self, start: int, n_samples: int) -> dict:
+        """The sums over `n_samples` from `start` on."""
+        network, white_box = self.prepare()
+        end, size = start + n_samples, samples_per_block(self.width)
+        return functools.reduce(add_sums, (white_box.sums([
+            simulate_block(network, self.key, i // size, min(size, end - i))
+            for i in range(chunk, min(chunk + CHUNK, end), size)]) for chunk in range(start, end, CHUNK)))
+
+    def lacking(self, n_samples: int) -> Iterator[tuple[int, int]]:
+        """The nodes yet to be sampled, as arguments of `sample`."""
+        self.sums = max([sums for sums in ({}, self.whole, self.stored()) if samples_in(sums) <= n_samples],
+                        key=samples_in)
+        start = samples_in(self.sums)
+        while start < n_samples:
+            size = min(self.node(start), n_samples - start)
+            yield start, size
+            start += size
+
+    def add(self, sums: dict) -> None:
+        """Take in the next node."""
+        self.sums = add_sums(self.sums, sums) if self.sums else sums
+        n_samples = samples_in(self.sums)
+        if n_samples % self.node(n_samples) == 0:
+            self.whole = self.sums
+
+    def conclude(self) -> Truth:
+        """The truth of what is sampled; remembered."""
+        truth = self.prepare()[1].truth(self.sums, self.plain)
+        truth = replace(truth, covariance=truth.covariance.astype(np.float32))     # most of the file
+        if self.store:
+            self.store.put(self.file(truth.n_samples), vars(truth))
+        return truth
+
+    def recall(self, n_samples: int) -> Truth | None:
+        """The truth of `n_samples`, if it is remembered."""
+        arrays = self.store.get(self.file(n_samples)) if self.store else None
+        return unpack_truth(arrays) if arrays else None
+
+    def file(self, n_samples: int) -> str:
+        return f"{self.name}/{n_samples}{'-plain' * self.plain}"
+
+    def stored(self) -> dict:
+        """The sums in the store."""
+        return self.store and self.store.get(f"{self.name}/sums") or {}
+
+    def save(self) -> None:
+        """Keep the sums: another run goes on from here."""
+        if self.store and self.whole and samples_in(self.whole) > samples_in(self.stored()):
+            self.store.put(f"{self.name}/sums", self.whole)
+
+
+def grow_together(sources: list[TruthSource], n_samples: int | None = None,
+                  error_of: Callable[[list[Truth]], Any] = lambda truths: None, precision: float = 0.02,
+                  max_work: float = 2**40, executor: concurrent.futures.Executor | None = None,
+                  progress: Callable[[int, int, Any], object] = lambda *_: None) -> tuple[list[Truth], Any]:
     """The truths at `n_samples`; or, None, at the first checkpoint where `error_of(truths).precise(precision)`.
 
-    Gives up at `max_work` dense FLOPs a network. Returns the truths and the last `error_of(truths)`; `progress` gets
-    samples done, samples to do, and that error so far. What an interruption leaves is in the store.
+    Gives up at `max_work` dense FLOPs a network. Returns the truths and the last `error_of(truths)`; `progress`
+    gets samples done, samples to do, and that error so far. What an interruption leaves is in the store.
     """
     error = None
     try:
         for goal in [n_samples] if n_samples else checkpoints(sources[0].width, sources[0].depth, max_work):
-            def report(done: int) -> None:
-                progress(done, len(sources) * goal, error)
             try:
-                grow(sources, goal, executor, report)
+                truths = grow(sources, goal, executor, progress, error)
             except concurrent.futures.BrokenExecutor:
                 print("whest: the workers are lost; going on without them.", file=sys.stderr)
                 executor = None
-                grow(sources, goal, executor, report)
-            truths = [source.recall(goal) or source.recall(goal, source.stack) for source in sources]
-            error = error_of(truths) if error_of else None
+                truths = grow(sources, goal, executor, progress, error)
+            error = error_of(truths)
             if error and error.precise(precision):
                 break
     finally:
@@ -3696,33 +3685,42 @@ def grow_together(sources: list[TruthSource], n_samples: int | None = None, erro
     return truths, error
 
 
-def grow(sources: list[TruthSource], goal: int, executor, report: Callable[[int], None]) -> None:
+def grow(sources: list[TruthSource], goal: int, executor, progress: Callable, error) -> list[Truth]:
     """Sample what these sources lack up to `goal`, a bounded number of nodes in flight, and add it in order."""
+    truths = [source.recall(goal) for source in sources]
+    wanted = [source for source, truth in zip(sources, truths) if not truth]
+    pending: deque = deque()
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
-        pool, pending = executor or threads, deque()
-        n_workers = getattr(pool, "_max_workers", 16)
-        wanted = [(i, source) for i, source in enumerate(sources) if not source.recall(goal)]
-        list(threads.map(TruthSource.prepare, [source for _, source in wanted]))
-        todo = ((i, node) for i, source in wanted for node in source.nodes(goal, n_workers))
+        pool = executor or threads
+        in_flight = getattr(pool, "_max_workers", 16) + 2
+        list(threads.map(TruthSource.prepare, wanted))
+        todo = ((source, node) for source in wanted for node in source.lacking(goal))
+        saved_at = time.monotonic()
         try:
             while True:
-                for i, node in itertools.islice(todo, n_workers + 2 - len(pending)):
-                    pending.append((i, node, pool.submit(sources[i].sums, *node)))
+                for source, node in itertools.islice(todo, in_flight - len(pending)):
+                    pending.append((source, pool.submit(source.sample, *node)))
                 if not pending:
-                    return
-                i, (first, size, n), future = pending.popleft()
-                sources[i].receive(future.result(), size, n)
-                report(i * goal + first * CHUNK + size * n)
+                    break
+                source, future = pending.popleft()
+                source.add(future.result())
+                progress(sources.index(source) * goal + samples_in(source.sums), len(sources) * goal, error)
+                if time.monotonic() > saved_at + 60:        # no more is lost to a kill
+                    for source in sources:
+                        source.save()
+                    saved_at = time.monotonic()
         finally:
-            for *_, future in pending:
+            for _, future in pending:
                 future.cancel()
+    return [truth or source.conclude() for source, truth in zip(sources, truths)]
 
 
 class DaskExecutor:
     """The workers of a Dask cluster. A network is sent to them once, and again where one is lost."""
 
     def __init__(self, address: str):
-        connect, self.source = need("distributed", "cluster").Client, None
+        self.source: Any = None
+        connect = need("distributed", "cluster").Client
         try:
             self.client = connect(address, timeout=5)
         except (OSError, ValueError) as exc:
@@ -3733,21 +3731,18 @@ class DaskExecutor:
             self.client.close()
             raise WhestError(f"The Dask cluster at {address} has no workers.")
 
-    def submit(self, method, *node):
-        if method.__self__ is not self.source:
-            self.source = method.__self__
+    def submit(self, sample: types.MethodType, *node: int):
+        """A future of a TruthSource's `sample` of a node."""
+        if sample.__self__ is not self.source:
+            self.source = sample.__self__
             self.sent = self.client.submit(lambda source: source, self.source, pure=False)
-        return self.client.get_executor(pure=False).submit(TruthSource.sums, self.sent, *node)
+        return self.client.submit(TruthSource.sample, self.sent, *node, pure=False)
 
 
-def pack_truth(truth: Truth) -> dict:
-    """A truth as arrays; the covariance, most of it, in single precision."""
-    return {name: np.asarray(a, np.float32 if name == "covariance" else None) for name, a in vars(truth).items()}
-
-
-def unpack_truth(arrays: dict) -> Truth:
-    """The truth that `pack_truth` made arrays of."""
-    return Truth(**{name: a.astype(np.float64) if a.ndim else a.item() for name, a in arrays.items()})
+def unpack_truth(arrays: dict[str, np.ndarray]) -> Truth:
+    """The truth whose fields were kept as arrays."""
+    fields: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in arrays.items()}
+    return Truth(**fields)
 
 
 @contextlib.contextmanager
@@ -3761,47 +3756,45 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_npz(path: Path, arrays: dict) -> None:
-    """Write all of a .npz or nothing; each of its members carries a CRC-32."""
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, **arrays)
-
-
 class TruthStore:
-    """What is known of truths: a folder of .npz files for each network. What it cannot keep or read is sampled again.
+    """A folder of .npz files for each network. What it cannot keep or read is sampled again.
 
     `folder` defaults to $WHESTBENCH_CACHE, or whestbench in the user's cache directory.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):
         base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-        folder = folder or os.environ.get("WHESTBENCH_CACHE") or os.path.join(base, "whestbench")
-        self.folder, self.trouble = Path(os.path.expanduser(folder)) / f"truth-{STREAM}", None
+        folder = folder or os.environ.get("WHESTBENCH_CACHE") or Path(base, "whestbench")
+        self.folder, self.trouble = Path(folder).expanduser() / f"truth-{STREAM}", ""
 
     @contextlib.contextmanager
-    def trying(self, name: str):
+    def trying(self, name: str) -> Iterator[Path]:
         """Trouble with a file is worth one line, and no more."""
+        path = self.folder / f"{name}.npz"
         try:
-            yield self.folder / f"{name}.npz"
+            yield path
         except Exception as exc:        # a damaged file can raise anything
             if not self.trouble:
-                self.trouble = f"cannot use {self.folder}/{name}.npz ({type(exc).__name__}: {exc}); sampling instead."
+                self.trouble = f"cannot use {path} ({type(exc).__name__}: {exc}); sampling instead."
                 print(f"whest: {self.trouble}", file=sys.stderr)
 
-    def get(self, name: str) -> dict | None:
+    def get(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays that were put under this name, or None."""
         with self.trying(name) as path:
             if path.exists():
                 with np.load(path, allow_pickle=False) as file:
-                    arrays = dict(file)
+                    arrays = dict(file)         # each member has a CRC-32
                 if str(arrays.pop("name")) != name:
                     raise ValueError("it belongs elsewhere")
                 return arrays
+        return None
 
     def put(self, name: str, arrays: dict) -> None:
+        """Keep these arrays under a name."""
         with self.trying(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_npz(path, arrays | {"name": name})
+            with replacing(path) as part:
+                np.savez(part, **arrays, name=name)
 
 
 class Suite(typing.NamedTuple):
@@ -3813,14 +3806,16 @@ class Suite(typing.NamedTuple):
 
 def write_suite(path: str | os.PathLike, suite: Suite) -> None:
     """Write a suite as one portable .npz without pickles."""
-    arrays, networks = {}, []
+    arrays: dict[str, Any] = {}
+    networks = []
     for i, (mlp, truth) in enumerate(zip(suite.mlps, suite.truths)):
-        members = {"weights": np.array([np.asarray(w) for w in mlp.weights]), **pack_truth(truth)}
+        members = {"weights": np.array([np.asarray(w) for w in mlp.weights]), **vars(truth)}
         networks.append({"name": mlp.name, "seed": mlp.seed, "sha256": fingerprint(*members.values())})
         arrays |= {f"{i}/{name}": a for name, a in members.items()}
     about = {"stream": STREAM, "whestbench_version": __version__, "networks": networks,
              "created_at_utc": datetime.now(timezone.utc).isoformat()}
-    write_npz(Path(path), arrays | {"suite": json.dumps(suite.about | about)})
+    with replacing(Path(path)) as part, part.open("wb") as file:
+        np.savez(file, **arrays, suite=json.dumps(suite.about | about))
 
 
 def read_suite(path: str | os.PathLike, n_mlps: int | None = None) -> Suite:
@@ -3840,11 +3835,11 @@ def read_suite(path: str | os.PathLike, n_mlps: int | None = None) -> Suite:
                 raise ValueError(f"network {i} is not finite")
             mlps.append(mlp)
             truths.append(truth)
-        return Suite(mlps, truths, about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])})
+    return Suite(mlps, truths, about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])})
 
 
 def mlp_of(weights: np.ndarray, seed: int, name: str) -> MLP:
-    """The network of these weights `(depth, width, width)`."""
+    """The network of these weights (depth, width, width)."""
     return MLP(weights.shape[-1], len(weights), [fnp.asarray(w) for w in weights], seed, name)
 
 
@@ -3856,10 +3851,9 @@ class Dataset(list):
     def __init__(self, folder: Path, metadata: dict, split: str, n_rows: int | None = None):
         parquet, width, depth = need("pyarrow.parquet", "parquet"), metadata["width"], metadata["depth"]
         shapes = {"weights": (depth, width, width), "all_layer_means": (depth, width), "final_means": (width,)}
-        splits = metadata.get("splits") or {metadata["split"]: metadata}
-        if split not in splits:
-            raise InvalidDatasetError(f'Unknown split "{split}". Should be one of {sorted(splits)}.')
-        self.metadata, self.n_mlps = metadata, splits[split]["n_mlps"]
+        if split not in metadata["splits"]:
+            raise InvalidDatasetError(f'Unknown split "{split}". Should be one of {sorted(metadata["splits"])}.')
+        self.metadata = metadata
         files = map(parquet.ParquetFile, sorted((folder / "data").glob(f"{split}-*.parquet")))
         for batch in itertools.islice((batch for file in files for batch in file.iter_batches(1)), n_rows):
             row = dict(zip(batch.schema.names, batch.columns))
@@ -3870,8 +3864,9 @@ class Dataset(list):
             self.append(row)
 
 
-def open_dataset(path_or_repo, revision: str | None = None, token: str | None = None) -> tuple[Path, dict]:
-    """The folder of a dataset, fetched if it is hf://owner/name[@revision], and its metadata."""
+def open_dataset(path_or_repo: str | os.PathLike, revision: str | None = None,
+                 token: str | None = None) -> tuple[Path, dict]:
+    """The folder of a dataset, fetched if it is hf://owner/name[@revision], and its metadata, always with splits."""
     name, folder = str(path_or_repo), Path(path_or_repo).expanduser()
     if name.startswith("hf://"):
         repo, _, pinned = name[5:].partition("@")
@@ -3881,15 +3876,17 @@ def open_dataset(path_or_repo, revision: str | None = None, token: str | None = 
     known = about["schema_version"] == "3.0" and about["seed_protocol"]["version"] in ("2.0", "3.0", "4.0")
     if not known or about.get("is_partial"):
         raise ValueError("its schema or seed protocol is not known, or it is a part, to be merged with the others")
-    return folder, about
+    return folder, {"splits": {about.get("split"): about}} | about
 
 
-def load_dataset(path_or_repo, *, revision=None, split=None, token=None, streaming=False):
-    """The rows of a contest dataset, a folder or hf://owner/name; of all its splits, by name, where it has several."""
+def load_dataset(path_or_repo: str | os.PathLike, *, revision: str | None = None, split: str | None = None,
+                 token: str | None = None, streaming: bool = False) -> Dataset | dict[str, Dataset]:
+    """The rows of a contest dataset, a folder or hf://owner/name; of all its splits, by name, if it has several."""
     with reading(path_or_repo):
         folder, about = open_dataset(path_or_repo, revision, token)
-        if split or "splits" not in about:
-            return Dataset(folder, about, split or about["split"])
+        split = split or about.get("split")
+        if split:
+            return Dataset(folder, about, split)
         return {name: Dataset(folder, about, name) for name in about["splits"]}
 
 
@@ -3905,7 +3902,7 @@ def mlp_at(ds: Dataset, index: int) -> MLP:
         withheld = protocol.get("salt_source") == "env"
         salt = bytes.fromhex((os.environ.get("WHEST_SEED_SALT") if withheld else protocol.get("salt")) or "")
         if not salt or protocol.get("salt_digest") not in (None, hashlib.sha256(salt).hexdigest()):
-            raise InvalidDatasetError("The salt of the dataset's seeds is missing or wrong (WHEST_SEED_SALT, if withheld).")
+            raise InvalidDatasetError("The salt of the seeds is missing or wrong (WHEST_SEED_SALT, if withheld).")
         digest = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est").digest()
         seed = int.from_bytes(digest[-4:], "big")
     return mlp_of(row["weights"], seed, row["mlp_name"])
@@ -3926,22 +3923,21 @@ def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None)
         if not split:
             raise Misuse(f"{path} has the splits {sorted(about['splits'])}: choose one with --split.")
         ds = Dataset(folder, about, split, n_mlps)
-        about = {"path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
-                 "sha256": hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest(), "n_mlps": ds.n_mlps}
-        return Suite(list(iter_mlps(ds)), [published_truth(row, ds.metadata["n_samples"]) for row in ds], about)
+        metadata = (folder / "metadata.json").read_bytes()
+        return Suite(list(iter_mlps(ds)), [published_truth(row, about["n_samples"]) for row in ds], {
+            "path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
+            "sha256": hashlib.sha256(metadata).hexdigest(), "n_mlps": about["splits"][split]["n_mlps"]})
 
 
 def published_truth(row: dict, n_samples: int) -> Truth:
-    """Published targets with error bars of plain sampling: the published variance, spread as in 512 samples of ours."""
-    width = len(row["final_means"])
-    x = [np.random.default_rng(0).standard_normal((512, width), np.float32)]
+    """Published targets with error bars of plain sampling: their variance, spread as in 512 samples of ours."""
+    x = [np.random.default_rng(0).standard_normal((512, len(row["final_means"])), np.float32)]
     for weight in row["weights"]:
         x.append(np.maximum(x[-1] @ weight, 0))
     covariance = np.atleast_2d(np.cov(x[-1], rowvar=False))
-    covariance *= row["avg_variance"] * width / max(np.trace(covariance), 1e-30)
+    covariance *= row["avg_variance"] / max(covariance.diagonal().mean(), 1e-30)
     mean = np.array([*row["all_layer_means"][:-1], row["final_means"]], np.float64)
-    error = np.std(x[1:], 1) / n_samples**0.5
-    return Truth(n_samples, mean, error, np.diag(covariance), covariance / n_samples, 0.0)
+    return Truth(n_samples, mean, np.std(x[1:], 1) / n_samples**0.5, covariance.diagonal(), covariance / n_samples, 0.0)
 
 
 # ======================================================================================
@@ -4154,7 +4150,7 @@ def final_error(prediction, truth, multipliers=1.0):
     Multipliers (k,) may be negative: noise that two scores share cancels in their difference. Where the truth
     is off by e ~ N(0, S), the sum of m |d - e|^2 is off by -2 g'e + sum(m) |e|^2, with g the sum of m d.
     """
-    S, m = truth.covariance, np.reshape(multipliers, (-1, 1))
+    S, m = truth.covariance.astype(np.float64), np.reshape(multipliers, (-1, 1))
     # Summed one by one, so that equal predictions of opposite sign leave exactly nothing.
     deltas = np.atleast_2d(prediction) - truth.mean[-1]
     g, total, width = (m * deltas).sum(0), float(m.sum()), deltas.shape[1]
