@@ -4077,17 +4077,16 @@ class Outcome:
 
     def scored(self, truth: Truth) -> np.ndarray:
         """The prediction in float64, zeros for a failure."""
-        return np.zeros_like(truth.mean) if self.failed else self.prediction.astype(np.float64)
+        return np.zeros_like(truth.mean) if self.prediction is None else self.prediction.astype(np.float64)
 
     def apply_limits(self, rules: Round) -> Outcome:
         """Withdraw a prediction that came too late or cost too much, as the contest does after the call."""
-        if not self.failed:
-            limits = ((self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
-                      (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
-                      (self.effective_compute(rules), rules.flop_budget, "combined_budget_exhausted"))
-            self.flag = next((flag for spent, limit, flag in limits if limit is not None and spent > limit), None)
-            if self.flag:
-                self.prediction = None
+        limits = ((self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
+                  (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
+                  (self.effective_compute(rules), rules.flop_budget, "combined_budget_exhausted"))
+        for spent, limit, flag in limits:
+            if not self.failed and limit is not None and spent > limit:
+                self.prediction, self.flag = None, flag
         return self
 
 
@@ -4110,32 +4109,34 @@ class TruthError:
     n_networks: int = 1
 
     @property
-    def corrected(self):
+    def corrected(self) -> float:
         """Unbiased for the error against exact truths; can be negative where noise hides a small one."""
         return self.raw - self.noise_floor
 
     @property
-    def standard_error(self):
+    def standard_error(self) -> float:
         """Of `corrected`, from truth noise."""
         return math.sqrt(self.linear + self.quadratic)
 
     @property
-    def truth_interval(self):
+    def truth_interval(self) -> tuple[float, float]:
         """95% interval for these networks' error against exact truths."""
         half = NORMAL_975 * self.standard_error
         return self.corrected - half, self.corrected + half
 
     @property
-    def network_interval(self):
+    def network_interval(self) -> tuple[float, float] | None:
         """95% interval for the mean over all such networks, were the truths exact."""
-        half = math.nan if self.between is None else student_975(self.n_networks - 1) * self.between
-        return None if self.between is None else (self.corrected - half, self.corrected + half)
+        if self.between is None:
+            return None
+        half = student_975(self.n_networks - 1) * self.between
+        return self.corrected - half, self.corrected + half
 
-    def precise(self, precision):
+    def precise(self, precision: float) -> bool:
         """Whether standard error and noise floor are within this share of the corrected error."""
         return max(self.standard_error, self.noise_floor) <= precision * self.corrected
 
-    def growth_needed(self, precision):
+    def growth_needed(self, precision: float) -> float | None:
         """How many times the samples that `precision` takes; None for an error not told from zero."""
         if self.corrected <= NORMAL_975 * self.standard_error:
             return None
@@ -4144,7 +4145,7 @@ class TruthError:
         return max(self.noise_floor / aim, noise / (2 * aim ** 2))
 
 
-def final_error(prediction, truth, multipliers=1.0):
+def final_error(prediction: Any, truth: Truth, multipliers: Any = 1.0) -> TruthError:
     """Error of a prediction of the final layer (width,), or the weighted sum of those of several (k, width).
 
     Multipliers (k,) may be negative: noise that two scores share cancels in their difference. Where the truth
@@ -4163,20 +4164,24 @@ def final_error(prediction, truth, multipliers=1.0):
                       float(4 * linear / width ** 2), float(2 * total ** 2 * trace_SS / width ** 2))
 
 
-def suite_error(errors, multipliers):
-    """The suite's score: the mean of multiplier * error over its networks."""
-    columns = ((e.raw, e.noise_floor, e.linear, e.quadratic) for e in errors)
-    raw, floor, linear, quadratic = np.array(list(columns)).T
-    m, n, between = np.asarray(multipliers, float), len(errors), None
+def suite_error(errors: list[TruthError]) -> TruthError:
+    """The mean of several networks' errors."""
+    raw, floor, linear, quadratic = np.array([(e.raw, e.noise_floor, e.linear, e.quadratic) for e in errors]).T
+    n, between = len(errors), None
     if n > 1:
         # the scatter between networks, less what truth noise adds to it: that is the other interval's
-        scatter = np.var(m * (raw - floor), ddof=1) - (m ** 2 * (linear + quadratic)).mean()
-        between = math.sqrt(max(scatter, 0) / n)
-    return TruthError(float((m * raw).mean()), float((m * floor).mean()), float(m ** 2 @ linear / n ** 2),
-                      float(m ** 2 @ quadratic / n ** 2), between, n)
+        between = math.sqrt(max(np.var(raw - floor, ddof=1) - (linear + quadratic).mean(), 0) / n)
+    return TruthError(float(raw.mean()), float(floor.mean()), float(linear.mean() / n), float(quadratic.mean() / n),
+                      between, n)
 
 
-def student_cdf(t, dof):
+def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Iterable[float]) -> TruthError:
+    """The score of these outcomes against these truths."""
+    return suite_error([final_error(outcome.scored(truth)[-1], truth, multiplier)
+                        for outcome, truth, multiplier in zip(outcomes, truths, multipliers)])
+
+
+def student_cdf(t: float, dof: int) -> float:
     """P(T <= t) of Student's t: the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
     angle, odd = math.atan2(t, math.sqrt(dof)), dof % 2
     powers = itertools.accumulate(range(2 + odd, dof, 2), lambda x, k: x * math.cos(angle) ** 2 * (k - 1) / k,
@@ -4185,44 +4190,12 @@ def student_cdf(t, dof):
     return (1 + (2 / math.pi * (angle + total) if odd else total)) / 2
 
 
-def student_975(dof):
+def student_975(dof: int) -> float:
     """97.5% quantile of Student's t, to 1e-6."""
     return bisect.bisect(range(13 * 10**6), 0.975, key=lambda micro: student_cdf(micro / 1e6, dof)) / 1e6
 
 
-def corrected_report(score: TruthError, precision: float) -> dict:
-    """The `corrected` block of the document."""
-    return {"score": score.corrected, "standard_error": score.standard_error, "noise_floor": score.noise_floor,
-            "truth_interval": score.truth_interval, "network_interval": score.network_interval,
-            "growth_needed": score.growth_needed(precision)}
-
-
-def score_mlp(index: int, mlp: MLP, outcome: Outcome, truth: Truth, rules: Round) -> dict:
-    """The report on one network, as in the real document. A failure is scored as zeros at the full budget."""
-    prediction = outcome.scored(truth)
-    squared_error = (prediction - truth.mean) ** 2
-    multiplier = outcome.multiplier(rules)
-    final = final_error(prediction[-1], truth)
-    error = {} if outcome.error_code is None else {"error": outcome.error, "error_code": outcome.error_code}
-    return {"mlp_index": index, "mlp_name": mlp.name, **error, "traceback": outcome.traceback,
-            "final_layer_mse": final.raw, "all_layers_mse": float(squared_error.mean()),
-            "per_layer_mse": squared_error.mean(axis=1).tolist(), "adjusted_final_layer_score": final.raw * multiplier,
-            "flops_used": outcome.flops_used, "effective_compute": outcome.effective_compute(rules),
-            **{flag: outcome.flag == flag for flag in FLAGS}, **{t: getattr(outcome, t) for t in TIMES},
-            "breakdowns": {"estimator": outcome.breakdown}, "score_multiplier": multiplier,
-            "truth_n_samples": truth.n_samples, "noise_floor": final.noise_floor,
-            "corrected_final_layer_mse": final.corrected,
-            "zeros_final_layer_mse": float((truth.mean[-1] ** 2).mean() - final.noise_floor),
-            "sampling_variance": float(truth.variance.mean())}
-
-
-def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Iterable[float]) -> TruthError:
-    """The score of these outcomes against these truths."""
-    errors = [final_error(outcome.scored(truth)[-1], truth) for outcome, truth in zip(outcomes, truths)]
-    return suite_error(errors, list(multipliers))
-
-
-def compare(ours: list, theirs: list, truths: list[Truth], rules: Round) -> dict:
+def compare(ours: list[list[Outcome]], theirs: list[list[Outcome]], truths: list[Truth], rules: Round) -> dict:
     """The paired difference of two suite scores, ours less theirs, and how sure it is.
 
     `ours`, `theirs`: outcomes by repeat and network. The 95% interval is for all such networks, or the one.
@@ -4230,60 +4203,75 @@ def compare(ours: list, theirs: list, truths: list[Truth], rules: Round) -> dict
     """
     n, n_repeats = len(truths), len(ours)
 
-    def errors(repeats) -> list[TruthError]:
-        signed = [(sign / len(repeats), o[r]) for r in repeats for sign, o in ((1, ours), (-1, theirs))]
-        return [final_error([o[i].scored(t)[-1] for _, o in signed], t,
-                            [m * o[i].multiplier(rules) for m, o in signed]) for i, t in enumerate(truths)]
+    def differences(us: list[list[Outcome]], them: list[list[Outcome]]) -> list[TruthError]:
+        signed = [(sign / len(us), o) for pair in zip(us, them) for sign, o in zip((1, -1), pair)]
+        return [final_error([o[i].scored(truth)[-1] for _, o in signed], truth,
+                            [m * o[i].multiplier(rules) for m, o in signed]) for i, truth in enumerate(truths)]
 
-    mean = suite_error(errors(range(n_repeats)), np.ones(n))
-    each = np.array([[error.corrected for error in errors([r])] for r in range(n_repeats)])
+    mean = suite_error(differences(ours, theirs))
+    each = np.array([[error.corrected for error in differences([a], [b])] for a, b in zip(ours, theirs)])
     own = math.sqrt(each.var(0, ddof=1).mean() / (n_repeats * n)) if n_repeats > 1 else None
     # The scatter between networks, where there are several, holds what the seeds do.
     spread = max(mean.between or 0.0, own or 0.0)
     error = math.hypot(mean.standard_error, spread)
     t = mean.corrected / error if error else math.copysign(math.inf, mean.corrected)
     dof = n - 1 or 9999         # as good as normal
-    p, half = max(2 * student_cdf(-abs(t), dof), 1e-12) if each.any() else None, student_975(dof) * error
-    networks = math.sqrt(spread ** 2 - (own or 0.0) ** 2) if n > 1 else None
+    half = student_975(dof) * error
+    p = max(2 * student_cdf(-abs(t), dof), 1e-12) if each.any() else None
     needed = None
     if n > 1 and p and t and p > 0.05:
         needed = max(n + 1, math.ceil(n * ((NORMAL_975 + 0.8416) / t) ** 2 + NORMAL_975 ** 2 / 2))
-    parts = {"truth noise": mean.standard_error, "choice of networks": networks, "own randomness": own}
+    parts = {"truth noise": mean.standard_error, "own randomness": own,
+             "choice of networks": math.sqrt(spread ** 2 - (own or 0.0) ** 2) if n > 1 else None}
     return {"score": mean.corrected, "interval": (mean.corrected - half, mean.corrected + half), "p": p,
             "networks_needed": needed, "standard_error": error, "parts": parts, "n_repeats": n_repeats,
             "per_mlp": each.mean(0).tolist()}
 
 
-def failed(entry: dict) -> bool:
-    """Whether a per-MLP entry of the report is a failure of any kind."""
-    return "error_code" in entry or any(entry[flag] for flag in FLAGS)
+def score_mlp(index: int, mlp: MLP, outcome: Outcome, truth: Truth, rules: Round) -> dict:
+    """The report on one network, as in the real document. A failure is scored as zeros at the full budget."""
+    prediction, multiplier = outcome.scored(truth), outcome.multiplier(rules)
+    per_layer = ((prediction - truth.mean) ** 2).mean(axis=1)
+    final = final_error(prediction[-1], truth)
+    error = {"error": outcome.error, "error_code": outcome.error_code} if outcome.error_code else {}
+    return {"mlp_index": index, "mlp_name": mlp.name, **error, "traceback": outcome.traceback,
+            "final_layer_mse": final.raw, "all_layers_mse": float(per_layer.mean()), "per_layer_mse": per_layer.tolist(),
+            "score_multiplier": multiplier, "adjusted_final_layer_score": final.raw * multiplier,
+            "flops_used": outcome.flops_used, "effective_compute": outcome.effective_compute(rules),
+            **{flag: outcome.flag == flag for flag in FLAGS}, **{t: getattr(outcome, t) for t in TIMES},
+            "breakdowns": {"estimator": outcome.breakdown}, "truth_n_samples": truth.n_samples,
+            "noise_floor": final.noise_floor, "corrected_final_layer_mse": final.corrected,
+            "zeros_final_layer_mse": float((truth.mean[-1] ** 2).mean() - final.noise_floor),
+            "sampling_variance": float(truth.variance.mean())}
 
 
 def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], rules: Round, precision: float) -> dict:
     """The `results` of a run: means, extremes and failures over the networks, and the corrected score."""
     per_mlp = [score_mlp(i, *each, rules) for i, each in enumerate(zip(suite, outcomes, truths))]
-    def mean(key: str) -> float:
-        return float(np.mean([entry[key] for entry in per_mlp]))
+
+    def mean(key: str) -> Any:
+        return np.mean([entry[key] for entry in per_mlp], axis=0).tolist()
 
     scores = [entry["adjusted_final_layer_score"] for entry in per_mlp]
+    corrected = suite_score(outcomes, truths, [outcome.multiplier(rules) for outcome in outcomes])
     final = np.array([truths[0].mean[-1], outcomes[0].scored(truths[0])[-1]])
     points = np.round(final[:, ::-(-rules.width // 128)], 6).tolist()       # at most 128 neurons, for a plot
-    counts = {flag: sum(entry[flag] for entry in per_mlp) for flag in FLAGS}
-    return {"adjusted_final_layer_score": mean("adjusted_final_layer_score"), "final_layer_mse": mean("final_layer_mse"),
-            "all_layers_mse": mean("all_layers_mse"),
-            "per_layer_mse": np.mean([entry["per_layer_mse"] for entry in per_mlp], axis=0).tolist(),
-            "best_mlp_adjusted_final_layer_score": min(scores), "worst_mlp_adjusted_final_layer_score": max(scores),
-            "mean_score_multiplier": mean("score_multiplier"),
-            "mean_compute_utilization": mean("effective_compute") / rules.flop_budget,
-            "n_failed_mlps": sum(map(failed, per_mlp)), "mean_effective_compute": mean("effective_compute"),
-            "failure_breakdown": counts | {"error": sum("error_code" in entry for entry in per_mlp)},
-            "corrected": corrected_report(suite_score(outcomes, truths, [o.multiplier(rules) for o in outcomes]), precision),
-            "final_layer_of_mlp_0": dict(zip(("true", "predicted"), points)), "per_mlp": per_mlp,
-            "breakdowns": {"sampling": None,
-                           "estimator": add_breakdowns([e["breakdowns"]["estimator"] for e in per_mlp])}}
+    return {
+        **{key: mean(key) for key in ("adjusted_final_layer_score", "final_layer_mse", "all_layers_mse", "per_layer_mse")},
+        "best_mlp_adjusted_final_layer_score": min(scores), "worst_mlp_adjusted_final_layer_score": max(scores),
+        "mean_score_multiplier": mean("score_multiplier"), "mean_effective_compute": mean("effective_compute"),
+        "mean_compute_utilization": mean("effective_compute") / rules.flop_budget,
+        "n_failed_mlps": sum(outcome.failed for outcome in outcomes),
+        "failure_breakdown": {flag: sum(outcome.flag == flag for outcome in outcomes) for flag in FLAGS} | {
+            "error": sum("error" in entry for entry in per_mlp)},
+        "corrected": {"score": corrected.corrected, "growth_needed": corrected.growth_needed(precision)} | {
+            key: getattr(corrected, key)
+            for key in ("standard_error", "noise_floor", "truth_interval", "network_interval")},
+        "final_layer_of_mlp_0": dict(zip(("true", "predicted"), points)), "per_mlp": per_mlp,
+        "breakdowns": {"sampling": None, "estimator": add_breakdowns([outcome.breakdown for outcome in outcomes])}}
 
 
-def add_breakdowns(breakdowns: list):
+def add_breakdowns(breakdowns: list) -> Any:
     """Sum dictionaries of numbers, key by key and all the way down; None where there is nothing to sum."""
     present = [b for b in breakdowns if b is not None]
     if not present or not isinstance(present[0], dict):
@@ -4291,56 +4279,8 @@ def add_breakdowns(breakdowns: list):
     return {key: add_breakdowns([b.get(key) for b in present]) for key in dict.fromkeys(itertools.chain(*present))}
 
 
-SAMPLE_COUNTS = (10, 100, 1_000, 10_000, 100_000)
-
-
-def predict_within(estimator: BaseEstimator, mlp: MLP, flop_budget: int) -> tuple[np.ndarray, int]:
-    """Set up an estimator and call it under a budget; the prediction `(depth, width)` and the FLOPs it used."""
-    estimator.setup(SetupContext(mlp.width, mlp.depth, flop_budget, "1.0", seed=mlp.seed))
-    with BudgetContext(flop_budget, quiet=True) as context:
-        prediction = np.array(fnp.asarray(estimator.predict(mlp.copy(), flop_budget)))
-    return prediction, context.flops_used
-
-
-def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budget: int,
-                       sample_counts: Iterable[int] = SAMPLE_COUNTS, seed: int = 0) -> list[list[dict]]:
-    """For each estimator, its MSE over all layers against ever longer plain sampling, and at last the truth.
-
-    The last row's MSE is corrected for the truth's own noise. Rows: n_samples, sampling_flops, estimator_flops, mse.
-    """
-    predictions = [predict_within(estimator, mlp, flop_budget) for estimator in estimators]
-    references = []
-    for n_samples in sample_counts:
-        with BudgetContext(10**16, quiet=True) as sampling_cost:
-            means = monte_carlo_layer_means(mlp, n_samples, seed)
-        references.append((n_samples, sampling_cost.flops_used, np.asarray(means), 0.0))
-    truth = TruthSource(mlp.weights).at(2**17)
-    references.append(("truth", 0, truth.mean, float((truth.standard_error**2).mean())))
-    return [[{"n_samples": n, "sampling_flops": flops, "estimator_flops": used,
-              "mse": float(((prediction - means) ** 2).mean()) - noise} for n, flops, means, noise in references]
-            for prediction, used in predictions]
-
-
-def compare_against_monte_carlo(estimator: BaseEstimator, mlp: MLP, sample_counts: Iterable[int] = SAMPLE_COUNTS,
-                                estimator_budget: int = 4 * 10**9, sampling_budget: int = 10**12, seed: int = 0,
-                                submission_dir: str | None = None) -> None:
-    """The starter kit's direct loop: print the convergence table of one estimator on one network."""
-    print(f"MLP: width={mlp.width} depth={mlp.depth} seed={mlp.seed}")
-    for row in table_lines(convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)[0]):
-        print(row)
-
-
-def table_lines(rows: list[dict]) -> list[str]:
-    """A convergence table as right-aligned text."""
-    lines = [f"{'n_samples':>10} | {'sampling_flops':>16} | {'estimator_flops':>15} | {'MSE':>11}", "-" * 61]
-    for row in rows:
-        n = row["n_samples"] if isinstance(row["n_samples"], str) else f"{row['n_samples']:,}"
-        cost = f"{row['sampling_flops']:,}" if row["sampling_flops"] else "-"
-        lines.append(f"{n:>10} | {cost:>16} | {row['estimator_flops']:>15,} | {row['mse']:>11.4e}")
-    return lines
-
-
-def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress: Callable) -> list[Truth]:
+def grow_truths(suite: list[MLP], rivals: list[list[Outcome]], rules: Round, options,
+                progress: Callable[[int, int, Any], object]) -> list[Truth]:
     """Truths for estimators' outcomes: `--n-samples` exactly, or as many as make each suite score precise.
 
     Whether to stop is judged by FLOPs alone: neither the clock nor the store moves a reported number.
@@ -4356,6 +4296,48 @@ def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress:
         sources = list(threads.map(lambda mlp: TruthSource(mlp.weights, store, options.plain_truth), suite))
     return grow_together(sources, options.n_samples, least_precise, options.precision, options.max_work,
                          progress=progress)[0]
+
+
+SAMPLE_COUNTS = (10, 100, 1_000, 10_000, 100_000)
+
+
+def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budget: int,
+                       sample_counts: Iterable[int] = SAMPLE_COUNTS, seed: int = 0) -> list[list[dict]]:
+    """For each estimator, its MSE over all layers against ever longer plain sampling, and at last the truth.
+
+    The last row's MSE is corrected for the truth's own noise. Rows: n_samples, sampling_flops, estimator_flops, mse.
+    """
+    references: list[tuple] = []
+    for n_samples in sample_counts:
+        with BudgetContext(10**16, quiet=True) as sampling:
+            means = monte_carlo_layer_means(mlp, n_samples, seed)
+        references.append((n_samples, sampling.flops_used, np.asarray(means), 0.0))
+    truth = TruthSource(mlp.weights).at(2**17)
+    references.append(("truth", 0, truth.mean, float((truth.standard_error**2).mean())))
+    tables = []
+    for estimator in estimators:
+        estimator.setup(SetupContext(mlp.width, mlp.depth, flop_budget, "1.0", seed=mlp.seed))
+        with BudgetContext(flop_budget, quiet=True) as bill:
+            prediction = np.array(fnp.asarray(estimator.predict(mlp.copy(), flop_budget)))
+        tables.append([{"n_samples": n, "sampling_flops": cost, "estimator_flops": bill.flops_used,
+                        "mse": float(((prediction - means) ** 2).mean()) - noise} for n, cost, means, noise in references])
+    return tables
+
+
+def table_lines(rows: list[dict]) -> list[str]:
+    """A convergence table as right-aligned text."""
+    line = "{:>10} | {:>16} | {:>15} | {:>11}".format
+    return [line("n_samples", "sampling_flops", "estimator_flops", "MSE"), "-" * 61, *(
+        line(n if isinstance(n, str) else f"{n:,}", f"{cost:,}" if cost else "-", f"{bill:,}", f"{mse:.4e}")
+        for n, cost, bill, mse in map(dict.values, rows))]
+
+
+def compare_against_monte_carlo(estimator: BaseEstimator, mlp: MLP, sample_counts: Iterable[int] = SAMPLE_COUNTS,
+                                estimator_budget: int = 4 * 10**9, sampling_budget: int = 10**12, seed: int = 0,
+                                submission_dir: str | None = None) -> None:
+    """The starter kit's direct loop: print the convergence table of one estimator on one network."""
+    print(f"MLP: width={mlp.width} depth={mlp.depth} seed={mlp.seed}")
+    print(*table_lines(convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)[0]), sep="\n")
 
 
 # ======================================================================================
