@@ -3545,7 +3545,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
     except WhestError:
         raise
     except Exception as exc:        # a damaged file can raise anything
-        what = f"it has no {exc}" if isinstance(exc, KeyError) else exc
+        what = f"no {exc} in it" if isinstance(exc, KeyError) else exc
         raise InvalidDatasetError(f"{path} is not a usable suite or dataset: {what}") from exc
 
 
@@ -3572,22 +3572,21 @@ def add_sums(first: dict, *others: dict) -> dict:
 
 
 def samples_in(sums: dict) -> int:
-    """How many samples these sums are over."""
     return int(np.sum(sums.get("n_samples", 0)))
 
 
 class TruthSource:
-    """The truth of one network, from `weights` (depth, width, width), as it grows.
+    """The truth of one network, `weights` (depth, width, width), as it grows.
 
-    `sums` is over all that is sampled, `whole` without the part of a node that a number of samples may end with.
+    `whole`: the sums over all nodes that are done; `sums`: those and, maybe, a part of the next one.
     """
 
     def __init__(self, weights: Iterable, store: TruthStore | None = None, plain: bool = False):
         self.weights, self.store, self.plain = [np.asarray(w, np.float32) for w in weights], store, plain
         self.width, self.depth, sha256 = len(self.weights[0]), len(self.weights), fingerprint(*self.weights)
         self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
-        self.sums: dict = {}
-        self.whole: dict = {}
+        self.sums: dict[str, np.ndarray] = {}
+        self.whole = self.sums
         self.prepared: tuple[PackedNetwork, WhiteBox] | None = None
 
     def __reduce__(self):
@@ -3603,22 +3602,24 @@ class TruthSource:
         return grow_together([self], n_samples, executor=executor)[0][0]
 
     def node(self, start: int) -> int:
-        """Samples in the node at `start`, a power of two: 1% of what is before it, a chunk up to 2^40 FLOPs."""
-        most = min(start // 64, 2**39 // (self.width**2 * self.depth))
+        """How many samples the node at `start` holds: a chunk * 2**k, about 1% of all that come before it."""
+        most = min(start // 64, 2**39 // (self.width**2 * self.depth))      # 2^40 FLOPs: seconds of work
         return max(CHUNK, 1 << most.bit_length() >> 1)
 
     def sample(self, start: int, n_samples: int) -> dict:
-        """The sums over `n_samples` from `start` on."""
+        """The sums over a node, or the first `n_samples` of it."""
         network, white_box = self.prepare()
         end, size = start + n_samples, samples_per_block(self.width)
-        return functools.reduce(add_sums, (white_box.sums([
-            simulate_block(network, self.key, i // size, min(size, end - i))
-            for i in range(chunk, min(chunk + CHUNK, end), size)]) for chunk in range(start, end, CHUNK)))
+
+        def chunk(first: int) -> dict:
+            return white_box.sums([simulate_block(network, self.key, i // size, min(size, end - i))
+                                   for i in range(first, min(first + CHUNK, end), size)])
+        return functools.reduce(add_sums, map(chunk, range(start, end, CHUNK)))
 
     def lacking(self, n_samples: int) -> Iterator[tuple[int, int]]:
-        """The nodes yet to be sampled, as arguments of `sample`."""
-        self.sums = max([sums for sums in ({}, self.whole, self.stored()) if samples_in(sums) <= n_samples],
-                        key=samples_in)
+        """What is yet to be sampled, as arguments of `sample`."""
+        known = [sums for sums in ({}, self.whole, self.stored()) if samples_in(sums) <= n_samples]
+        self.sums = max(known, key=samples_in)
         start = samples_in(self.sums)
         while start < n_samples:
             size = min(self.node(start), n_samples - start)
@@ -3626,14 +3627,14 @@ class TruthSource:
             start += size
 
     def add(self, sums: dict) -> None:
-        """Take in the next node."""
+        """Add what `sample` gave for the next of them."""
         self.sums = add_sums(self.sums, sums) if self.sums else sums
         n_samples = samples_in(self.sums)
         if n_samples % self.node(n_samples) == 0:
             self.whole = self.sums
 
     def conclude(self) -> Truth:
-        """The truth of what is sampled; remembered."""
+        """The truth of all that is sampled, remembered."""
         truth = self.prepare()[1].truth(self.sums, self.plain)
         truth = replace(truth, covariance=truth.covariance.astype(np.float32))     # most of the file
         if self.store:
@@ -3649,7 +3650,6 @@ class TruthSource:
         return f"{self.name}/{n_samples}{'-plain' * self.plain}"
 
     def stored(self) -> dict:
-        """The sums in the store."""
         return self.store and self.store.get(f"{self.name}/sums") or {}
 
     def save(self) -> None:
@@ -3662,20 +3662,15 @@ def grow_together(sources: list[TruthSource], n_samples: int | None = None,
                   error_of: Callable[[list[Truth]], Any] = lambda truths: None, precision: float = 0.02,
                   max_work: float = 2**40, executor: concurrent.futures.Executor | None = None,
                   progress: Callable[[int, int, Any], object] = lambda *_: None) -> tuple[list[Truth], Any]:
-    """The truths at `n_samples`; or, None, at the first checkpoint where `error_of(truths).precise(precision)`.
+    """The truths at `n_samples`, or at the first checkpoint where `error_of(truths).precise(precision)`.
 
-    Gives up at `max_work` dense FLOPs a network. Returns the truths and the last `error_of(truths)`; `progress`
-    gets samples done, samples to do, and that error so far. What an interruption leaves is in the store.
+    Gives up at `max_work` dense FLOPs a network. Returns the truths and their error; `progress` gets samples
+    done, samples to do, and the error so far. What an interruption leaves is in the store.
     """
     error = None
     try:
         for goal in [n_samples] if n_samples else checkpoints(sources[0].width, sources[0].depth, max_work):
-            try:
-                truths = grow(sources, goal, executor, progress, error)
-            except concurrent.futures.BrokenExecutor:
-                print("whest: the workers are lost; going on without them.", file=sys.stderr)
-                executor = None
-                truths = grow(sources, goal, executor, progress, error)
+            truths = grow(sources, goal, executor, progress, error)
             error = error_of(truths)
             if error and error.precise(precision):
                 break
@@ -3686,7 +3681,7 @@ def grow_together(sources: list[TruthSource], n_samples: int | None = None,
 
 
 def grow(sources: list[TruthSource], goal: int, executor, progress: Callable, error) -> list[Truth]:
-    """Sample what these sources lack up to `goal`, a bounded number of nodes in flight, and add it in order."""
+    """Sample what these sources lack up to `goal`, a few nodes in flight at a time, and add it in order."""
     truths = [source.recall(goal) for source in sources]
     wanted = [source for source, truth in zip(sources, truths) if not truth]
     pending: deque = deque()
@@ -3706,9 +3701,12 @@ def grow(sources: list[TruthSource], goal: int, executor, progress: Callable, er
                 source.add(future.result())
                 progress(sources.index(source) * goal + samples_in(source.sums), len(sources) * goal, error)
                 if time.monotonic() > saved_at + 60:        # no more is lost to a kill
-                    for source in sources:
-                        source.save()
                     saved_at = time.monotonic()
+                    for each in sources:
+                        each.save()
+        except concurrent.futures.BrokenExecutor:
+            print("whest: the workers are lost; going on without them.", file=sys.stderr)
+            return grow(sources, goal, None, progress, error)
         finally:
             for _, future in pending:
                 future.cancel()
@@ -3718,8 +3716,9 @@ def grow(sources: list[TruthSource], goal: int, executor, progress: Callable, er
 class DaskExecutor:
     """The workers of a Dask cluster. A network is sent to them once, and again where one is lost."""
 
+    source: Any = None      # the TruthSource that was sent last
+
     def __init__(self, address: str):
-        self.source: Any = None
         connect = need("distributed", "cluster").Client
         try:
             self.client = connect(address, timeout=5)
@@ -3732,7 +3731,6 @@ class DaskExecutor:
             raise WhestError(f"The Dask cluster at {address} has no workers.")
 
     def submit(self, sample: types.MethodType, *node: int):
-        """A future of a TruthSource's `sample` of a node."""
         if sample.__self__ is not self.source:
             self.source = sample.__self__
             self.sent = self.client.submit(lambda source: source, self.source, pure=False)
@@ -3740,7 +3738,6 @@ class DaskExecutor:
 
 
 def unpack_truth(arrays: dict[str, np.ndarray]) -> Truth:
-    """The truth whose fields were kept as arrays."""
     fields: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in arrays.items()}
     return Truth(**fields)
 
@@ -3763,7 +3760,8 @@ class TruthStore:
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):
-        base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+        usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+        base = os.environ.get("XDG_CACHE_HOME") or usual
         folder = folder or os.environ.get("WHESTBENCH_CACHE") or Path(base, "whestbench")
         self.folder, self.trouble = Path(folder).expanduser() / f"truth-{STREAM}", ""
 
@@ -3790,7 +3788,6 @@ class TruthStore:
         return None
 
     def put(self, name: str, arrays: dict) -> None:
-        """Keep these arrays under a name."""
         with self.trying(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part:
@@ -3819,27 +3816,25 @@ def write_suite(path: str | os.PathLike, suite: Suite) -> None:
 
 
 def read_suite(path: str | os.PathLike, n_mlps: int | None = None) -> Suite:
-    """The suite in a file, or its first networks. Raises InvalidDatasetError if anything about it is wrong."""
-    mlps, truths = [], []
+    """The suite in a file, or its first networks. Raises InvalidDatasetError if anything is wrong with it."""
+    suite = Suite([], [], {})
     with reading(path), np.load(path, allow_pickle=False) as file:
         about = json.loads(str(file["suite"]))
         for i, entry in enumerate(about["networks"][:n_mlps]):
             members = {key.split("/")[1]: file[key] for key in file.files if key.startswith(f"{i}/")}
             if fingerprint(*members.values()) != entry["sha256"]:
                 raise ValueError(f"network {i} does not have the hash that it was written with")
-            weights = members.pop("weights")
-            mlp, truth = mlp_of(weights, entry["seed"], entry["name"]), unpack_truth(members)
-            if weights.shape != (mlp.depth, mlp.width, mlp.width) or truth.mean.shape != weights.shape[:2]:
+            weights, truth = members.pop("weights"), unpack_truth(members)
+            if weights.shape != (*truth.mean.shape, truth.mean.shape[-1]):
                 raise ValueError(f"network {i} has weights {weights.shape} and a truth {truth.mean.shape}")
-            if not np.isfinite(weights).all() or not np.isfinite(truth.mean).all():
+            if not (np.isfinite(weights).all() and np.isfinite(truth.mean).all()):
                 raise ValueError(f"network {i} is not finite")
-            mlps.append(mlp)
-            truths.append(truth)
-    return Suite(mlps, truths, about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])})
+            suite.mlps.append(mlp_of(weights, entry["seed"], entry["name"]))
+            suite.truths.append(truth)
+    return suite._replace(about=about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])})
 
 
 def mlp_of(weights: np.ndarray, seed: int, name: str) -> MLP:
-    """The network of these weights (depth, width, width)."""
     return MLP(weights.shape[-1], len(weights), [fnp.asarray(w) for w in weights], seed, name)
 
 
@@ -3849,39 +3844,41 @@ class Dataset(list):
     column_names = property(lambda self: list(self[0]) if self else [])
 
     def __init__(self, folder: Path, metadata: dict, split: str, n_rows: int | None = None):
-        parquet, width, depth = need("pyarrow.parquet", "parquet"), metadata["width"], metadata["depth"]
-        shapes = {"weights": (depth, width, width), "all_layer_means": (depth, width), "final_means": (width,)}
-        if split not in metadata["splits"]:
-            raise InvalidDatasetError(f'Unknown split "{split}". Should be one of {sorted(metadata["splits"])}.')
-        self.metadata = metadata
+        parquet, self.metadata, splits = need("pyarrow.parquet", "parquet"), metadata, metadata["splits"]
+        d, w = metadata["depth"], metadata["width"]
+        shapes = {"weights": (d, w, w), "all_layer_means": (d, w), "final_means": (w,)}
+        if split not in splits:
+            raise InvalidDatasetError(f'Unknown split "{split}". Should be one of {sorted(splits)}.')
         files = map(parquet.ParquetFile, sorted((folder / "data").glob(f"{split}-*.parquet")))
         for batch in itertools.islice((batch for file in files for batch in file.iter_batches(1)), n_rows):
             row = dict(zip(batch.schema.names, batch.columns))
             for name, column in row.items():
                 while name in shapes and column.type.num_fields:
                     column = column.flatten()
-                row[name] = np.array(column, np.float32).reshape(shapes[name]) if name in shapes else column[0].as_py()
+                array = name in shapes
+                row[name] = np.array(column, np.float32).reshape(shapes[name]) if array else column[0].as_py()
             self.append(row)
 
 
 def open_dataset(path_or_repo: str | os.PathLike, revision: str | None = None,
                  token: str | None = None) -> tuple[Path, dict]:
-    """The folder of a dataset, fetched if it is hf://owner/name[@revision], and its metadata, always with splits."""
+    """The folder of a dataset, fetched if it is hf://owner/name[@revision], and its metadata, with splits."""
     name, folder = str(path_or_repo), Path(path_or_repo).expanduser()
     if name.startswith("hf://"):
         repo, _, pinned = name[5:].partition("@")
         download = need("huggingface_hub", "hub").snapshot_download
         folder = Path(download(repo, repo_type="dataset", revision=pinned or revision, token=token))
     about = json.loads((folder / "metadata.json").read_text())
-    known = about["schema_version"] == "3.0" and about["seed_protocol"]["version"] in ("2.0", "3.0", "4.0")
-    if not known or about.get("is_partial"):
-        raise ValueError("its schema or seed protocol is not known, or it is a part, to be merged with the others")
+    if about["schema_version"] != "3.0" or about["seed_protocol"]["version"] not in ("2.0", "3.0", "4.0"):
+        raise ValueError("its schema or seed protocol is not known")
+    if about.get("is_partial"):
+        raise ValueError("it is a part, to be merged with the others")
     return folder, {"splits": {about.get("split"): about}} | about
 
 
 def load_dataset(path_or_repo: str | os.PathLike, *, revision: str | None = None, split: str | None = None,
                  token: str | None = None, streaming: bool = False) -> Dataset | dict[str, Dataset]:
-    """The rows of a contest dataset, a folder or hf://owner/name; of all its splits, by name, if it has several."""
+    """The rows of a contest dataset, a folder or hf://owner/name; by split, where it has several."""
     with reading(path_or_repo):
         folder, about = open_dataset(path_or_repo, revision, token)
         split = split or about.get("split")
@@ -3892,8 +3889,6 @@ def load_dataset(path_or_repo: str | os.PathLike, *, revision: str | None = None
 
 def mlp_at(ds: Dataset, index: int) -> MLP:
     """Network `index` of a dataset, with the seed that the contest derives for it."""
-    if not isinstance(ds, Dataset):
-        raise TypeError("Choose a split first: load_dataset(path, split=NAME).")
     row, protocol = ds[index], ds.metadata["seed_protocol"]
     seed = row["mlp_seed"]
     if protocol["version"] == "3.0":
@@ -3902,9 +3897,9 @@ def mlp_at(ds: Dataset, index: int) -> MLP:
         withheld = protocol.get("salt_source") == "env"
         salt = bytes.fromhex((os.environ.get("WHEST_SEED_SALT") if withheld else protocol.get("salt")) or "")
         if not salt or protocol.get("salt_digest") not in (None, hashlib.sha256(salt).hexdigest()):
-            raise InvalidDatasetError("The salt of the seeds is missing or wrong (WHEST_SEED_SALT, if withheld).")
-        digest = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est").digest()
-        seed = int.from_bytes(digest[-4:], "big")
+            raise InvalidDatasetError("The seeds' salt is missing or wrong (WHEST_SEED_SALT, if withheld).")
+        derived = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est")
+        seed = int.from_bytes(derived.digest()[-4:], "big")
     return mlp_of(row["weights"], seed, row["mlp_name"])
 
 
@@ -3923,21 +3918,21 @@ def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None)
         if not split:
             raise Misuse(f"{path} has the splits {sorted(about['splits'])}: choose one with --split.")
         ds = Dataset(folder, about, split, n_mlps)
-        metadata = (folder / "metadata.json").read_bytes()
+        sha256 = hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest()
         return Suite(list(iter_mlps(ds)), [published_truth(row, about["n_samples"]) for row in ds], {
             "path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
-            "sha256": hashlib.sha256(metadata).hexdigest(), "n_mlps": about["splits"][split]["n_mlps"]})
+            "sha256": sha256, "n_mlps": about["splits"][split]["n_mlps"]})
 
 
 def published_truth(row: dict, n_samples: int) -> Truth:
-    """Published targets with error bars of plain sampling: their variance, spread as in 512 samples of ours."""
-    x = [np.random.default_rng(0).standard_normal((512, len(row["final_means"])), np.float32)]
-    for weight in row["weights"]:
-        x.append(np.maximum(x[-1] @ weight, 0))
-    covariance = np.atleast_2d(np.cov(x[-1], rowvar=False))
+    """Published targets with error bars: the published variance, spread as in 512 samples of ours."""
+    x = np.random.default_rng(0).standard_normal((512, len(row["final_means"])), np.float32)
+    layers = [x := np.maximum(x @ weight, 0) for weight in row["weights"]]
+    covariance = np.atleast_2d(np.cov(x, rowvar=False))
     covariance *= row["avg_variance"] / max(covariance.diagonal().mean(), 1e-30)
     mean = np.array([*row["all_layer_means"][:-1], row["final_means"]], np.float64)
-    return Truth(n_samples, mean, np.std(x[1:], 1) / n_samples**0.5, covariance.diagonal(), covariance / n_samples, 0.0)
+    error = np.std(layers, 1) / n_samples**0.5
+    return Truth(n_samples, mean, error, covariance.diagonal(), covariance / n_samples, 0.0)
 
 
 # ======================================================================================
@@ -4043,7 +4038,7 @@ TIMES = ("wall_time_s", "flopscope_backend_time_s", "flopscope_overhead_time_s",
 
 @dataclass
 class Outcome:
-    """What one predict() call gave and what it cost: a valid prediction `(depth, width)`, or why there is none.
+    """What a predict() call gave and what it cost: a valid prediction `(depth, width)`, or why there is none.
 
     `flag` is one of FLAGS; `error` is `{"message", "details"}`; the four times are seconds.
     """
@@ -4073,7 +4068,8 @@ class Outcome:
 
     def multiplier(self, rules: Round) -> float:
         """Share of the budget that was spent, at least 0.1; 1 for a failure."""
-        return 1.0 if self.failed else max(MULTIPLIER_FLOOR, self.effective_compute(rules) / rules.flop_budget)
+        share = self.effective_compute(rules) / rules.flop_budget
+        return 1.0 if self.failed else max(MULTIPLIER_FLOOR, share)
 
     def scored(self, truth: Truth) -> np.ndarray:
         """The prediction in float64, zeros for a failure."""
@@ -4166,13 +4162,13 @@ def final_error(prediction: Any, truth: Truth, multipliers: Any = 1.0) -> TruthE
 
 def suite_error(errors: list[TruthError]) -> TruthError:
     """The mean of several networks' errors."""
-    raw, floor, linear, quadratic = np.array([(e.raw, e.noise_floor, e.linear, e.quadratic) for e in errors]).T
     n, between = len(errors), None
+    parts = [(e.raw, e.noise_floor, e.linear, e.quadratic) for e in errors]
+    raw, floor, linear, quadratic = np.mean(parts, axis=0).tolist()
     if n > 1:
         # the scatter between networks, less what truth noise adds to it: that is the other interval's
-        between = math.sqrt(max(np.var(raw - floor, ddof=1) - (linear + quadratic).mean(), 0) / n)
-    return TruthError(float(raw.mean()), float(floor.mean()), float(linear.mean() / n), float(quadratic.mean() / n),
-                      between, n)
+        between = math.sqrt(max(np.var([e.corrected for e in errors], ddof=1) - linear - quadratic, 0) / n)
+    return TruthError(raw, floor, linear / n, quadratic / n, between, n)
 
 
 def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Iterable[float]) -> TruthError:
@@ -4195,26 +4191,30 @@ def student_975(dof: int) -> float:
     return bisect.bisect(range(13 * 10**6), 0.975, key=lambda micro: student_cdf(micro / 1e6, dof)) / 1e6
 
 
-def compare(ours: list[list[Outcome]], theirs: list[list[Outcome]], truths: list[Truth], rules: Round) -> dict:
+Repeats = list[list[Outcome]]       # by repeat and network
+
+
+def compare(ours: Repeats, theirs: Repeats, truths: list[Truth], rules: Round) -> dict:
     """The paired difference of two suite scores, ours less theirs, and how sure it is.
 
-    `ours`, `theirs`: outcomes by repeat and network. The 95% interval is for all such networks, or the one.
-    `networks_needed` would settle it with a chance of 80%, were the difference what it seems (Guenther 1981).
+    The 95% interval is for all such networks, or the one. `networks_needed` would settle it with a chance of
+    80%, were the difference what it seems (Guenther 1981).
     """
     n, n_repeats = len(truths), len(ours)
 
-    def differences(us: list[list[Outcome]], them: list[list[Outcome]]) -> list[TruthError]:
-        signed = [(sign / len(us), o) for pair in zip(us, them) for sign, o in zip((1, -1), pair)]
-        return [final_error([o[i].scored(truth)[-1] for _, o in signed], truth,
-                            [m * o[i].multiplier(rules) for m, o in signed]) for i, truth in enumerate(truths)]
+    def differences(us: Repeats, them: Repeats) -> Iterator[TruthError]:
+        for truth, *outcomes in zip(truths, *us, *them):
+            signs = np.repeat([1 / len(us), -1 / len(us)], len(us))
+            yield final_error([o.scored(truth)[-1] for o in outcomes], truth,
+                              signs * [o.multiplier(rules) for o in outcomes])
 
-    mean = suite_error(differences(ours, theirs))
+    mean = suite_error([*differences(ours, theirs)])
     each = np.array([[error.corrected for error in differences([a], [b])] for a, b in zip(ours, theirs)])
     own = math.sqrt(each.var(0, ddof=1).mean() / (n_repeats * n)) if n_repeats > 1 else None
     # The scatter between networks, where there are several, holds what the seeds do.
     spread = max(mean.between or 0.0, own or 0.0)
     error = math.hypot(mean.standard_error, spread)
-    t = mean.corrected / error if error else math.copysign(math.inf, mean.corrected)
+    t = mean.corrected / max(error, 1e-300)
     dof = n - 1 or 9999         # as good as normal
     half = student_975(dof) * error
     p = max(2 * student_cdf(-abs(t), dof), 1e-12) if each.any() else None
@@ -4235,7 +4235,8 @@ def score_mlp(index: int, mlp: MLP, outcome: Outcome, truth: Truth, rules: Round
     final = final_error(prediction[-1], truth)
     error = {"error": outcome.error, "error_code": outcome.error_code} if outcome.error_code else {}
     return {"mlp_index": index, "mlp_name": mlp.name, **error, "traceback": outcome.traceback,
-            "final_layer_mse": final.raw, "all_layers_mse": float(per_layer.mean()), "per_layer_mse": per_layer.tolist(),
+            "final_layer_mse": final.raw, "all_layers_mse": float(per_layer.mean()),
+            "per_layer_mse": per_layer.tolist(),
             "score_multiplier": multiplier, "adjusted_final_layer_score": final.raw * multiplier,
             "flops_used": outcome.flops_used, "effective_compute": outcome.effective_compute(rules),
             **{flag: outcome.flag == flag for flag in FLAGS}, **{t: getattr(outcome, t) for t in TIMES},
@@ -4245,7 +4246,8 @@ def score_mlp(index: int, mlp: MLP, outcome: Outcome, truth: Truth, rules: Round
             "sampling_variance": float(truth.variance.mean())}
 
 
-def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], rules: Round, precision: float) -> dict:
+def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], rules: Round,
+                precision: float) -> dict:
     """The `results` of a run: means, extremes and failures over the networks, and the corrected score."""
     per_mlp = [score_mlp(i, *each, rules) for i, each in enumerate(zip(suite, outcomes, truths))]
 
@@ -4253,22 +4255,26 @@ def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], 
         return np.mean([entry[key] for entry in per_mlp], axis=0).tolist()
 
     scores = [entry["adjusted_final_layer_score"] for entry in per_mlp]
-    corrected = suite_score(outcomes, truths, [outcome.multiplier(rules) for outcome in outcomes])
+    error = suite_score(outcomes, truths, [outcome.multiplier(rules) for outcome in outcomes])
+    corrected = {"score": error.corrected, "growth_needed": error.growth_needed(precision)}
+    for key in ("standard_error", "noise_floor", "truth_interval", "network_interval"):
+        corrected[key] = getattr(error, key)
+    failures = Counter("error" if o.error_code else o.flag for o in outcomes if o.failed)
     final = np.array([truths[0].mean[-1], outcomes[0].scored(truths[0])[-1]])
     points = np.round(final[:, ::-(-rules.width // 128)], 6).tolist()       # at most 128 neurons, for a plot
-    return {
-        **{key: mean(key) for key in ("adjusted_final_layer_score", "final_layer_mse", "all_layers_mse", "per_layer_mse")},
-        "best_mlp_adjusted_final_layer_score": min(scores), "worst_mlp_adjusted_final_layer_score": max(scores),
-        "mean_score_multiplier": mean("score_multiplier"), "mean_effective_compute": mean("effective_compute"),
+    means = ("adjusted_final_layer_score", "final_layer_mse", "all_layers_mse", "per_layer_mse")
+    return {key: mean(key) for key in means} | {
+        "best_mlp_adjusted_final_layer_score": min(scores),
+        "worst_mlp_adjusted_final_layer_score": max(scores),
+        "mean_score_multiplier": mean("score_multiplier"),
+        "mean_effective_compute": mean("effective_compute"),
         "mean_compute_utilization": mean("effective_compute") / rules.flop_budget,
-        "n_failed_mlps": sum(outcome.failed for outcome in outcomes),
-        "failure_breakdown": {flag: sum(outcome.flag == flag for outcome in outcomes) for flag in FLAGS} | {
-            "error": sum("error" in entry for entry in per_mlp)},
-        "corrected": {"score": corrected.corrected, "growth_needed": corrected.growth_needed(precision)} | {
-            key: getattr(corrected, key)
-            for key in ("standard_error", "noise_floor", "truth_interval", "network_interval")},
-        "final_layer_of_mlp_0": dict(zip(("true", "predicted"), points)), "per_mlp": per_mlp,
-        "breakdowns": {"sampling": None, "estimator": add_breakdowns([outcome.breakdown for outcome in outcomes])}}
+        "n_failed_mlps": failures.total(),
+        "failure_breakdown": {key: failures[key] for key in (*FLAGS, "error")},
+        "corrected": corrected,
+        "final_layer_of_mlp_0": dict(zip(("true", "predicted"), points)),
+        "per_mlp": per_mlp,
+        "breakdowns": {"sampling": None, "estimator": add_breakdowns([o.breakdown for o in outcomes])}}
 
 
 def add_breakdowns(breakdowns: list) -> Any:
@@ -4276,7 +4282,8 @@ def add_breakdowns(breakdowns: list) -> Any:
     present = [b for b in breakdowns if b is not None]
     if not present or not isinstance(present[0], dict):
         return sum(present) if present else None
-    return {key: add_breakdowns([b.get(key) for b in present]) for key in dict.fromkeys(itertools.chain(*present))}
+    keys = dict.fromkeys(itertools.chain(*present))
+    return {key: add_breakdowns([b.get(key) for b in present]) for key in keys}
 
 
 def grow_truths(suite: list[MLP], rivals: list[list[Outcome]], rules: Round, options,
@@ -4305,7 +4312,7 @@ def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budge
                        sample_counts: Iterable[int] = SAMPLE_COUNTS, seed: int = 0) -> list[list[dict]]:
     """For each estimator, its MSE over all layers against ever longer plain sampling, and at last the truth.
 
-    The last row's MSE is corrected for the truth's own noise. Rows: n_samples, sampling_flops, estimator_flops, mse.
+    Rows: n_samples, sampling_flops, estimator_flops, mse; the last is corrected for the truth's own noise.
     """
     references: list[tuple] = []
     for n_samples in sample_counts:
@@ -4319,8 +4326,9 @@ def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budge
         estimator.setup(SetupContext(mlp.width, mlp.depth, flop_budget, "1.0", seed=mlp.seed))
         with BudgetContext(flop_budget, quiet=True) as bill:
             prediction = np.array(fnp.asarray(estimator.predict(mlp.copy(), flop_budget)))
-        tables.append([{"n_samples": n, "sampling_flops": cost, "estimator_flops": bill.flops_used,
-                        "mse": float(((prediction - means) ** 2).mean()) - noise} for n, cost, means, noise in references])
+        tables.append([{"n_samples": n_samples, "sampling_flops": flops, "estimator_flops": bill.flops_used,
+                        "mse": float(((prediction - means) ** 2).mean()) - noise}
+                       for n_samples, flops, means, noise in references])
     return tables
 
 
@@ -4328,16 +4336,18 @@ def table_lines(rows: list[dict]) -> list[str]:
     """A convergence table as right-aligned text."""
     line = "{:>10} | {:>16} | {:>15} | {:>11}".format
     return [line("n_samples", "sampling_flops", "estimator_flops", "MSE"), "-" * 61, *(
-        line(n if isinstance(n, str) else f"{n:,}", f"{cost:,}" if cost else "-", f"{bill:,}", f"{mse:.4e}")
-        for n, cost, bill, mse in map(dict.values, rows))]
+        line(n if isinstance(n, str) else f"{n:,}", f"{flops:,}" if flops else "-", f"{used:,}", f"{mse:.4e}")
+        for n, flops, used, mse in map(dict.values, rows))]
 
 
-def compare_against_monte_carlo(estimator: BaseEstimator, mlp: MLP, sample_counts: Iterable[int] = SAMPLE_COUNTS,
-                                estimator_budget: int = 4 * 10**9, sampling_budget: int = 10**12, seed: int = 0,
-                                submission_dir: str | None = None) -> None:
+def compare_against_monte_carlo(
+        estimator: BaseEstimator, mlp: MLP, sample_counts: Iterable[int] = SAMPLE_COUNTS,
+        estimator_budget: int = 4 * 10**9, sampling_budget: int = 10**12, seed: int = 0,
+        submission_dir: str | None = None) -> None:
     """The starter kit's direct loop: print the convergence table of one estimator on one network."""
     print(f"MLP: width={mlp.width} depth={mlp.depth} seed={mlp.seed}")
-    print(*table_lines(convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)[0]), sep="\n")
+    table, = convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)
+    print(*table_lines(table), sep="\n")
 
 
 # ======================================================================================
