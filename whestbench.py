@@ -4203,8 +4203,8 @@ def compare(ours: Repeats, theirs: Repeats, truths: list[Truth], rules: Round) -
     n, n_repeats = len(truths), len(ours)
 
     def differences(us: Repeats, them: Repeats) -> Iterator[TruthError]:
-        for truth, *outcomes in zip(truths, *us, *them):
-            signs = np.repeat([1 / len(us), -1 / len(us)], len(us))
+        for truth, *outcomes in zip(truths, *itertools.chain(*zip(us, them))):      # ours and theirs in turn
+            signs = np.tile([1 / len(us), -1 / len(us)], len(us))
             yield final_error([o.scored(truth)[-1] for o in outcomes], truth,
                               signs * [o.multiplier(rules) for o in outcomes])
 
@@ -4221,8 +4221,8 @@ def compare(ours: Repeats, theirs: Repeats, truths: list[Truth], rules: Round) -
     needed = None
     if n > 1 and p and t and p > 0.05:
         needed = max(n + 1, math.ceil(n * ((NORMAL_975 + 0.8416) / t) ** 2 + NORMAL_975 ** 2 / 2))
-    parts = {"truth noise": mean.standard_error, "own randomness": own,
-             "choice of networks": math.sqrt(spread ** 2 - (own or 0.0) ** 2) if n > 1 else None}
+    networks = math.sqrt(spread ** 2 - (own or 0.0) ** 2) if n > 1 else None
+    parts = {"truth noise": mean.standard_error, "choice of networks": networks, "own randomness": own}
     return {"score": mean.corrected, "interval": (mean.corrected - half, mean.corrected + half), "p": p,
             "networks_needed": needed, "standard_error": error, "parts": parts, "n_repeats": n_repeats,
             "per_mlp": each.mean(0).tolist()}
