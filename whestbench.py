@@ -3532,14 +3532,14 @@ def checkpoints(width: int, depth: int, max_work: float) -> Iterator[int]:
 
 
 # ======================================================================================
-# Truth, second half: growing, remembered, shared
+# Truth: grown, remembered, shared
 #
-# The sums of a truth are a binary tree over chunks of samples. Any node can be computed
-# anywhere, and nodes are added in one order only: neither workers nor interruptions move
-# a bit. The store forgets rather than errs. Suites and published datasets are read here.
+# The sums of a truth are those of its nodes, runs of samples that any thread, process or
+# machine can compute; they are added in order, so neither workers nor interruptions move a
+# bit. The store forgets rather than errs. Suites and published datasets are read here.
 # ======================================================================================
 
-STREAM = "2"        # of random numbers and their sums; the store never mixes two versions
+STREAM = "3"        # of random numbers, their sums and files; the store never mixes two versions
 
 
 class InvalidDatasetError(WhestError, ValueError):
@@ -3547,18 +3547,18 @@ class InvalidDatasetError(WhestError, ValueError):
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(path: str | os.PathLike) -> Iterator[None]:
     """Whatever is found wrong with a file, say it in one sentence."""
     try:
         yield
     except WhestError:
         raise
-    except Exception as exc:
-        what = f"it has no {exc}" if isinstance(exc, KeyError) else exc
+    except Exception as exc:        # a damaged file can raise anything
+        what = f"no {exc} in it" if isinstance(exc, KeyError) else exc
         raise InvalidDatasetError(f"{path} is not a usable suite or dataset: {what}") from exc
 
 
-def need(module: str, extra: str):
+def need(module: str, extra: str) -> types.ModuleType:
     """Import an optional package, or name the extra that brings it."""
     try:
         return importlib.import_module(module)
@@ -3575,128 +3575,112 @@ def fingerprint(*arrays) -> str:
     return digest.hexdigest()
 
 
-class TruthSource:
-    """The truth of one network as it grows; the same to the bit however it got there.
-
-    `stack`: what has been summed, (n_chunks, sums) of falling powers of two, the binary digits of their number.
-    """
-
-    def __init__(self, weights, store: TruthStore | None = None, plain: bool = False):
-        self.weights, self.store, self.plain = [np.asarray(w, np.float32) for w in weights], store, plain
-        self.width, self.depth, sha256 = len(weights[0]), len(weights), fingerprint(*self.weights)
-        self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
-        self.stack, self.saved, self.saved_at, self.truth = [], None, time.monotonic(), None
-        self.network = self.white_box = None
-
-    n_chunks = property(lambda self: sum(size for size, _ in self.stack))
-
-    def prepare(self) -> None:
-        """Work out what sampling takes."""
-        self.network = self.network or pack_weights(self.weights)
-        self.white_box = self.white_box or WhiteBox(self.weights)
-
-    def __getstate__(self) -> dict:
-        """What another process must know."""
-        return vars(self) | {"network": None, "store": None, "stack": [], "truth": None}
-
-    def at(self, n_samples: int, executor: concurrent.futures.Executor | None = None) -> Truth:
-        """The truth of exactly `n_samples`; samples only what is neither here nor in the store."""
-        return grow_together([self], n_samples, executor=executor)[0][0]
-
-    def sums(self, first: int, n_chunks: int, n_samples: int) -> dict:
-        """Sums over a node, `n_chunks` from chunk `first` on; or over the first `n_samples` of one chunk."""
-        if n_chunks > 1:
-            return add_sums(*(self.sums(i, n_chunks // 2, n_samples) for i in (first, first + n_chunks // 2)))
-        self.prepare()      # in another process the network is yet to be packed
-        size = samples_per_block(self.width)
-        return self.white_box.sums([simulate_block(self.network, self.key, i, min(size, n_samples - start))
-                                    for i, start in enumerate(range(0, n_samples, size), first * -(-CHUNK // size))])
-
-    def recall(self, n_samples: int, stack: list | None = None) -> Truth | None:
-        """The truth that is remembered for `n_samples`, or that of a stack, to be remembered."""
-        file = f"{self.name}/{n_samples}{'-plain' * self.plain}"
-        if stack:
-            total = add_sums(*(sums for _, sums in stack[::-1]))
-            arrays = pack_truth(self.white_box.truth(total, self.plain))
-            if self.store:
-                self.store.put(file, arrays)
-        elif self.truth and self.truth.n_samples == n_samples:
-            return self.truth
-        else:
-            arrays = self.store and self.store.get(file)
-        self.truth = arrays and unpack_truth(arrays)        # rounded, whether it comes from the store or not
-        return self.truth
-
-    def nodes(self, n_samples: int, n_workers: int) -> Iterator[tuple]:
-        """What is yet to be summed, as arguments of `sums`."""
-        end, rest = divmod(n_samples, CHUNK)
-        if self.store and self.saved is None:
-            kept = self.store.get(f"{self.name}/sums") or {"sizes": []}
-            sizes = [int(size) for size in kept.pop("sizes")]
-            self.saved = sum(sizes)
-            if self.n_chunks < self.saved <= end:
-                self.stack = [(size, {k: a[i] for k, a in kept.items()}) for i, size in enumerate(sizes)]
-        if self.n_chunks > end:
-            self.stack = []
-        done = self.n_chunks
-        # Up to 2^40 FLOPs are worth the way to another process, unless that leaves workers idle.
-        most = min(2**39 // (CHUNK * self.width**2 * self.depth), (end - done) // (4 * n_workers))
-        while done < end:
-            size = min(done & -done or 1, *(1 << max(n, 1).bit_length() - 1 for n in (most, end - done)))
-            yield done, size, CHUNK
-            done += size
-        if rest:
-            yield end, 1, rest
-
-    def receive(self, sums: dict, size: int, n_samples: int) -> None:
-        """Add the next node."""
-        if n_samples < CHUNK:
-            self.recall(self.n_chunks * CHUNK + n_samples, [*self.stack, (size, sums)])
-            return
-        stack = self.stack
-        while stack and stack[-1][0] == size:
-            sums, size, stack = add_sums(stack[-1][1], sums), 2 * size, stack[:-1]
-        self.stack = [*stack, (size, sums)]     # in one go, whenever Ctrl-C strikes
-        if self.store and not stack:            # a checkpoint
-            self.recall(size * CHUNK, self.stack)
-        if time.monotonic() > self.saved_at + 60:
-            self.save()
-
-    def save(self) -> None:
-        """Keep the sums: another run goes on from here."""
-        self.saved_at = time.monotonic()
-        if self.store and self.n_chunks > (self.saved or 0):
-            sizes, sums = zip(*self.stack)
-            self.store.put(f"{self.name}/sums", {k: [s[k] for s in sums] for k in sums[0]} | {"sizes": sizes})
-            self.saved = self.n_chunks
-
-
 def add_sums(first: dict, *others: dict) -> dict:
     """The sums of several nodes, added in the order given."""
     return {k: functools.reduce(np.add, (other[k] for other in others), a) for k, a in first.items()}
 
 
-def grow_together(sources: list[TruthSource], n_samples: int | None = None, error_of: Callable | None = None,
-                  precision: float = 0.02, max_work: float = 2**40, executor: concurrent.futures.Executor | None = None,
-                  progress: Callable[[int, int, Any], None] = lambda *_: None) -> tuple[list[Truth], Any]:
-    """The truths at `n_samples`; or, None, at the first checkpoint where `error_of(truths).precise(precision)`.
+def samples_in(sums: dict) -> int:
+    return int(np.sum(sums.get("n_samples", 0)))
 
-    Gives up at `max_work` dense FLOPs a network. Returns the truths and the last `error_of(truths)`; `progress` gets
-    samples done, samples to do, and that error so far. What an interruption leaves is in the store.
+
+class TruthSource:
+    """The truth of one network, `weights` (depth, width, width), as it grows.
+
+    `whole`: the sums over all nodes that are done; `sums`: those and, maybe, a part of the next one.
+    """
+
+    def __init__(self, weights: Iterable, store: TruthStore | None = None, plain: bool = False):
+        self.weights, self.store, self.plain = [np.asarray(w, np.float32) for w in weights], store, plain
+        self.width, self.depth, sha256 = len(self.weights[0]), len(self.weights), fingerprint(*self.weights)
+        self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
+        self.sums: dict[str, np.ndarray] = {}
+        self.whole = self.sums
+        self.prepared: tuple[PackedNetwork, WhiteBox] | None = None
+
+    def __reduce__(self):
+        return TruthSource, (self.weights,)     # all that another process must know
+
+    def prepare(self) -> tuple[PackedNetwork, WhiteBox]:
+        """What sampling takes, worked out once in each process."""
+        self.prepared = self.prepared or (pack_weights(self.weights), WhiteBox(self.weights))
+        return self.prepared
+
+    def at(self, n_samples: int, executor: concurrent.futures.Executor | None = None) -> Truth:
+        """The truth of exactly `n_samples`; samples only what is neither here nor in the store."""
+        return grow_together([self], n_samples, executor=executor)[0][0]
+
+    def node(self, start: int) -> int:
+        """How many samples the node at `start` holds: a chunk * 2**k, about 1% of all that come before it."""
+        most = min(start // 64, 2**39 // (self.width**2 * self.depth))      # 2^40 FLOPs: seconds of work
+        return max(CHUNK, 1 << most.bit_length() >> 1)
+
+    def sample(self, start: int, n_samples: int) -> dict:
+        """The sums over a node, or the first `n_samples` of it."""
+        network, white_box = self.prepare()
+        end, size = start + n_samples, samples_per_block(self.width)
+
+        def chunk(first: int) -> dict:
+            return white_box.sums([simulate_block(network, self.key, i // size, min(size, end - i))
+                                   for i in range(first, min(first + CHUNK, end), size)])
+        return functools.reduce(add_sums, map(chunk, range(start, end, CHUNK)))
+
+    def lacking(self, n_samples: int) -> Iterator[tuple[int, int]]:
+        """What is yet to be sampled, as arguments of `sample`."""
+        known = [sums for sums in ({}, self.whole, self.stored()) if samples_in(sums) <= n_samples]
+        self.sums = max(known, key=samples_in)
+        start = samples_in(self.sums)
+        while start < n_samples:
+            size = min(self.node(start), n_samples - start)
+            yield start, size
+            start += size
+
+    def add(self, sums: dict) -> None:
+        """Add what `sample` gave for the next of them."""
+        self.sums = add_sums(self.sums, sums) if self.sums else sums
+        n_samples = samples_in(self.sums)
+        if n_samples % self.node(n_samples) == 0:
+            self.whole = self.sums
+
+    def conclude(self) -> Truth:
+        """The truth of all that is sampled, remembered."""
+        truth = self.prepare()[1].truth(self.sums, self.plain)
+        truth = replace(truth, covariance=truth.covariance.astype(np.float32))     # most of the file
+        if self.store:
+            self.store.put(self.file(truth.n_samples), vars(truth))
+        return truth
+
+    def recall(self, n_samples: int) -> Truth | None:
+        """The truth of `n_samples`, if it is remembered."""
+        arrays = self.store.get(self.file(n_samples)) if self.store else None
+        return unpack_truth(arrays) if arrays else None
+
+    def file(self, n_samples: int) -> str:
+        return f"{self.name}/{n_samples}{'-plain' * self.plain}"
+
+    def stored(self) -> dict:
+        return self.store and self.store.get(f"{self.name}/sums") or {}
+
+    def save(self) -> None:
+        """Keep the sums: another run goes on from here."""
+        if self.store and self.whole and samples_in(self.whole) > samples_in(self.stored()):
+            self.store.put(f"{self.name}/sums", self.whole)
+
+
+def grow_together(sources: list[TruthSource], n_samples: int | None = None,
+                  error_of: Callable[[list[Truth]], Any] = lambda truths: None, precision: float = 0.02,
+                  max_work: float = 2**40, executor: concurrent.futures.Executor | None = None,
+                  progress: Callable[[int, int, Any], object] = lambda *_: None) -> tuple[list[Truth], Any]:
+    """The truths at `n_samples`, or at the first checkpoint where `error_of(truths).precise(precision)`.
+
+    Gives up at `max_work` dense FLOPs a network. Returns the truths and their error; `progress` gets samples
+    done, samples to do, and the error so far. What an interruption leaves is in the store.
     """
     error = None
     try:
         for goal in [n_samples] if n_samples else checkpoints(sources[0].width, sources[0].depth, max_work):
-            def report(done: int) -> None:
-                progress(done, len(sources) * goal, error)
-            try:
-                grow(sources, goal, executor, report)
-            except concurrent.futures.BrokenExecutor:
-                print("whest: the workers are lost; going on without them.", file=sys.stderr)
-                executor = None
-                grow(sources, goal, executor, report)
-            truths = [source.recall(goal) or source.recall(goal, source.stack) for source in sources]
-            error = error_of(truths) if error_of else None
+            truths = grow(sources, goal, executor, progress, error)
+            error = error_of(truths)
             if error and error.precise(precision):
                 break
     finally:
@@ -3705,33 +3689,46 @@ def grow_together(sources: list[TruthSource], n_samples: int | None = None, erro
     return truths, error
 
 
-def grow(sources: list[TruthSource], goal: int, executor, report: Callable[[int], None]) -> None:
-    """Sample what these sources lack up to `goal`, a bounded number of nodes in flight, and add it in order."""
+def grow(sources: list[TruthSource], goal: int, executor, progress: Callable, error) -> list[Truth]:
+    """Sample what these sources lack up to `goal`, a few nodes in flight at a time, and add it in order."""
+    truths = [source.recall(goal) for source in sources]
+    wanted = [source for source, truth in zip(sources, truths) if not truth]
+    pending: deque = deque()
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
-        pool, pending = executor or threads, deque()
-        n_workers = getattr(pool, "_max_workers", 16)
-        wanted = [(i, source) for i, source in enumerate(sources) if not source.recall(goal)]
-        list(threads.map(TruthSource.prepare, [source for _, source in wanted]))
-        todo = ((i, node) for i, source in wanted for node in source.nodes(goal, n_workers))
+        pool = executor or threads
+        in_flight = getattr(pool, "_max_workers", 16) + 2
+        list(threads.map(TruthSource.prepare, wanted))
+        todo = ((source, node) for source in wanted for node in source.lacking(goal))
+        saved_at = time.monotonic()
         try:
             while True:
-                for i, node in itertools.islice(todo, n_workers + 2 - len(pending)):
-                    pending.append((i, node, pool.submit(sources[i].sums, *node)))
+                for source, node in itertools.islice(todo, in_flight - len(pending)):
+                    pending.append((source, pool.submit(source.sample, *node)))
                 if not pending:
-                    return
-                i, (first, size, n), future = pending.popleft()
-                sources[i].receive(future.result(), size, n)
-                report(i * goal + first * CHUNK + size * n)
+                    break
+                source, future = pending.popleft()
+                source.add(future.result())
+                progress(sources.index(source) * goal + samples_in(source.sums), len(sources) * goal, error)
+                if time.monotonic() > saved_at + 60:        # no more is lost to a kill
+                    saved_at = time.monotonic()
+                    for each in sources:
+                        each.save()
+        except concurrent.futures.BrokenExecutor:
+            print("whest: the workers are lost; going on without them.", file=sys.stderr)
+            return grow(sources, goal, None, progress, error)
         finally:
-            for *_, future in pending:
+            for _, future in pending:
                 future.cancel()
+    return [truth or source.conclude() for source, truth in zip(sources, truths)]
 
 
 class DaskExecutor:
     """The workers of a Dask cluster. A network is sent to them once, and again where one is lost."""
 
+    source: Any = None      # the TruthSource that was sent last
+
     def __init__(self, address: str):
-        connect, self.source = need("distributed", "cluster").Client, None
+        connect = need("distributed", "cluster").Client
         try:
             self.client = connect(address, timeout=5)
         except (OSError, ValueError) as exc:
@@ -3742,21 +3739,16 @@ class DaskExecutor:
             self.client.close()
             raise WhestError(f"The Dask cluster at {address} has no workers.")
 
-    def submit(self, method, *node):
-        if method.__self__ is not self.source:
-            self.source = method.__self__
+    def submit(self, sample: types.MethodType, *node: int):
+        if sample.__self__ is not self.source:
+            self.source = sample.__self__
             self.sent = self.client.submit(lambda source: source, self.source, pure=False)
-        return self.client.get_executor(pure=False).submit(TruthSource.sums, self.sent, *node)
+        return self.client.submit(TruthSource.sample, self.sent, *node, pure=False)
 
 
-def pack_truth(truth: Truth) -> dict:
-    """A truth as arrays; the covariance, most of it, in single precision."""
-    return {name: np.asarray(a, np.float32 if name == "covariance" else None) for name, a in vars(truth).items()}
-
-
-def unpack_truth(arrays: dict) -> Truth:
-    """The truth that `pack_truth` made arrays of."""
-    return Truth(**{name: a.astype(np.float64) if a.ndim else a.item() for name, a in arrays.items()})
+def unpack_truth(arrays: dict[str, np.ndarray]) -> Truth:
+    fields: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in arrays.items()}
+    return Truth(**fields)
 
 
 @contextlib.contextmanager
@@ -3770,47 +3762,45 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_npz(path: Path, arrays: dict) -> None:
-    """Write all of a .npz or nothing; each of its members carries a CRC-32."""
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, **arrays)
-
-
 class TruthStore:
-    """What is known of truths: a folder of .npz files for each network. What it cannot keep or read is sampled again.
+    """A folder of .npz files for each network. What it cannot keep or read is sampled again.
 
     `folder` defaults to $WHESTBENCH_CACHE, or whestbench in the user's cache directory.
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):
-        base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-        folder = folder or os.environ.get("WHESTBENCH_CACHE") or os.path.join(base, "whestbench")
-        self.folder, self.trouble = Path(os.path.expanduser(folder)) / f"truth-{STREAM}", None
+        usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+        base = os.environ.get("XDG_CACHE_HOME") or usual
+        folder = folder or os.environ.get("WHESTBENCH_CACHE") or Path(base, "whestbench")
+        self.folder, self.trouble = Path(folder).expanduser() / f"truth-{STREAM}", ""
 
     @contextlib.contextmanager
-    def trying(self, name: str):
+    def trying(self, name: str) -> Iterator[Path]:
         """Trouble with a file is worth one line, and no more."""
+        path = self.folder / f"{name}.npz"
         try:
-            yield self.folder / f"{name}.npz"
+            yield path
         except Exception as exc:        # a damaged file can raise anything
             if not self.trouble:
-                self.trouble = f"cannot use {self.folder}/{name}.npz ({type(exc).__name__}: {exc}); sampling instead."
+                self.trouble = f"cannot use {path} ({type(exc).__name__}: {exc}); sampling instead."
                 print(f"whest: {self.trouble}", file=sys.stderr)
 
-    def get(self, name: str) -> dict | None:
+    def get(self, name: str) -> dict[str, np.ndarray] | None:
         """The arrays that were put under this name, or None."""
         with self.trying(name) as path:
             if path.exists():
                 with np.load(path, allow_pickle=False) as file:
-                    arrays = dict(file)
+                    arrays = dict(file)         # each member has a CRC-32
                 if str(arrays.pop("name")) != name:
                     raise ValueError("it belongs elsewhere")
                 return arrays
+        return None
 
     def put(self, name: str, arrays: dict) -> None:
         with self.trying(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_npz(path, arrays | {"name": name})
+            with replacing(path) as part:
+                np.savez(part, **arrays, name=name)
 
 
 class Suite(typing.NamedTuple):
@@ -3822,38 +3812,38 @@ class Suite(typing.NamedTuple):
 
 def write_suite(path: str | os.PathLike, suite: Suite) -> None:
     """Write a suite as one portable .npz without pickles."""
-    arrays, networks = {}, []
+    arrays: dict[str, Any] = {}
+    networks = []
     for i, (mlp, truth) in enumerate(zip(suite.mlps, suite.truths)):
-        members = {"weights": np.array([np.asarray(w) for w in mlp.weights]), **pack_truth(truth)}
+        members = {"weights": np.array([np.asarray(w) for w in mlp.weights]), **vars(truth)}
         networks.append({"name": mlp.name, "seed": mlp.seed, "sha256": fingerprint(*members.values())})
         arrays |= {f"{i}/{name}": a for name, a in members.items()}
     about = {"stream": STREAM, "whestbench_version": __version__, "networks": networks,
              "created_at_utc": datetime.now(timezone.utc).isoformat()}
-    write_npz(Path(path), arrays | {"suite": json.dumps(suite.about | about)})
+    with replacing(Path(path)) as part, part.open("wb") as file:
+        np.savez(file, **arrays, suite=json.dumps(suite.about | about))
 
 
 def read_suite(path: str | os.PathLike, n_mlps: int | None = None) -> Suite:
-    """The suite in a file, or its first networks. Raises InvalidDatasetError if anything about it is wrong."""
-    mlps, truths = [], []
+    """The suite in a file, or its first networks. Raises InvalidDatasetError if anything is wrong with it."""
+    suite = Suite([], [], {})
     with reading(path), np.load(path, allow_pickle=False) as file:
         about = json.loads(str(file["suite"]))
         for i, entry in enumerate(about["networks"][:n_mlps]):
             members = {key.split("/")[1]: file[key] for key in file.files if key.startswith(f"{i}/")}
             if fingerprint(*members.values()) != entry["sha256"]:
                 raise ValueError(f"network {i} does not have the hash that it was written with")
-            weights = members.pop("weights")
-            mlp, truth = mlp_of(weights, entry["seed"], entry["name"]), unpack_truth(members)
-            if weights.shape != (mlp.depth, mlp.width, mlp.width) or truth.mean.shape != weights.shape[:2]:
+            weights, truth = members.pop("weights"), unpack_truth(members)
+            if weights.shape != (*truth.mean.shape, truth.mean.shape[-1]):
                 raise ValueError(f"network {i} has weights {weights.shape} and a truth {truth.mean.shape}")
-            if not np.isfinite(weights).all() or not np.isfinite(truth.mean).all():
+            if not (np.isfinite(weights).all() and np.isfinite(truth.mean).all()):
                 raise ValueError(f"network {i} is not finite")
-            mlps.append(mlp)
-            truths.append(truth)
-        return Suite(mlps, truths, about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])})
+            suite.mlps.append(mlp_of(weights, entry["seed"], entry["name"]))
+            suite.truths.append(truth)
+    return suite._replace(about=about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])})
 
 
 def mlp_of(weights: np.ndarray, seed: int, name: str) -> MLP:
-    """The network of these weights `(depth, width, width)`."""
     return MLP(weights.shape[-1], len(weights), [fnp.asarray(w) for w in weights], seed, name)
 
 
@@ -3863,49 +3853,51 @@ class Dataset(list):
     column_names = property(lambda self: list(self[0]) if self else [])
 
     def __init__(self, folder: Path, metadata: dict, split: str, n_rows: int | None = None):
-        parquet, width, depth = need("pyarrow.parquet", "parquet"), metadata["width"], metadata["depth"]
-        shapes = {"weights": (depth, width, width), "all_layer_means": (depth, width), "final_means": (width,)}
-        splits = metadata.get("splits") or {metadata["split"]: metadata}
+        parquet, self.metadata, splits = need("pyarrow.parquet", "parquet"), metadata, metadata["splits"]
+        d, w = metadata["depth"], metadata["width"]
+        shapes = {"weights": (d, w, w), "all_layer_means": (d, w), "final_means": (w,)}
         if split not in splits:
             raise InvalidDatasetError(f'Unknown split "{split}". Should be one of {sorted(splits)}.')
-        self.metadata, self.n_mlps = metadata, splits[split]["n_mlps"]
         files = map(parquet.ParquetFile, sorted((folder / "data").glob(f"{split}-*.parquet")))
         for batch in itertools.islice((batch for file in files for batch in file.iter_batches(1)), n_rows):
             row = dict(zip(batch.schema.names, batch.columns))
             for name, column in row.items():
                 while name in shapes and column.type.num_fields:
                     column = column.flatten()
-                row[name] = np.array(column, np.float32).reshape(shapes[name]) if name in shapes else column[0].as_py()
+                array = name in shapes
+                row[name] = np.array(column, np.float32).reshape(shapes[name]) if array else column[0].as_py()
             self.append(row)
 
 
-def open_dataset(path_or_repo, revision: str | None = None, token: str | None = None) -> tuple[Path, dict]:
-    """The folder of a dataset, fetched if it is hf://owner/name[@revision], and its metadata."""
+def open_dataset(path_or_repo: str | os.PathLike, revision: str | None = None,
+                 token: str | None = None) -> tuple[Path, dict]:
+    """The folder of a dataset, fetched if it is hf://owner/name[@revision], and its metadata, with splits."""
     name, folder = str(path_or_repo), Path(path_or_repo).expanduser()
     if name.startswith("hf://"):
         repo, _, pinned = name[5:].partition("@")
         download = need("huggingface_hub", "hub").snapshot_download
         folder = Path(download(repo, repo_type="dataset", revision=pinned or revision, token=token))
     about = json.loads((folder / "metadata.json").read_text())
-    known = about["schema_version"] == "3.0" and about["seed_protocol"]["version"] in ("2.0", "3.0", "4.0")
-    if not known or about.get("is_partial"):
-        raise ValueError("its schema or seed protocol is not known, or it is a part, to be merged with the others")
-    return folder, about
+    if about["schema_version"] != "3.0" or about["seed_protocol"]["version"] not in ("2.0", "3.0", "4.0"):
+        raise ValueError("its schema or seed protocol is not known")
+    if about.get("is_partial"):
+        raise ValueError("it is a part, to be merged with the others")
+    return folder, {"splits": {about.get("split"): about}} | about
 
 
-def load_dataset(path_or_repo, *, revision=None, split=None, token=None, streaming=False):
-    """The rows of a contest dataset, a folder or hf://owner/name; of all its splits, by name, where it has several."""
+def load_dataset(path_or_repo: str | os.PathLike, *, revision: str | None = None, split: str | None = None,
+                 token: str | None = None, streaming: bool = False) -> Dataset | dict[str, Dataset]:
+    """The rows of a contest dataset, a folder or hf://owner/name; by split, where it has several."""
     with reading(path_or_repo):
         folder, about = open_dataset(path_or_repo, revision, token)
-        if split or "splits" not in about:
-            return Dataset(folder, about, split or about["split"])
+        split = split or about.get("split")
+        if split:
+            return Dataset(folder, about, split)
         return {name: Dataset(folder, about, name) for name in about["splits"]}
 
 
 def mlp_at(ds: Dataset, index: int) -> MLP:
     """Network `index` of a dataset, with the seed that the contest derives for it."""
-    if not isinstance(ds, Dataset):
-        raise TypeError("Choose a split first: load_dataset(path, split=NAME).")
     row, protocol = ds[index], ds.metadata["seed_protocol"]
     seed = row["mlp_seed"]
     if protocol["version"] == "3.0":
@@ -3914,9 +3906,9 @@ def mlp_at(ds: Dataset, index: int) -> MLP:
         withheld = protocol.get("salt_source") == "env"
         salt = bytes.fromhex((os.environ.get("WHEST_SEED_SALT") if withheld else protocol.get("salt")) or "")
         if not salt or protocol.get("salt_digest") not in (None, hashlib.sha256(salt).hexdigest()):
-            raise InvalidDatasetError("The salt of the dataset's seeds is missing or wrong (WHEST_SEED_SALT, if withheld).")
-        digest = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est").digest()
-        seed = int.from_bytes(digest[-4:], "big")
+            raise InvalidDatasetError("The seeds' salt is missing or wrong (WHEST_SEED_SALT, if withheld).")
+        derived = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est")
+        seed = int.from_bytes(derived.digest()[-4:], "big")
     return mlp_of(row["weights"], seed, row["mlp_name"])
 
 
@@ -3935,22 +3927,21 @@ def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None)
         if not split:
             raise Misuse(f"{path} has the splits {sorted(about['splits'])}: choose one with --split.")
         ds = Dataset(folder, about, split, n_mlps)
-        about = {"path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
-                 "sha256": hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest(), "n_mlps": ds.n_mlps}
-        return Suite(list(iter_mlps(ds)), [published_truth(row, ds.metadata["n_samples"]) for row in ds], about)
+        sha256 = hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest()
+        return Suite(list(iter_mlps(ds)), [published_truth(row, about["n_samples"]) for row in ds], {
+            "path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
+            "sha256": sha256, "n_mlps": about["splits"][split]["n_mlps"]})
 
 
 def published_truth(row: dict, n_samples: int) -> Truth:
-    """Published targets with error bars of plain sampling: the published variance, spread as in 512 samples of ours."""
-    width = len(row["final_means"])
-    x = [np.random.default_rng(0).standard_normal((512, width), np.float32)]
-    for weight in row["weights"]:
-        x.append(np.maximum(x[-1] @ weight, 0))
-    covariance = np.atleast_2d(np.cov(x[-1], rowvar=False))
-    covariance *= row["avg_variance"] * width / max(np.trace(covariance), 1e-30)
+    """Published targets with error bars: the published variance, spread as in 512 samples of ours."""
+    x = np.random.default_rng(0).standard_normal((512, len(row["final_means"])), np.float32)
+    layers = [x := np.maximum(x @ weight, 0) for weight in row["weights"]]
+    covariance = np.atleast_2d(np.cov(x, rowvar=False))
+    covariance *= row["avg_variance"] / max(covariance.diagonal().mean(), 1e-30)
     mean = np.array([*row["all_layer_means"][:-1], row["final_means"]], np.float64)
-    error = np.std(x[1:], 1) / n_samples**0.5
-    return Truth(n_samples, mean, error, np.diag(covariance), covariance / n_samples, 0.0)
+    error = np.std(layers, 1) / n_samples**0.5
+    return Truth(n_samples, mean, error, covariance.diagonal(), covariance / n_samples, 0.0)
 
 
 # ======================================================================================
@@ -4056,7 +4047,7 @@ TIMES = ("wall_time_s", "flopscope_backend_time_s", "flopscope_overhead_time_s",
 
 @dataclass
 class Outcome:
-    """What one predict() call gave and what it cost: a valid prediction `(depth, width)`, or why there is none.
+    """What a predict() call gave and what it cost: a valid prediction `(depth, width)`, or why there is none.
 
     `flag` is one of FLAGS; `error` is `{"message", "details"}`; the four times are seconds.
     """
@@ -4086,21 +4077,21 @@ class Outcome:
 
     def multiplier(self, rules: Round) -> float:
         """Share of the budget that was spent, at least 0.1; 1 for a failure."""
-        return 1.0 if self.failed else max(MULTIPLIER_FLOOR, self.effective_compute(rules) / rules.flop_budget)
+        share = self.effective_compute(rules) / rules.flop_budget
+        return 1.0 if self.failed else max(MULTIPLIER_FLOOR, share)
 
     def scored(self, truth: Truth) -> np.ndarray:
         """The prediction in float64, zeros for a failure."""
-        return np.zeros_like(truth.mean) if self.failed else self.prediction.astype(np.float64)
+        return np.zeros_like(truth.mean) if self.prediction is None else self.prediction.astype(np.float64)
 
     def apply_limits(self, rules: Round) -> Outcome:
         """Withdraw a prediction that came too late or cost too much, as the contest does after the call."""
-        if not self.failed:
-            limits = ((self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
-                      (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
-                      (self.effective_compute(rules), rules.flop_budget, "combined_budget_exhausted"))
-            self.flag = next((flag for spent, limit, flag in limits if limit is not None and spent > limit), None)
-            if self.flag:
-                self.prediction = None
+        limits = ((self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
+                  (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
+                  (self.effective_compute(rules), rules.flop_budget, "combined_budget_exhausted"))
+        for spent, limit, flag in limits:
+            if not self.failed and limit is not None and spent > limit:
+                self.prediction, self.flag = None, flag
         return self
 
 
@@ -4123,32 +4114,34 @@ class TruthError:
     n_networks: int = 1
 
     @property
-    def corrected(self):
+    def corrected(self) -> float:
         """Unbiased for the error against exact truths; can be negative where noise hides a small one."""
         return self.raw - self.noise_floor
 
     @property
-    def standard_error(self):
+    def standard_error(self) -> float:
         """Of `corrected`, from truth noise."""
         return math.sqrt(self.linear + self.quadratic)
 
     @property
-    def truth_interval(self):
+    def truth_interval(self) -> tuple[float, float]:
         """95% interval for these networks' error against exact truths."""
         half = NORMAL_975 * self.standard_error
         return self.corrected - half, self.corrected + half
 
     @property
-    def network_interval(self):
+    def network_interval(self) -> tuple[float, float] | None:
         """95% interval for the mean over all such networks, were the truths exact."""
-        half = math.nan if self.between is None else student_975(self.n_networks - 1) * self.between
-        return None if self.between is None else (self.corrected - half, self.corrected + half)
+        if self.between is None:
+            return None
+        half = student_975(self.n_networks - 1) * self.between
+        return self.corrected - half, self.corrected + half
 
-    def precise(self, precision):
+    def precise(self, precision: float) -> bool:
         """Whether standard error and noise floor are within this share of the corrected error."""
         return max(self.standard_error, self.noise_floor) <= precision * self.corrected
 
-    def growth_needed(self, precision):
+    def growth_needed(self, precision: float) -> float | None:
         """How many times the samples that `precision` takes; None for an error not told from zero."""
         if self.corrected <= NORMAL_975 * self.standard_error:
             return None
@@ -4157,13 +4150,13 @@ class TruthError:
         return max(self.noise_floor / aim, noise / (2 * aim ** 2))
 
 
-def final_error(prediction, truth, multipliers=1.0):
+def final_error(prediction: Any, truth: Truth, multipliers: Any = 1.0) -> TruthError:
     """Error of a prediction of the final layer (width,), or the weighted sum of those of several (k, width).
 
     Multipliers (k,) may be negative: noise that two scores share cancels in their difference. Where the truth
     is off by e ~ N(0, S), the sum of m |d - e|^2 is off by -2 g'e + sum(m) |e|^2, with g the sum of m d.
     """
-    S, m = truth.covariance, np.reshape(multipliers, (-1, 1))
+    S, m = truth.covariance.astype(np.float64), np.reshape(multipliers, (-1, 1))
     # Summed one by one, so that equal predictions of opposite sign leave exactly nothing.
     deltas = np.atleast_2d(prediction) - truth.mean[-1]
     g, total, width = (m * deltas).sum(0), float(m.sum()), deltas.shape[1]
@@ -4176,20 +4169,24 @@ def final_error(prediction, truth, multipliers=1.0):
                       float(4 * linear / width ** 2), float(2 * total ** 2 * trace_SS / width ** 2))
 
 
-def suite_error(errors, multipliers):
-    """The suite's score: the mean of multiplier * error over its networks."""
-    columns = ((e.raw, e.noise_floor, e.linear, e.quadratic) for e in errors)
-    raw, floor, linear, quadratic = np.array(list(columns)).T
-    m, n, between = np.asarray(multipliers, float), len(errors), None
+def suite_error(errors: list[TruthError]) -> TruthError:
+    """The mean of several networks' errors."""
+    n, between = len(errors), None
+    parts = [(e.raw, e.noise_floor, e.linear, e.quadratic) for e in errors]
+    raw, floor, linear, quadratic = np.mean(parts, axis=0).tolist()
     if n > 1:
         # the scatter between networks, less what truth noise adds to it: that is the other interval's
-        scatter = np.var(m * (raw - floor), ddof=1) - (m ** 2 * (linear + quadratic)).mean()
-        between = math.sqrt(max(scatter, 0) / n)
-    return TruthError(float((m * raw).mean()), float((m * floor).mean()), float(m ** 2 @ linear / n ** 2),
-                      float(m ** 2 @ quadratic / n ** 2), between, n)
+        between = math.sqrt(max(np.var([e.corrected for e in errors], ddof=1) - linear - quadratic, 0) / n)
+    return TruthError(raw, floor, linear / n, quadratic / n, between, n)
 
 
-def student_cdf(t, dof):
+def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Iterable[float]) -> TruthError:
+    """The score of these outcomes against these truths."""
+    return suite_error([final_error(outcome.scored(truth)[-1], truth, multiplier)
+                        for outcome, truth, multiplier in zip(outcomes, truths, multipliers)])
+
+
+def student_cdf(t: float, dof: int) -> float:
     """P(T <= t) of Student's t: the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
     angle, odd = math.atan2(t, math.sqrt(dof)), dof % 2
     powers = itertools.accumulate(range(2 + odd, dof, 2), lambda x, k: x * math.cos(angle) ** 2 * (k - 1) / k,
@@ -4198,162 +4195,108 @@ def student_cdf(t, dof):
     return (1 + (2 / math.pi * (angle + total) if odd else total)) / 2
 
 
-def student_975(dof):
+def student_975(dof: int) -> float:
     """97.5% quantile of Student's t, to 1e-6."""
     return bisect.bisect(range(13 * 10**6), 0.975, key=lambda micro: student_cdf(micro / 1e6, dof)) / 1e6
 
 
-def corrected_report(score: TruthError, precision: float) -> dict:
-    """The `corrected` block of the document."""
-    return {"score": score.corrected, "standard_error": score.standard_error, "noise_floor": score.noise_floor,
-            "truth_interval": score.truth_interval, "network_interval": score.network_interval,
-            "growth_needed": score.growth_needed(precision)}
+Repeats = list[list[Outcome]]       # by repeat and network
 
 
-def score_mlp(index: int, mlp: MLP, outcome: Outcome, truth: Truth, rules: Round) -> dict:
-    """The report on one network, as in the real document. A failure is scored as zeros at the full budget."""
-    prediction = outcome.scored(truth)
-    squared_error = (prediction - truth.mean) ** 2
-    multiplier = outcome.multiplier(rules)
-    final = final_error(prediction[-1], truth)
-    error = {} if outcome.error_code is None else {"error": outcome.error, "error_code": outcome.error_code}
-    return {"mlp_index": index, "mlp_name": mlp.name, **error, "traceback": outcome.traceback,
-            "final_layer_mse": final.raw, "all_layers_mse": float(squared_error.mean()),
-            "per_layer_mse": squared_error.mean(axis=1).tolist(), "adjusted_final_layer_score": final.raw * multiplier,
-            "flops_used": outcome.flops_used, "effective_compute": outcome.effective_compute(rules),
-            **{flag: outcome.flag == flag for flag in FLAGS}, **{t: getattr(outcome, t) for t in TIMES},
-            "breakdowns": {"estimator": outcome.breakdown}, "score_multiplier": multiplier,
-            "truth_n_samples": truth.n_samples, "noise_floor": final.noise_floor,
-            "corrected_final_layer_mse": final.corrected,
-            "zeros_final_layer_mse": float((truth.mean[-1] ** 2).mean() - final.noise_floor),
-            "sampling_variance": float(truth.variance.mean())}
-
-
-def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Iterable[float]) -> TruthError:
-    """The score of these outcomes against these truths."""
-    errors = [final_error(outcome.scored(truth)[-1], truth) for outcome, truth in zip(outcomes, truths)]
-    return suite_error(errors, list(multipliers))
-
-
-def compare(ours: list, theirs: list, truths: list[Truth], rules: Round) -> dict:
+def compare(ours: Repeats, theirs: Repeats, truths: list[Truth], rules: Round) -> dict:
     """The paired difference of two suite scores, ours less theirs, and how sure it is.
 
-    `ours`, `theirs`: outcomes by repeat and network. The 95% interval is for all such networks, or the one.
-    `networks_needed` would settle it with a chance of 80%, were the difference what it seems (Guenther 1981).
+    The 95% interval is for all such networks, or the one. `networks_needed` would settle it with a chance of
+    80%, were the difference what it seems (Guenther 1981).
     """
     n, n_repeats = len(truths), len(ours)
 
-    def errors(repeats) -> list[TruthError]:
-        signed = [(sign / len(repeats), o[r]) for r in repeats for sign, o in ((1, ours), (-1, theirs))]
-        return [final_error([o[i].scored(t)[-1] for _, o in signed], t,
-                            [m * o[i].multiplier(rules) for m, o in signed]) for i, t in enumerate(truths)]
+    def differences(us: Repeats, them: Repeats) -> Iterator[TruthError]:
+        for truth, *outcomes in zip(truths, *itertools.chain(*zip(us, them))):      # ours and theirs in turn
+            signs = np.tile([1 / len(us), -1 / len(us)], len(us))
+            yield final_error([o.scored(truth)[-1] for o in outcomes], truth,
+                              signs * [o.multiplier(rules) for o in outcomes])
 
-    mean = suite_error(errors(range(n_repeats)), np.ones(n))
-    each = np.array([[error.corrected for error in errors([r])] for r in range(n_repeats)])
+    mean = suite_error([*differences(ours, theirs)])
+    each = np.array([[error.corrected for error in differences([a], [b])] for a, b in zip(ours, theirs)])
     own = math.sqrt(each.var(0, ddof=1).mean() / (n_repeats * n)) if n_repeats > 1 else None
     # The scatter between networks, where there are several, holds what the seeds do.
     spread = max(mean.between or 0.0, own or 0.0)
     error = math.hypot(mean.standard_error, spread)
-    t = mean.corrected / error if error else math.copysign(math.inf, mean.corrected)
+    t = mean.corrected / max(error, 1e-300)
     dof = n - 1 or 9999         # as good as normal
-    p, half = max(2 * student_cdf(-abs(t), dof), 1e-12) if each.any() else None, student_975(dof) * error
-    networks = math.sqrt(spread ** 2 - (own or 0.0) ** 2) if n > 1 else None
+    half = student_975(dof) * error
+    p = max(2 * student_cdf(-abs(t), dof), 1e-12) if each.any() else None
     needed = None
     if n > 1 and p and t and p > 0.05:
         needed = max(n + 1, math.ceil(n * ((NORMAL_975 + 0.8416) / t) ** 2 + NORMAL_975 ** 2 / 2))
+    networks = math.sqrt(spread ** 2 - (own or 0.0) ** 2) if n > 1 else None
     parts = {"truth noise": mean.standard_error, "choice of networks": networks, "own randomness": own}
     return {"score": mean.corrected, "interval": (mean.corrected - half, mean.corrected + half), "p": p,
             "networks_needed": needed, "standard_error": error, "parts": parts, "n_repeats": n_repeats,
             "per_mlp": each.mean(0).tolist()}
 
 
-def failed(entry: dict) -> bool:
-    """Whether a per-MLP entry of the report is a failure of any kind."""
-    return "error_code" in entry or any(entry[flag] for flag in FLAGS)
+def score_mlp(index: int, mlp: MLP, outcome: Outcome, truth: Truth, rules: Round) -> dict:
+    """The report on one network, as in the real document. A failure is scored as zeros at the full budget."""
+    prediction, multiplier = outcome.scored(truth), outcome.multiplier(rules)
+    per_layer = ((prediction - truth.mean) ** 2).mean(axis=1)
+    final = final_error(prediction[-1], truth)
+    error = {"error": outcome.error, "error_code": outcome.error_code} if outcome.error_code else {}
+    return {"mlp_index": index, "mlp_name": mlp.name, **error, "traceback": outcome.traceback,
+            "final_layer_mse": final.raw, "all_layers_mse": float(per_layer.mean()),
+            "per_layer_mse": per_layer.tolist(),
+            "score_multiplier": multiplier, "adjusted_final_layer_score": final.raw * multiplier,
+            "flops_used": outcome.flops_used, "effective_compute": outcome.effective_compute(rules),
+            **{flag: outcome.flag == flag for flag in FLAGS}, **{t: getattr(outcome, t) for t in TIMES},
+            "breakdowns": {"estimator": outcome.breakdown}, "truth_n_samples": truth.n_samples,
+            "noise_floor": final.noise_floor, "corrected_final_layer_mse": final.corrected,
+            "zeros_final_layer_mse": float((truth.mean[-1] ** 2).mean() - final.noise_floor),
+            "sampling_variance": float(truth.variance.mean())}
 
 
-def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], rules: Round, precision: float) -> dict:
+def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], rules: Round,
+                precision: float) -> dict:
     """The `results` of a run: means, extremes and failures over the networks, and the corrected score."""
     per_mlp = [score_mlp(i, *each, rules) for i, each in enumerate(zip(suite, outcomes, truths))]
-    def mean(key: str) -> float:
-        return float(np.mean([entry[key] for entry in per_mlp]))
+
+    def mean(key: str) -> Any:
+        return np.mean([entry[key] for entry in per_mlp], axis=0).tolist()
 
     scores = [entry["adjusted_final_layer_score"] for entry in per_mlp]
+    error = suite_score(outcomes, truths, [outcome.multiplier(rules) for outcome in outcomes])
+    corrected = {"score": error.corrected, "growth_needed": error.growth_needed(precision)}
+    for key in ("standard_error", "noise_floor", "truth_interval", "network_interval"):
+        corrected[key] = getattr(error, key)
+    failures = Counter("error" if o.error_code else o.flag for o in outcomes if o.failed)
     final = np.array([truths[0].mean[-1], outcomes[0].scored(truths[0])[-1]])
     points = np.round(final[:, ::-(-rules.width // 128)], 6).tolist()       # at most 128 neurons, for a plot
-    counts = {flag: sum(entry[flag] for entry in per_mlp) for flag in FLAGS}
-    return {"adjusted_final_layer_score": mean("adjusted_final_layer_score"), "final_layer_mse": mean("final_layer_mse"),
-            "all_layers_mse": mean("all_layers_mse"),
-            "per_layer_mse": np.mean([entry["per_layer_mse"] for entry in per_mlp], axis=0).tolist(),
-            "best_mlp_adjusted_final_layer_score": min(scores), "worst_mlp_adjusted_final_layer_score": max(scores),
-            "mean_score_multiplier": mean("score_multiplier"),
-            "mean_compute_utilization": mean("effective_compute") / rules.flop_budget,
-            "n_failed_mlps": sum(map(failed, per_mlp)), "mean_effective_compute": mean("effective_compute"),
-            "failure_breakdown": counts | {"error": sum("error_code" in entry for entry in per_mlp)},
-            "corrected": corrected_report(suite_score(outcomes, truths, [o.multiplier(rules) for o in outcomes]), precision),
-            "final_layer_of_mlp_0": dict(zip(("true", "predicted"), points)), "per_mlp": per_mlp,
-            "breakdowns": {"sampling": None,
-                           "estimator": add_breakdowns([e["breakdowns"]["estimator"] for e in per_mlp])}}
+    means = ("adjusted_final_layer_score", "final_layer_mse", "all_layers_mse", "per_layer_mse")
+    return {key: mean(key) for key in means} | {
+        "best_mlp_adjusted_final_layer_score": min(scores),
+        "worst_mlp_adjusted_final_layer_score": max(scores),
+        "mean_score_multiplier": mean("score_multiplier"),
+        "mean_effective_compute": mean("effective_compute"),
+        "mean_compute_utilization": mean("effective_compute") / rules.flop_budget,
+        "n_failed_mlps": failures.total(),
+        "failure_breakdown": {key: failures[key] for key in (*FLAGS, "error")},
+        "corrected": corrected,
+        "final_layer_of_mlp_0": dict(zip(("true", "predicted"), points)),
+        "per_mlp": per_mlp,
+        "breakdowns": {"sampling": None, "estimator": add_breakdowns([o.breakdown for o in outcomes])}}
 
 
-def add_breakdowns(breakdowns: list):
+def add_breakdowns(breakdowns: list) -> Any:
     """Sum dictionaries of numbers, key by key and all the way down; None where there is nothing to sum."""
     present = [b for b in breakdowns if b is not None]
     if not present or not isinstance(present[0], dict):
         return sum(present) if present else None
-    return {key: add_breakdowns([b.get(key) for b in present]) for key in dict.fromkeys(itertools.chain(*present))}
+    keys = dict.fromkeys(itertools.chain(*present))
+    return {key: add_breakdowns([b.get(key) for b in present]) for key in keys}
 
 
-SAMPLE_COUNTS = (10, 100, 1_000, 10_000, 100_000)
-
-
-def predict_within(estimator: BaseEstimator, mlp: MLP, flop_budget: int) -> tuple[np.ndarray, int]:
-    """Set up an estimator and call it under a budget; the prediction `(depth, width)` and the FLOPs it used."""
-    estimator.setup(SetupContext(mlp.width, mlp.depth, flop_budget, "1.0", seed=mlp.seed))
-    with BudgetContext(flop_budget, quiet=True) as context:
-        prediction = np.array(fnp.asarray(estimator.predict(mlp.copy(), flop_budget)))
-    return prediction, context.flops_used
-
-
-def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budget: int,
-                       sample_counts: Iterable[int] = SAMPLE_COUNTS, seed: int = 0) -> list[list[dict]]:
-    """For each estimator, its MSE over all layers against ever longer plain sampling, and at last the truth.
-
-    The last row's MSE is corrected for the truth's own noise. Rows: n_samples, sampling_flops, estimator_flops, mse.
-    """
-    predictions = [predict_within(estimator, mlp, flop_budget) for estimator in estimators]
-    references = []
-    for n_samples in sample_counts:
-        with BudgetContext(10**16, quiet=True) as sampling_cost:
-            means = monte_carlo_layer_means(mlp, n_samples, seed)
-        references.append((n_samples, sampling_cost.flops_used, np.asarray(means), 0.0))
-    truth = TruthSource(mlp.weights).at(2**17)
-    references.append(("truth", 0, truth.mean, float((truth.standard_error**2).mean())))
-    return [[{"n_samples": n, "sampling_flops": flops, "estimator_flops": used,
-              "mse": float(((prediction - means) ** 2).mean()) - noise} for n, flops, means, noise in references]
-            for prediction, used in predictions]
-
-
-def compare_against_monte_carlo(estimator: BaseEstimator, mlp: MLP, sample_counts: Iterable[int] = SAMPLE_COUNTS,
-                                estimator_budget: int = 4 * 10**9, sampling_budget: int = 10**12, seed: int = 0,
-                                submission_dir: str | None = None) -> None:
-    """The starter kit's direct loop: print the convergence table of one estimator on one network."""
-    print(f"MLP: width={mlp.width} depth={mlp.depth} seed={mlp.seed}")
-    for row in table_lines(convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)[0]):
-        print(row)
-
-
-def table_lines(rows: list[dict]) -> list[str]:
-    """A convergence table as right-aligned text."""
-    lines = [f"{'n_samples':>10} | {'sampling_flops':>16} | {'estimator_flops':>15} | {'MSE':>11}", "-" * 61]
-    for row in rows:
-        n = row["n_samples"] if isinstance(row["n_samples"], str) else f"{row['n_samples']:,}"
-        cost = f"{row['sampling_flops']:,}" if row["sampling_flops"] else "-"
-        lines.append(f"{n:>10} | {cost:>16} | {row['estimator_flops']:>15,} | {row['mse']:>11.4e}")
-    return lines
-
-
-def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress: Callable) -> list[Truth]:
+def grow_truths(suite: list[MLP], rivals: list[list[Outcome]], rules: Round, options,
+                progress: Callable[[int, int, Any], object]) -> list[Truth]:
     """Truths for estimators' outcomes: `--n-samples` exactly, or as many as make each suite score precise.
 
     Whether to stop is judged by FLOPs alone: neither the clock nor the store moves a reported number.
@@ -4369,6 +4312,51 @@ def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress:
         sources = list(threads.map(lambda mlp: TruthSource(mlp.weights, store, options.plain_truth), suite))
     return grow_together(sources, options.n_samples, least_precise, options.precision, options.max_work,
                          progress=progress)[0]
+
+
+SAMPLE_COUNTS = (10, 100, 1_000, 10_000, 100_000)
+
+
+def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budget: int,
+                       sample_counts: Iterable[int] = SAMPLE_COUNTS, seed: int = 0) -> list[list[dict]]:
+    """For each estimator, its MSE over all layers against ever longer plain sampling, and at last the truth.
+
+    Rows: n_samples, sampling_flops, estimator_flops, mse; the last is corrected for the truth's own noise.
+    """
+    references: list[tuple] = []
+    for n_samples in sample_counts:
+        with BudgetContext(10**16, quiet=True) as sampling:
+            means = monte_carlo_layer_means(mlp, n_samples, seed)
+        references.append((n_samples, sampling.flops_used, np.asarray(means), 0.0))
+    truth = TruthSource(mlp.weights).at(2**17)
+    references.append(("truth", 0, truth.mean, float((truth.standard_error**2).mean())))
+    tables = []
+    for estimator in estimators:
+        estimator.setup(SetupContext(mlp.width, mlp.depth, flop_budget, "1.0", seed=mlp.seed))
+        with BudgetContext(flop_budget, quiet=True) as bill:
+            prediction = np.array(fnp.asarray(estimator.predict(mlp.copy(), flop_budget)))
+        tables.append([{"n_samples": n_samples, "sampling_flops": flops, "estimator_flops": bill.flops_used,
+                        "mse": float(((prediction - means) ** 2).mean()) - noise}
+                       for n_samples, flops, means, noise in references])
+    return tables
+
+
+def table_lines(rows: list[dict]) -> list[str]:
+    """A convergence table as right-aligned text."""
+    line = "{:>10} | {:>16} | {:>15} | {:>11}".format
+    return [line("n_samples", "sampling_flops", "estimator_flops", "MSE"), "-" * 61, *(
+        line(n if isinstance(n, str) else f"{n:,}", f"{flops:,}" if flops else "-", f"{used:,}", f"{mse:.4e}")
+        for n, flops, used, mse in map(dict.values, rows))]
+
+
+def compare_against_monte_carlo(
+        estimator: BaseEstimator, mlp: MLP, sample_counts: Iterable[int] = SAMPLE_COUNTS,
+        estimator_budget: int = 4 * 10**9, sampling_budget: int = 10**12, seed: int = 0,
+        submission_dir: str | None = None) -> None:
+    """The starter kit's direct loop: print the convergence table of one estimator on one network."""
+    print(f"MLP: width={mlp.width} depth={mlp.depth} seed={mlp.seed}")
+    table, = convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)
+    print(*table_lines(table), sep="\n")
 
 
 # ======================================================================================
