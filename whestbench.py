@@ -3599,7 +3599,7 @@ class TruthSource:
         self.prepared: tuple[PackedNetwork, WhiteBox] | None = None
 
     def __reduce__(self):
-        return TruthSource, (self.weights,)     # all that another process must know
+        return revived, (self.name, self.weights)       # all that another process must know
 
     def prepare(self) -> tuple[PackedNetwork, WhiteBox]:
         """What sampling takes, worked out once in each process."""
@@ -3665,6 +3665,17 @@ class TruthSource:
         """Keep the sums: another run goes on from here."""
         if self.store and self.whole and samples_in(self.whole) > samples_in(self.stored()):
             self.store.put(f"{self.name}/sums", self.whole)
+
+
+_revived: dict[str, TruthSource] = {}
+
+
+def revived(name: str, weights: list[np.ndarray]) -> TruthSource:
+    """The source in another process: one at a time, so that its nodes share what sampling takes."""
+    if name not in _revived:
+        _revived.clear()
+        _revived[name] = TruthSource(weights)
+    return _revived[name]
 
 
 def grow_together(sources: list[TruthSource], n_samples: int | None = None,
