@@ -4374,104 +4374,94 @@ def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress:
 class InvalidPrediction(ValueError):
     """A prediction that cannot be scored, with the real package's `details`."""
 
-    def __init__(self, message: str, expected: tuple, got: tuple, hint: str):
+    def __init__(self, message: str, mlp: MLP, got: tuple, hint: str):
         super().__init__(message)
-        self.details = {"expected_shape": list(expected), "got_shape": list(got), "cause_hints": [hint], "hint": hint}
+        self.details = {"expected_shape": [mlp.depth, mlp.width], "got_shape": list(got),
+                        "cause_hints": [hint], "hint": hint}
 
 
 def materialise(raw: Any, mlp: MLP) -> np.ndarray:
-    """Cast what predict() returned to float32, billed where the book bills casts. InvalidPrediction for a wrong shape."""
+    """Cast what predict() returned to float32, billed where the book bills casts. InvalidPrediction if it is none."""
     shape, expected = tuple(getattr(raw, "shape", ())), (mlp.depth, mlp.width)
-    if np.asarray(raw).dtype.kind not in "biufc" and shape:
-        raise UnsupportedDtypeError(f"Predictions must be numbers, not {np.asarray(raw).dtype}.")
     if shape == expected:
+        if np.asarray(raw).dtype.kind not in "biufc":
+            raise UnsupportedDtypeError(f"Predictions must be numbers, not {np.asarray(raw).dtype}.")
         prediction = np.array(fnp.asarray(raw, dtype=np.float32))
         shape = prediction.shape        # what it says of itself need not be what it is
-        if shape == expected:
-            return prediction
-    hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
-    if raw is None:
-        hint = "predict() returned nothing: end it with a return statement."
-    elif shape == expected[::-1]:
-        hint = "It seems transposed: return prediction.T."
-    elif not hasattr(raw, "shape"):
-        hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
-    raise InvalidPrediction(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
-                            expected, shape, hint)
-
-
-def require_finite(prediction: np.ndarray) -> None:
-    """InvalidPrediction naming the first layer with a NaN or an infinity."""
-    bad = np.argwhere(~np.isfinite(prediction))
-    if len(bad):
-        layer, neuron = bad[0].tolist()
+    if shape != expected:
+        hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
+        if raw is None:
+            hint = "predict() returned nothing: end it with a return statement."
+        elif shape == expected[::-1]:
+            hint = "It seems transposed: return prediction.T."
+        elif not hasattr(raw, "shape"):
+            hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
+        raise InvalidPrediction(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); "
+                                f"got shape={shape}.", mlp, shape, hint)
+    for layer, neuron in np.argwhere(~np.isfinite(prediction)):
         value = prediction[layer, neuron]
         cause = ("0/0, inf - inf, or the root or logarithm of a negative number" if np.isnan(value)
                  else "a float32 overflow, or a division by zero")
-        raise InvalidPrediction("Predictions must contain only finite values.", prediction.shape, prediction.shape,
+        raise InvalidPrediction("Predictions must contain only finite values.", mlp, shape,
                                 f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}.")
+    return prediction
 
 
 class Alarm:
     """Interrupt the main thread's Python code after `seconds`, again and again until it gives way.
 
-    It strikes only in code outside this file: never between a charge and its log, nor in the runner itself, and not
-    while a debugger has the floor. An estimator may swallow that: strikes come ten a millisecond, so that one soon
-    meets it outside its `try`. What cannot be interrupted, C code or stolen signals, ends the process LAST_RESORT
-    seconds later, with Python's own account of where it was. Does nothing in other threads, or where the platform
-    has no interval timer.
+    It strikes only in code outside this file: never between a charge and its log. An estimator may swallow that:
+    strikes come ten a millisecond, so that one soon meets it outside its `try`. What cannot be interrupted, C code
+    or stolen signals, ends the process LAST_RESORT seconds later, with Python's own account of where it was. Does
+    nothing in other threads, or where the platform has no interval timer.
     """
 
     LAST_RESORT = 30.0
-    current = None      # the one in force
+    current: Alarm | None = None        # the one in force
 
     def __init__(self, seconds: float | None, op_name: str):
-        self.seconds, self.op_name = seconds, op_name
+        self.limit = self.left = math.inf if seconds is None else seconds
+        self.op_name, self.process = op_name, os.getpid()
         self.works = (seconds is not None and hasattr(signal, "setitimer")
                       and threading.current_thread() is threading.main_thread())
 
-    def set(self, seconds: float) -> None:
-        """Strike after so many seconds, and from then on."""
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1e-4)
-        faulthandler.dump_traceback_later(seconds + self.LAST_RESORT, exit=True, file=2)
-
     def strike(self, signum, frame):
-        elapsed, bdb = time.perf_counter() - self.start, sys.modules.get("bdb")
-        if bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb):
-            return self.set(1.0)        # a debugger has the floor: ask again later
+        elapsed = self.limit - self.left + time.perf_counter() - self.begun
         # In the participant's own frames first: library code may be a callback, where an exception would be lost.
-        module, ours = "" if frame is None else frame.f_globals.get("__name__", ""), (__name__, "contextlib")
-        if module.startswith(SUBMISSION) or module not in ours and elapsed > self.seconds + 0.1:
-            raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.seconds)
+        module = "" if frame is None else frame.f_globals.get("__name__", "")
+        if module.startswith(SUBMISSION) or module not in (__name__, "contextlib") and elapsed > self.limit + 0.1:
+            raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.limit)
 
-    def __enter__(self):
-        Alarm.current, self.process, self.start = self, os.getpid(), time.perf_counter()
+    def __enter__(self) -> Alarm:
+        Alarm.current, self.begun, left = self, time.perf_counter(), max(self.left, 0.0)
         if self.works:
             self.previous = signal.signal(signal.SIGALRM, self.strike)
-            self.set(self.seconds + 1e-3)       # when the context's clock, begun later, is past the limit too
+            # later by a millisecond, when the context's clock, begun after this, is past the limit too
+            signal.setitimer(signal.ITIMER_REAL, left + 1e-3, 1e-4)
+            faulthandler.dump_traceback_later(left + self.LAST_RESORT, exit=True, file=2)
         return self
-
-    def stop(self) -> float:
-        """Stop; return the seconds that were left."""
-        faulthandler.cancel_dump_traceback_later()
-        return signal.setitimer(signal.ITIMER_REAL, 0)[0]
 
     def __exit__(self, *_):
         if os.getpid() != self.process:     # a fork of the estimator's has come back too
             os._exit(1)
         Alarm.current = None
+        self.left -= time.perf_counter() - self.begun
         if self.works:
-            self.stop()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.cancel_dump_traceback_later()
             signal.signal(signal.SIGALRM, self.previous)
 
     @contextlib.contextmanager
-    def pause(self):
+    def pause(self) -> Iterator[None]:
         """Hold the timer, for as long as a person is at the debugger's prompt."""
-        left, begun = self.stop() if self.works else 0, time.perf_counter()
+        self.__exit__()
         yield
-        self.start += time.perf_counter() - begun
-        if self.works:
-            self.set(left)
+        self.__enter__()
+
+
+OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
+AMOUNTS = "calls", "flops_used", "time_s"
+OUTSIDE = "(the runner's own cast)", 0
 
 
 class Profile:
@@ -4482,27 +4472,23 @@ class Profile:
     """
 
     def __init__(self, home: str | os.PathLike):
-        self.home, self.files = str(Path(home).resolve()) + os.sep, {}
+        self.home = str(Path(home).resolve()) + os.sep
+        self.files: dict[str, bool] = {}        # whether each is the participant's
 
     def attach(self, context: BudgetContext) -> None:
         """Begin anew with this context."""
         self.context, self.stacks = context, []
-        context.on_charge = self.on_charge
+        context.on_charge = lambda *_: self.stacks.append(self.stack(sys._getframe(2)))
 
-    def on_charge(self, context: BudgetContext, bill: Bill) -> None:
-        self.stacks.append(self.stack(sys._getframe(2)))
-
-    def stack(self, frame) -> tuple:
+    def stack(self, frame: types.FrameType | None) -> tuple:
         """The participant's lines from this frame outwards, innermost first: (file, line, file, line ...)."""
-        found, files, end = [], self.files, metered_predict.__code__
-        while frame is not None and (code := frame.f_code) is not end:
-            file = code.co_filename
-            mine = files.get(file)
-            if mine:
+        found: list = []
+        while frame is not None and frame.f_code is not metered_predict.__code__:
+            file = frame.f_code.co_filename
+            if file not in self.files:
+                self.files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
+            if self.files[file]:
                 found += file, frame.f_lineno
-            elif mine is None:
-                files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
-                continue
             frame = frame.f_back
         return tuple(found)
 
@@ -4515,29 +4501,22 @@ class Profile:
         """One row a line, in the order of the source: its `charges` by namespace, operation and dtype; its
         `calls`, `flops_used` and `time_s` (in counted calls); `cumulative_...`, with all that it called.
         """
-        totals: dict[tuple, list] = {}
+        totals: dict[tuple, list] = defaultdict(lambda: [0, 0, 0.0])
         for stack, (bill, _, space, _, backend, overhead) in zip(self.stacks, self.context._log):
-            total = totals.setdefault((stack, space, bill.op_name, bill.dtype), [0, 0, 0.0])
+            total = totals[stack, space, bill.op_name, bill.dtype]
             total[0] += 1
             total[1] += bill.cost
             total[2] += backend + overhead
         rows = []
         for (stack, space, name, dtype), total in totals.items():
-            amounts = dict(zip(AMOUNTS, total))
-            places = list(dict.fromkeys(zip(stack[::2], stack[1::2]))) or [OUTSIDE]
-            for depth, (file, line) in enumerate(places):
-                charge = {"namespace": space, "operation": name, "dtype": dtype and str(dtype)} | amounts
-                own = amounts if depth == 0 else dict.fromkeys(AMOUNTS, 0)
+            own, zeros = dict(zip(AMOUNTS, total)), dict.fromkeys(AMOUNTS, 0)
+            charges = [{"namespace": space, "operation": name, "dtype": dtype and str(dtype)} | own]
+            for file, line in dict.fromkeys(zip(stack[::2], stack[1::2])) or [OUTSIDE]:
                 rows.append({"file": file.removeprefix(self.home), "line": line,
-                             "source": linecache.getline(file, line).strip() or file, **own,
-                             **{f"cumulative_{key}": value for key, value in amounts.items()},
-                             "charges": [] if depth else [charge]})
+                             "source": linecache.getline(file, line).strip() or file, **own, "charges": charges,
+                             **{f"cumulative_{amount}": value for amount, value in zip(AMOUNTS, total)}})
+                own, charges = zeros, []        # of the callers
         return merged(rows, "file", "line")
-
-
-OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
-AMOUNTS = "calls", "flops_used", "time_s"
-OUTSIDE = "(the runner's own cast)", 0
 
 
 def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
@@ -4556,7 +4535,7 @@ def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
 
 
 @contextlib.contextmanager
-def debuggable(screen):
+def debuggable(screen) -> Iterator[None]:
     """However pdb is opened inside, its prompt stops the live line and all clocks."""
     import pdb
     interaction = pdb.Pdb.interaction
@@ -4574,24 +4553,25 @@ def debuggable(screen):
 
 
 @contextlib.contextmanager
-def unpatched(context: BudgetContext):
+def unpatched(context: BudgetContext) -> Iterator[None]:
     """Put back, at no charge, what an estimator replaces in this module, its classes, its prices, fnp, NumPy or time."""
     pause, clock = context.pause, _clock
     with pause():
-        tables = [*map(vars, (np, time, flops, flops.stats, *_spaces.values())), PRICES, *(b.rows for b in PRICES.values())]
-        owners = [sys.modules[__name__], *(c for c in globals().values() if isinstance(c, type) and c.__module__ == __name__)]
-        kept, members = list(map(dict, tables)), [(owner, name, value) for owner in owners for name, value in vars(owner).items()
-                                                  if isinstance(value, (types.FunctionType, type, property))]
+        here = sys.modules[__name__]
+        classes = (c for c in vars(here).values() if isinstance(c, type) and c.__module__ == __name__)
+        owners = here, np, time, flops, flops.stats, *_spaces.values(), *classes
+        places = [(vars(owner), functools.partial(setattr, owner)) for owner in owners]
+        places += [(table, table.__setitem__) for table in (PRICES, *(book.rows for book in PRICES.values()))]
+        kept = [(now, put, name, value) for now, put in places for name, value in now.items()
+                if callable(value) or not name.startswith("_")]         # the rest is state of our own
     try:
         yield
     finally:
         globals()["_clock"] = clock         # which the pause reads
         with pause():
-            for table, before in zip(tables, kept):
-                table.update(before)
-            for owner, name, value in members:
-                if vars(owner).get(name) is not value:
-                    setattr(owner, name, value)
+            for now, put, name, value in kept:
+                if now.get(name) is not value:
+                    put(name, value)
 
 
 def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False,
@@ -4600,7 +4580,7 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
 
     With `fail_fast`, the participant's exception propagates instead. `profile` gives the outcome its rows.
     """
-    outcome, failure = Outcome(), None
+    outcome = Outcome()
     context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
     if profile is not None:
         profile.attach(context)
@@ -4608,55 +4588,48 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
         with Alarm(rules.wall_time_limit, "predict"), context:
             with unpatched(context):
                 raw = estimator.predict(mlp, rules.flop_budget)
-            prediction = materialise(raw, mlp)
-        require_finite(prediction)
-        outcome.prediction, outcome.flops_used = prediction, context.flops_used
-    except KeyboardInterrupt:
-        raise
+            outcome.prediction = materialise(raw, mlp)
     except BaseException as exc:        # SystemExit is the estimator's failure too
         if type(exc).__name__ == "BdbQuit":
             raise KeyboardInterrupt from exc
-        if fail_fast:
+        if fail_fast or isinstance(exc, KeyboardInterrupt):
             raise
-        failure = exc
-    if isinstance(failure, (BudgetExhaustedError, TimeExhaustedError)):
-        # As in the real report: a blown budget counts as all of it, a blown clock as nothing.
-        outcome.flag = "budget_exhausted" if isinstance(failure, BudgetExhaustedError) else "time_exhausted"
-        outcome.flops_used = rules.flop_budget if outcome.flag == "budget_exhausted" else 0
-    if failure is None or outcome.flag:
-        outcome.breakdown = namespaced(context.summary_dict(by_namespace=True))
+        describe_failure(outcome, exc, inspect.getsourcefile(type(estimator)) or __file__)
+    outcome.flops_charged = context.flops_used
+    # As in the real report: a blown budget counts as all of it, a blown clock and an error as nothing.
+    outcome.flops_used = (context.flops_used if not outcome.failed else
+                          rules.flop_budget if outcome.flag == "budget_exhausted" else 0)
+    if outcome.error is None:
+        outcome.breakdown = context.summary_dict(by_namespace=True)
+        del outcome.breakdown["operations"]
+        outcome.breakdown["by_namespace"] = {
+            "estimator." + (name or "estimator-client").removeprefix("estimator."): row
+            for name, row in outcome.breakdown["by_namespace"].items()}
         for name in TIMES:
             setattr(outcome, name, outcome.breakdown[name])
-    if failure is not None:
-        describe_failure(outcome, failure, inspect.getsourcefile(type(estimator)) or __file__)
-    outcome.flops_charged = context.flops_used
     if profile is not None:
         outcome.lines = profile.rows()
     return outcome.apply_limits(rules)
 
 
-def namespaced(summary: dict) -> dict:
-    """A context's totals in the shape of the report's `breakdowns`: every namespace below "estimator."."""
-    del summary["operations"]
-    labels = {name: "estimator." + (name or "estimator-client").removeprefix("estimator.") for name in summary["by_namespace"]}
-    return summary | {"by_namespace": {labels[name]: row for name, row in summary["by_namespace"].items()}}
-
-
 def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
-    """Fill in the message, the participant's own line, and the traceback with our own frames folded away."""
+    """Fill in flag or error, the participant's own line, and the traceback with our own frames folded away."""
     text = traceback.TracebackException.from_exception(exc, limit=-100)     # the last frames: a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
-    outcome.line = participant_line(exc, home)
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
-    outcome.traceback = header + "".join(text.format())
-    if not outcome.flag:
-        returned = isinstance(exc, InvalidPrediction)
-        kind = "ValueError" if returned else type(exc).__name__
-        line = f"{Path(home).name}, the return value of predict()" if returned else outcome.line
-        outcome.error_code = kind if returned or isinstance(exc, UnsupportedDtypeError) else "PREDICT_ERROR"
+    outcome.line, outcome.traceback = participant_line(exc, home), header + "".join(text.format())
+    kind, line, details = type(exc).__name__, outcome.line, {}
+    if isinstance(exc, BudgetExhaustedError):
+        outcome.flag = "budget_exhausted"
+    elif isinstance(exc, TimeExhaustedError):
+        outcome.flag = "time_exhausted"
+    else:
+        if isinstance(exc, InvalidPrediction):
+            kind, line, details = "ValueError", f"{Path(home).name}, the return value of predict()", exc.details
+        outcome.error_code = kind if isinstance(exc, (InvalidPrediction, UnsupportedDtypeError)) else "PREDICT_ERROR"
         # str(text): that of an exception may raise in its turn
-        outcome.error = {"message": str(text) or kind, "type": kind, "details": {**(exc.details if returned else {}), "line": line}}
+        outcome.error = {"message": str(text) or kind, "type": kind, "details": {**details, "line": line}}
 
 
 class LocalRunner:
@@ -4665,6 +4638,8 @@ class LocalRunner:
     A context manager: entering it loads the file or baseline and calls setup() within the round's set-up time,
     raising WhestError; leaving it calls teardown() within the same, and forgets the file's siblings, as a
     rival's may have the same names."""
+
+    class_found = ""        # the class that the loader chose
 
     def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False,
                  profile: Profile | None = None):
@@ -4683,9 +4658,8 @@ class LocalRunner:
                 known = self.path in BASELINES
                 self.estimator = Baseline(self.path) if known else load_estimator(self.path, self.class_name)
                 self.estimator.setup(context)
-            elapsed = time.perf_counter() - alarm.start
-            if limit is not None and elapsed > limit:
-                raise TimeExhaustedError("setup", elapsed_s=elapsed, limit_s=limit)
+            if alarm.left < 0:          # where it could not strike
+                raise TimeExhaustedError("setup", elapsed_s=limit - alarm.left, limit_s=limit)
         except (WhestError, KeyboardInterrupt):
             raise
         except BaseException as exc:
@@ -4696,12 +4670,8 @@ class LocalRunner:
                                  "SETUP_TIMEOUT", "setup") from exc
             raise WhestError(f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)})",
                              "SETUP_ERROR", "setup") from exc
+        self.class_found = type(self.estimator).__name__
         return self
-
-    @property
-    def class_found(self) -> str:
-        """Name of the class that the loader chose."""
-        return type(self.estimator).__name__
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome on a copy of `mlp`: what an estimator scribbles on its weights stays there."""
@@ -4722,9 +4692,8 @@ class LocalRunner:
 
 def send(stream, message: dict, payload: bytes = b"") -> None:
     """One frame of the worker protocol: a line of JSON that ends with the payload's length, then the payload."""
-    with contextlib.suppress(OSError):          # if nobody listens any more, that shows in the answers
-        stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
-        stream.flush()
+    stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
+    stream.flush()
 
 
 def receive(stream, most: float = math.inf) -> tuple[dict, bytes]:
@@ -4739,35 +4708,31 @@ def receive(stream, most: float = math.inf) -> tuple[dict, bytes]:
     return message, stream.read(size)
 
 
-def conforms(value, form) -> bool:
-    """Whether JSON has a form: a type, None, [form of the items], {key: form}, {str: form of all}, (form, or form)."""
+def conforms(value: Any, form: Any) -> bool:
+    """Whether JSON has a form: str, float (from 0), None, [form of items], {key: form}, {str: form of values}, (form, or form)."""
     if isinstance(form, tuple):
         return any(conforms(value, each) for each in form)
     if isinstance(form, list):
         return isinstance(value, list) and all(conforms(item, form[0]) for item in value)
     if isinstance(form, dict):
-        return (isinstance(value, dict) and (str in form or form.keys() == value.keys())
-                and all(conforms(item, form.get(str) or form[key]) for key, item in value.items()))
-    return value is form or form is not None and isinstance(value, form) and (form is str or 0 <= value < math.inf)
+        return isinstance(value, dict) and (str in form or form.keys() == value.keys()) and all(
+            conforms(item, form.get(str) or form[key]) for key, item in value.items())
+    if form is float:
+        return isinstance(value, (int, float)) and 0 <= float(value) < math.inf
+    return value is None if form is None else isinstance(value, form)
 
 
-def numbers(*names: str) -> dict:
-    """The form of a dictionary of numbers."""
-    return dict.fromkeys(names, (int, float))
-
-
-_TOTALS = "calls", "flopscope_backend_time_s", "flopscope_overhead_time_s"
-_BILL = numbers("flop_budget", "flops_used", "flops_remaining", *TIMES) | {"by_namespace": {
-    str: numbers("flops_used", *_TOTALS) | {"operations": {str: numbers("flop_cost", *_TOTALS)}}}}
-_DETAILS = ({"line": str}, {"line": str, "expected_shape": [int], "got_shape": [int], "cause_hints": [str], "hint": str})
-_CHARGE = numbers(*AMOUNTS) | {"namespace": (str, None), "operation": str, "dtype": (str, None)}
-_LINE = numbers("line", *AMOUNTS, *(f"cumulative_{amount}" for amount in AMOUNTS)) | {
-    "file": str, "source": str, "charges": [_CHARGE]}
-OUTCOME_FORM = numbers("flops_used", "flops_charged", *TIMES) | {       # what a worker may say
-    "prediction": None, "breakdown": (_BILL, None), "flag": (str, None), "error_code": (str, None),
-    "error": ({"message": str, "type": str, "details": _DETAILS}, None), "traceback": (str, None), "line": str, "lines": [_LINE]}
-
-
+_TEXT, _TIMES, _AMOUNTS = (str, None), dict.fromkeys(TIMES, float), dict.fromkeys(AMOUNTS, float)
+_SPENT = dict.fromkeys(("calls", *TIMES[1:3]), float)
+_SPACE = _SPENT | {"flops_used": float, "operations": {str: _SPENT | {"flop_cost": float}}}
+_BILL = _TIMES | {"flop_budget": float, "flops_used": float, "flops_remaining": float, "by_namespace": {str: _SPACE}}
+_REFUSAL = {"line": str, "expected_shape": [float], "got_shape": [float], "cause_hints": [str], "hint": str}
+_ERROR = {"message": str, "type": str, "details": ({"line": str}, _REFUSAL)}
+_LINE = _AMOUNTS | {f"cumulative_{amount}": float for amount in AMOUNTS} | {
+    "file": str, "line": float, "source": str, "charges": [_AMOUNTS | {"namespace": _TEXT, "operation": str, "dtype": _TEXT}]}
+_OUTCOME = _TIMES | {"flops_used": float, "flops_charged": float, "prediction": None, "breakdown": (_BILL, None),
+                     "flag": _TEXT, "traceback": _TEXT, "line": str, "lines": [_LINE]}
+OUTCOME_FORM = _OUTCOME | {"error": None, "error_code": None}, _OUTCOME | {"error": _ERROR, "error_code": str}
 ENVIRONMENT = re.compile("PATH|HOME|USER|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|XDG_CACHE_HOME|NUMBA_.*|LC_.*"
                          "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)|(OMP|OPENBLAS|MKL)_NUM_THREADS")
 
@@ -4775,92 +4740,79 @@ ENVIRONMENT = re.compile("PATH|HOME|USER|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRT
 class SubprocessRunner(LocalRunner):
     """Runs the estimator in a worker process with a memory limit; whatever kills it costs one network only.
 
-    What the worker says is JSON and raw bytes, never a pickle.
+    What the worker says is JSON and raw bytes, never a pickle. Not all of it need be true, but it is all of its form.
     """
-
-    class_found = ""        # told by the worker
 
     GRACE = 2.0         # seconds beyond the wall limit, in which the worker's own alarm may still answer
     START_UP = 30.0     # seconds for a worker to start Python and import this module, beyond the set-up time
 
     def __init__(self, *args, memory_limit: int = 8 * 2**30, max_threads: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.memory_limit, self.max_threads = memory_limit, max_threads
-        self.process = None
+        self.limits = memory_limit, max_threads
+        self.process: subprocess.Popen | None = None
 
     def __enter__(self):
+        runner = self.path, self.class_name, asdict(self.rules), self.seed
+        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import whestbench; "
+                f"whestbench.serve({runner}, {self.profile is not None}, *{self.limits})")
         environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import whestbench; whestbench.serve()"
         self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.frames: queue.SimpleQueue = queue.SimpleQueue()
-        threading.Thread(target=self.listen, args=(self.process.stdout, self.frames), daemon=True).start()
-        answer, _ = self.ask({"path": self.path, "class_name": self.class_name, "seed": self.seed,
-                              "rules": asdict(self.rules), "memory_limit": self.memory_limit,
-                              "max_threads": self.max_threads, "profile": self.profile is not None},
-                             b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
-        if not answer.get("ok"):
-            self.stop()
-            raise WhestError(str(answer["message"]), stage=str(answer.get("stage", "setup")), code=str(answer["code"]))
-        self.class_found = str(answer.get("class"))
+        self.class_found = self.ask({}, b"", self.rules.setup_timeout, self.START_UP, lambda answer, _: str(answer["class"]))
         return self
 
-    @staticmethod
-    def listen(stream, frames: queue.SimpleQueue) -> None:
-        """Read frames until the worker stops making sense; the last entry says why."""
-        while True:
+    def ask(self, question: dict, payload: bytes, limit: float | None, grace: float, read: Callable) -> Any:
+        """What `read(answer, payload)` makes of the worker's answer; if that fails, WhestError and the worker's end."""
+        process, token, found = self.process, os.urandom(8).hex(), concurrent.futures.Future()
+
+        def exchange():     # in a thread, because a worker that neither listens nor speaks would hold us up
             try:
-                frames.put(receive(stream, 2**28))
-            except Exception as exc:
-                return frames.put((exc, b""))
-
-    def ask(self, message: dict, payload: bytes, timeout: float) -> tuple[dict, bytes]:
-        """Send a frame and wait for its answer; a worker that fails to give one is described in its place.
-
-        An answer repeats the token of its question: what is left over from another network is none.
-        """
-        message, end = message | {"token": os.urandom(8).hex()}, time.monotonic() + timeout
-        # In a thread, because a worker that has stopped reading would hold us up.
-        threading.Thread(target=send, args=(self.process.stdin, message, payload), daemon=True).start()
-        answer, data = {}, b""
+                send(process.stdin, question | {"token": token}, payload)
+                answer = {}
+                while answer.get("token") != token:     # what is left over from another question is no answer
+                    answer, data = receive(process.stdout, 2**28)
+                if "code" in answer:
+                    raise WhestError(*(str(answer[key]) for key in ("message", "code", "stage")))
+                found.set_result(read(answer, data))
+            except BaseException as exc:
+                found.set_exception(exc)
+        threading.Thread(target=exchange, daemon=True).start()
         try:
-            while isinstance(answer, dict) and answer.get("token") != message["token"]:
-                answer, data = self.frames.get(timeout=min(end - time.monotonic(), threading.TIMEOUT_MAX))
-        except (queue.Empty, ValueError):       # the latter for a timeout below zero
-            return {"code": "TIMEOUT", "message": f"The worker gave no answer within {timeout:.0f} s."}, b""
-        if isinstance(answer, EOFError):
+            return found.result(None if limit is None else limit + grace)
+        except concurrent.futures.TimeoutError:
+            failure = WhestError(f"The worker gave no answer within {limit + grace:.0f} s.", "TIMEOUT")
+        except WhestError as exc:
+            failure = exc
+        except Exception:
+            failure = WhestError("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)
-            status = self.process.poll()
-            how = signal.strsignal(-status) if status and status < 0 else f"exit status {status}"
-            return {"code": "WORKER_EOF", "message": f"The worker process died ({how})."}, b""
-        unclear = {"code": "WORKER_PROTOCOL_ERROR", "message": "The worker's answer was not understood."}
-        return unclear | (answer if isinstance(answer, dict) else {}), data
+                status = process.wait(1.0)
+                how = signal.strsignal(-status) if status < 0 else f"exit status {status}"
+                failure = WhestError(f"The worker process died ({how}).", "WORKER_EOF")
+        self.stop()
+        raise failure
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome in the worker, or what became of it; a dead one is replaced."""
-        if self.process is None:
-            try:
+        def read(answer: dict, data: bytes) -> Outcome:
+            outcome = Outcome(**answer["outcome"])
+            if outcome.error is None and outcome.flag is None:
+                outcome.prediction = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width)
+            if not conforms(answer["outcome"], OUTCOME_FORM) or not np.isfinite(np.frombuffer(data, np.float32)).all():
+                raise ValueError("no outcome")
+            return outcome
+
+        question = {"width": mlp.width, "depth": mlp.depth, "seed": mlp.seed, "name": mlp.name}
+        weights, limit = np.stack([np.asarray(w) for w in mlp.weights]).tobytes(), self.rules.wall_time_limit
+        try:
+            if self.process is None:
                 self.__enter__()
-            except WhestError as exc:
-                return Outcome(error={"message": str(exc), "details": {}}, error_code="WORKER_RESTART_FAILED")
-        weights = np.stack([np.asarray(w) for w in mlp.weights]).tobytes()
-        limit = (self.rules.wall_time_limit or math.inf) + self.GRACE
-        answer, data = self.ask({"width": mlp.width, "depth": mlp.depth, "seed": mlp.seed, "name": mlp.name}, weights, limit)
-        said = answer.get("outcome")
-        good = conforms(said, OUTCOME_FORM) and (said["error"] is None) == (said["error_code"] is None)
-        if good and said["error"] is None and said["flag"] is None:
-            good = len(data) == 4 * mlp.depth * mlp.width and bool(np.isfinite(np.frombuffer(data, np.float32)).all())
-            said["prediction"] = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width) if good else None
-        if good:
-            outcome = Outcome(**said)
-        else:
-            self.stop()
-            message, code = str(answer["message"]), str(answer["code"])
-            outcome = Outcome(error={"message": message, "details": {}}, error_code=code) if code != "TIMEOUT" else \
-                Outcome(flag="time_exhausted", wall_time_s=limit, traceback=message)
+            outcome = self.ask(question, weights, limit, self.GRACE, read)
+        except WhestError as exc:
+            outcome = Outcome(flag="time_exhausted", wall_time_s=limit + self.GRACE, traceback=str(exc)) if exc.code == "TIMEOUT" \
+                else Outcome(error={"message": str(exc), "details": {}}, error_code=exc.code)
         if self.fail_fast and outcome.failed:
-            raise WhestError(outcome.traceback or outcome.error["message"], stage="predict", code=outcome.error_code or "PREDICT_ERROR")
+            raise WhestError(outcome.traceback or outcome.error["message"], outcome.error_code or "PREDICT_ERROR", "predict")
         return outcome
 
     def stop(self) -> None:
@@ -4879,7 +4831,7 @@ class SubprocessRunner(LocalRunner):
         self.stop()
 
 
-def serve() -> None:
+def serve(runner: tuple, profiled: bool, memory_limit: int, max_threads: int | None) -> None:
     """The worker's side: answer frames on standard input until it closes."""
     import pdb
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -4888,32 +4840,27 @@ def serve() -> None:
     pdb.set_trace = _no_debugger_here
     if os.environ.get("PYTHONBREAKPOINT") != "0":
         sys.breakpointhook = _no_debugger_here
-    message, _ = receive(requests)
-
-    def answer(what: dict, payload: bytes = b"") -> None:
-        send(answers, what | {"token": message["token"]}, payload)
-    limit_threads(message["max_threads"])
+    limit_threads(max_threads)
     if importlib.util.find_spec("resource"):
         import resource
-        resource.setrlimit(resource.RLIMIT_AS, (message["memory_limit"],) * 2)
-    rules = Round(**message["rules"])
+        resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+    path, class_name, rules, seed = runner
+    asked, _ = receive(requests)
     try:
-        profile = Profile(Path(message["path"]).parent) if message["profile"] else None
-        with LocalRunner(message["path"], message["class_name"], rules, message["seed"],
-                         profile=profile) as runner:
-            answer({"ok": True, "class": runner.class_found})
-            with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        with LocalRunner(path, class_name, Round(**rules), seed,
+                         profile=Profile(Path(path).parent) if profiled else None) as local:
+            send(answers, {"class": local.class_found, "token": asked["token"]})
+            with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):     # nobody asks any more
                 while True:
-                    message, weights = receive(requests)
-                    shape = message["depth"], message["width"], message["width"]
-                    mlp = MLP(message["width"], message["depth"], list(np.frombuffer(weights, np.float32).reshape(shape)),
-                              message["seed"], message["name"])
-                    outcome = runner.predict(mlp)
+                    asked, weights = receive(requests)
+                    width, depth = asked["width"], asked["depth"]
+                    layers = list(np.frombuffer(weights, np.float32).reshape(depth, width, width))
+                    outcome = local.predict(MLP(width, depth, layers, asked["seed"], asked["name"]))
                     payload = b"" if outcome.failed else outcome.prediction.tobytes()
                     outcome.prediction = None
-                    answer({"outcome": asdict(outcome)}, payload)
+                    send(answers, {"outcome": asdict(outcome), "token": asked["token"]}, payload)
     except WhestError as exc:
-        answer({"ok": False, "message": str(exc), "stage": exc.stage, "code": exc.code})
+        send(answers, {"message": str(exc), "stage": exc.stage, "code": exc.code, "token": asked["token"]})
 
 
 def _no_debugger_here(*args, **kwargs):
