@@ -4513,7 +4513,7 @@ class Profile:
             charges = [{"namespace": space, "operation": name, "dtype": dtype and str(dtype)} | own]
             for file, line in dict.fromkeys(zip(stack[::2], stack[1::2])) or [OUTSIDE]:
                 rows.append({"file": file.removeprefix(self.home), "line": line,
-                             "source": linecache.getline(file, line).strip() or file, **own, "charges": charges,
+                             "source": linecache.getline(file, line).strip(), **own, "charges": charges,
                              **{f"cumulative_{amount}": value for amount, value in zip(AMOUNTS, total)}})
                 own, charges = zeros, []        # of the callers
         return merged(rows, "file", "line")
@@ -4894,7 +4894,8 @@ class Scatter(typing.NamedTuple):
 class Screen:
     """Where a command writes: panels on stdout, and on a terminal a live line on stderr that leaves no trace.
 
-    `format` is rich (frames, colour, live line), plain (neither: pipes, debuggers) or json.
+    `format` is rich (frames, colour, live line), plain (neither: pipes, debuggers) or json. Entered, it holds on to
+    stdout, as an estimator may replace or close it; under json it keeps it for the document: other prints go to stderr.
     """
 
     def __init__(self, format: str | None = None):
@@ -4906,11 +4907,9 @@ class Screen:
         self.colour = rich and not os.environ.get("NO_COLOR")
         self.width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
         self.is_live, self.drawn_at = rich and smart and sys.stderr.isatty(), 0.0
-        self.kept: tuple | None = None      # stdout as it was, until the report: an estimator may replace or close it
 
-    def __enter__(self):
-        """Hold on to stdout; under json keep it for the document: other prints go to stderr."""
-        self.kept = sys.stdout, os.dup(1)
+    def __enter__(self) -> Screen:
+        self.stdout, self.descriptor = sys.stdout, os.dup(1)
         if self.format == "json":
             sys.stdout.flush()
             sys.stdout = sys.stderr
@@ -4918,75 +4917,19 @@ class Screen:
         return self
 
     def __exit__(self, *_):
+        self.restore_stdout()
+        os.close(self.descriptor)
+
+    def restore_stdout(self) -> None:
         self.live(None)
-        self.release_stdout()
-
-    def release_stdout(self) -> None:
-        """Make stdout what it was, once nobody else is going to print."""
-        if self.kept:
-            sys.stdout, descriptor = self.kept
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()      # what was printed meanwhile goes where it was meant to go
-            os.dup2(descriptor, 1)
-            os.close(descriptor)
-            self.kept = None
-
-    def paint(self, text: str, style: str) -> str:
-        """The text in a style; `write` takes it off where there is no colour."""
-        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
-
-    def bar(self, share: float, width: int = 20) -> str:
-        """A bar that fills `share` of `width` cells."""
-        return ("█" if self.unicode else "#") * round(max(0.0, min(share, 1.0)) * width)
-
-    def plot(self, scatter: Scatter, width: int, height: int = 9) -> Iterator[str]:
-        """The points in braille, 2 x 4 to a character, or as *; and the diagonal."""
-        across, down = (2, 4) if self.unicode else (1, 1)
-        diagonal = ((height - 1 - column * height // width, column) for column in range(width))
-        cells = dict.fromkeys(diagonal, "·" if self.unicode else "-")
-        dots: Counter = Counter()
-        for x, y in set(scatter.points):
-            column, dx = divmod(round(x * (width * across - 1)), across)
-            row, dy = divmod(round((1 - y) * (height * down - 1)), down)
-            dots[row, column] |= 1 << ((0, 1, 2, 6), (3, 4, 5, 7))[dx][dy]
-            cells[row, column] = chr(0x2800 + dots[row, column]) if self.unicode else "*"
-        for row in range(height):
-            yield "".join(cells.get((row, column), " ") for column in range(width))
-        yield scatter.caption
-
-    def drawn(self, item: str | Bar | Scatter, width: int) -> Iterable[str]:
-        """The lines of text that one line of a panel takes."""
-        if isinstance(item, Scatter):
-            return self.plot(item, width)
-        if isinstance(item, Bar):
-            item = item.text + self.bar(item.share, width - len(item.text))
-        return wrap(item, width)
-
-    def panel(self, title: str, lines: Iterable) -> None:
-        """Print a titled panel; long lines are wrapped."""
-        self.panels([(title, lines)])
-
-    def panels(self, row: list) -> None:
-        """Print panels, `(title, lines)`, side by side."""
-        width = (self.width + 1) // len(row) - 1
-        bodies = [[line for item in items for line in self.drawn(item, width - 4)] for _, items in row]
-        printed = []
-        for (title, _), body in zip(row, bodies):
-            body += [""] * (max(map(len, bodies)) - len(body))
-            title = title[:width - 6]
-            if self.unicode:
-                top = f"╭─ {self.paint(title, 'title')} {'─' * (width - len(title) - 5)}╮"
-                body = [f"│ {line}{' ' * (width - 4 - len(uncoloured(line)))} │" for line in body]
-                printed.append([top, *body, f"╰{'─' * (width - 2)}╯"])
-            else:
-                body = [f"  {line}{' ' * (width - 2 - len(uncoloured(line)))}" for line in body]
-                printed.append([f"== {title} ".ljust(width, "="), *body, ""])
-        self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
+        sys.stdout = self.stdout
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()      # what was printed meanwhile goes where it was meant to go
+        os.dup2(self.descriptor, 1)
 
     def write(self, text: str) -> None:
         """Print on stdout; characters that its encoding lacks are replaced."""
-        self.live(None)
-        self.release_stdout()
+        self.restore_stdout()
         text = text if self.colour else uncoloured(text)
         print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
 
@@ -4998,16 +4941,60 @@ class Screen:
             print("\r\x1b[2K" + (text or "")[: self.width - 1], end="", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def pause(self):
-        """Keep the live line away, for as long as a debugger has the terminal."""
+    def pause(self) -> Iterator[None]:
         self.live(None)
         was_live, self.is_live = self.is_live, False
         yield
         self.is_live = was_live
 
+    def paint(self, text: str, style: str) -> str:
+        """The text in a style; `write` takes it off where there is no colour."""
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+    def bar(self, share: float, width: int) -> str:
+        return ("█" if self.unicode else "#") * round(max(0.0, min(share, 1.0)) * width)
+
+    def plot(self, scatter: Scatter, width: int, height: int = 9) -> Iterator[str]:
+        """The points in braille, 2 x 4 to a character, or as *; and the diagonal."""
+        across, down = (2, 4) if self.unicode else (1, 1)
+        diagonal = ((height - 1 - column * height // width, column) for column in range(width))
+        cells = dict.fromkeys(diagonal, "·" if self.unicode else "-")
+        dots: Counter = Counter()
+        for x, y in scatter.points:
+            column, dx = divmod(round(x * (width * across - 1)), across)
+            row, dy = divmod(round((1 - y) * (height * down - 1)), down)
+            dots[row, column] |= 1 << ((0, 1, 2, 6), (3, 4, 5, 7))[dx][dy]
+            cells[row, column] = chr(0x2800 + dots[row, column]) if self.unicode else "*"
+        for row in range(height):
+            yield "".join(cells.get((row, column), " ") for column in range(width))
+        yield scatter.caption
+
+    def drawn(self, item: str | Bar | Scatter, width: int) -> Iterable[str]:
+        if isinstance(item, Scatter):
+            return self.plot(item, width)
+        text = item if isinstance(item, str) else item.text + self.bar(item.share, width - len(item.text))
+        return wrap(text, width)
+
+    def panel(self, title: str, lines: Iterable) -> None:
+        """Print a titled panel; long lines are wrapped."""
+        self.panels([(title, lines)])
+
+    def panels(self, row: list) -> None:
+        """Print panels, `(title, lines)`, side by side."""
+        width, printed = (self.width + 1) // len(row) - 1, []
+        bodies = [[line for item in items for line in self.drawn(item, width - 4)] for _, items in row]
+        for (title, _), body in zip(row, bodies):
+            body += [""] * (max(map(len, bodies)) - len(body))
+            left, right, top, bottom = "  ", "  ", f"== {title} ".ljust(width, "="), ""
+            if self.unicode:
+                rest = "─" * (width - 5 - len(title))
+                left, right, top, bottom = "│ ", " │", f"╭─ {self.paint(title, 'title')} {rest}╮", f"╰{'─' * (width - 2)}╯"
+            lines = (left + line + " " * (width - 4 - len(uncoloured(line))) + right for line in body)
+            printed.append([top, *lines, bottom])
+        self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
+
 
 def uncoloured(text: str) -> str:
-    """The text without its colour codes."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
@@ -5015,8 +5002,9 @@ def wrap(line: str, width: int) -> list[str]:
     """Break a line that is too long at blanks, keeping its indentation; a message may bring breaks of its own."""
     if len(uncoloured(line)) <= width and "\n" not in line:
         return [line]
-    fit = textwrap.TextWrapper(width, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 2), break_on_hyphens=False)
-    return [part for row in uncoloured(line).splitlines() for part in fit.wrap(row)]
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return [part for row in uncoloured(line).splitlines()
+            for part in textwrap.wrap(row, width, subsequent_indent=indent, break_on_hyphens=False)]
 
 
 def readable(n: float) -> str:
@@ -5043,7 +5031,7 @@ def page(title: str, panels: list) -> str:
     """The panels as one HTML page that needs nothing else, light or dark as the reader's system is."""
     def drawn(item: str | Bar | Scatter) -> str:
         if isinstance(item, Scatter):
-            dots = (f'<circle cx="{260 * x + 3:.1f}" cy="{263 - 260 * y:.1f}" r="2.5"/>' for x, y in item[0])
+            dots = (f'<circle cx="{260 * x + 3:.1f}" cy="{263 - 260 * y:.1f}" r="2.5"/>' for x, y in item.points)
             return (f'<svg width="266" height="284"><path d="M3 3v260h260M3 263L263 3"/>{"".join(dots)}'
                     f'<text y="280">{html.escape(item.caption)}</text></svg>')
         if isinstance(item, Bar):
@@ -5060,115 +5048,85 @@ def page(title: str, panels: list) -> str:
         for heading, items in panels))
 
 
-def report_run(document: dict, screen: Screen, debug: bool = False, html_path: str | None = None) -> None:
-    """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
-    results, config = document["results"], document["run_config"]
-    per_mlp, breakdown = results["per_mlp"], results["breakdowns"]["estimator"]
-    against = document.get("against")
-    errors = [entry for entry in per_mlp if "error_code" in entry]
-    exhausted = [entry for entry in per_mlp if any(entry[flag] for flag in FLAGS)]
-    panels = (("Run context", True, context_lines(config)),
-              ("Estimator Errors", errors, error_lines(errors, len(per_mlp), screen, debug)),
-              ("Exhausted limits", exhausted, exhausted_lines(exhausted, config, debug)),
-              ("Truth", True, truth_lines(results, config)),
-              ("Where the FLOPs went", breakdown, flops_lines(breakdown)),
-              ("FLOPs by line", "profile" in results, profile_lines(results, screen)),
-              ("Error by layer", True, bars(results["per_layer_mse"], 1, log=True)),
-              ("Score by MLP", True, bars([entry["adjusted_final_layer_score"] for entry in per_mlp], 0)),
-              ("Predicted vs true", True, [scatter(**results["final_layer_of_mlp_0"])]),
-              ("Each MLP", debug, mlp_lines(per_mlp)),
-              ("Final score", True, score_lines(results, config, screen)),
-              (f"Against {against and against['estimator']}", against, against and against_lines(against)))
-    panels = [(title, list(lines)) for title, present, lines in panels if present]
-    if html_path:
-        try:
-            with replacing(Path(html_path)) as part:
-                part.write_text(page(f"whestbench: {config['estimator']}", panels), "utf-8", "replace")
-        except OSError as exc:
-            raise Misuse(f"--html {html_path}: {exc.strerror}.") from exc
-    if screen.format == "json":
-        return screen.write(json.dumps(document, indent=2))
-    for has_text, group in itertools.groupby(panels, lambda panel: str in map(type, panel[1])):
-        row, across = list(group), 1 if has_text else max(1, screen.width // 26)
-        for first in range(0, len(row), across):
-            screen.panels(row[first:first + across])
-
-
-def context_lines(config: dict) -> Iterator[str]:
-    """What was scored, on which networks, under which rules."""
-    gate = config["residual_wall_time_limit_s"]
-    yield f"estimator   {config['estimator']} (class {config['class']}), runner {config['runner']}"
-    yield (f"networks    {config['n_mlps']} of {config['width']}x{config['depth']}, seed {config['seed']}, "
-           f"round {config['round']}")
-    yield (f"budget      {readable(config['flop_budget'])} FLOPs each, prices {config['prices']}; a residual second costs "
-           f"{readable(config['lambda_flops_per_second'])}, gate {'none' if gate is None else f'{gate:g} s'}; "
+def _context(r):
+    config, gate = r.config, r.config["residual_wall_time_limit_s"]
+    yield "estimator   {estimator} (class {class}), runner {runner}".format(**config)
+    yield "networks    {n_mlps} of {width}x{depth}, seed {seed}, round {round}".format(**config)
+    yield (f"budget      {readable(config['flop_budget'])} FLOPs each, prices {config['prices']}; a residual second "
+           f"costs {readable(config['lambda_flops_per_second'])}, gate {'none' if gate is None else f'{gate:g} s'}; "
            f"wall {config['wall_time_limit_s']:g} s")
 
 
-def error_lines(errors: list[dict], n_mlps: int, screen: Screen, debug: bool) -> Iterator[str]:
+def _numbers(entries):
+    return ", ".join(f"#{entry['mlp_index']}" for entry in entries)
+
+
+def _traceback(r, entries):
+    return [f"    {row}" for row in (entries[0]["traceback"] or "").splitlines()] if r.debug else []
+
+
+def _error(r):
     """Equal failures together, each with the participant's line, the expectation, and the likely cause."""
-    yield f"predict() failed on {len(errors)} of {n_mlps} MLPs; each is scored as zeros at the full budget."
     groups = defaultdict(list)
-    for entry in errors:
-        details = entry["error"]["details"]
-        groups[(entry["error"]["message"], *details.get("cause_hints", ()), details.get("line"))].append(entry)
-    for (message, *hints, line), members in groups.items():
-        details = members[0]["error"]["details"]
-        yield ""
-        yield screen.paint(f"{members[0]['error'].get('type', members[0]['error_code'])}: {message}", "bad")
-        yield "  on MLP " + ", ".join(f"#{entry['mlp_index']}" for entry in members) + (f", at {line}" if line else "")
-        if "expected_shape" in details:
-            yield f"  expected shape {tuple(details['expected_shape'])}, got {tuple(details['got_shape'])}"
+    for entry in r.per_mlp:
+        if "error_code" in entry:
+            error, details = entry["error"], entry["error"]["details"]
+            hints = list(details.get("cause_hints", ()))
+            if "expected_shape" in details:
+                hints[:0] = ["expected shape {}, got {}".format(
+                    *(tuple(details[which]) for which in ("expected_shape", "got_shape")))]
+            kind = error.get("type", entry["error_code"])
+            groups[f"{kind}: {error['message']}", details.get("line"), *hints].append(entry)
+    if not groups:
+        return
+    n_errors = r.results["failure_breakdown"]["error"]
+    yield f"predict() failed on {n_errors} of {len(r.per_mlp)} MLPs; each is scored as zeros at the full budget."
+    for (message, line, *hints), entries in groups.items():
+        yield from ("", r.screen.paint(message, "bad"))
+        yield f"  on MLP {_numbers(entries)}" + (f", at {line}" if line else "")
         yield from (f"  {hint}" for hint in hints)
-        if debug:
-            yield from (f"    {row}" for row in (members[0]["traceback"] or "").splitlines())
-    if not debug:
-        yield ""
-        yield "Add --debug for tracebacks, or --fail-fast to stop at the first with Python's own."
+        yield from _traceback(r, entries)
+    if not r.debug:
+        yield from ("", "Add --debug for tracebacks, or --fail-fast to stop at the first with Python's own.")
 
 
-def exhausted_lines(exhausted: list[dict], config: dict, debug: bool) -> Iterator[str]:
-    """Which limits were exceeded, on which networks."""
-    limits = (f"the FLOP budget of {readable(config['flop_budget'])}", f"the wall-clock limit of {config['wall_time_limit_s']} s",
-              f"the gate of {config['residual_wall_time_limit_s']} s on time outside fnp",
+def _exhausted(r):
+    limits = (f"the FLOP budget of {readable(r.config['flop_budget'])}",
+              f"the wall-clock limit of {r.config['wall_time_limit_s']} s",
+              f"the gate of {r.config['residual_wall_time_limit_s']} s on time outside fnp",
               "the budget, by FLOPs and residual time together")
     for flag, limit in zip(FLAGS, limits):
-        hit = [entry for entry in exhausted if entry[flag]]
+        hit = [entry for entry in r.per_mlp if entry[flag]]
         if hit:
-            yield f"{flag} = true on {len(hit)} MLPs ({', '.join('#%d' % entry['mlp_index'] for entry in hit[:8])}): over {limit}."
-            if debug:
-                yield from (f"    {row}" for row in (hit[0]["traceback"] or "").splitlines())
-    yield "Their predictions were replaced by zeros, at multiplier 1."
+            yield f"{flag} = true on {len(hit)} MLPs ({_numbers(hit)}): over {limit}."
+            yield from _traceback(r, hit)
+    if any(r.results["failure_breakdown"][flag] for flag in FLAGS):
+        yield "Their predictions were replaced by zeros, at multiplier 1."
 
 
-def truth_lines(results: dict, config: dict) -> Iterator[str]:
-    """How far the truth was sampled, and what its noise does to the score."""
-    corrected = results["corrected"]
-    yield f"{results['per_mlp'][0]['truth_n_samples']:,} samples a network ({config['n_samples']})"
-    yield (f"its noise adds {corrected['noise_floor']:.2g} to the raw score, which is taken out, "
-           f"and blurs it by {corrected['standard_error']:.2g} (standard error)")
+def _truth(r):
+    corrected = r.results["corrected"]
+    yield f"{r.per_mlp[0]['truth_n_samples']:,} samples a network ({r.config['n_samples']})"
+    yield ("its noise adds {noise_floor:.2g} to the raw score, which is taken out, and blurs it by {standard_error:.2g} "
+           "(standard error)".format(**corrected))
     if corrected["growth_needed"] is None:
         yield "the score cannot be told from zero yet: raise --n-samples or --max-work"
     elif corrected["growth_needed"] > 1:
         yield f"2% precision would take {corrected['growth_needed']:.2g} times as many samples"
 
 
-def flops_lines(breakdown: dict) -> Iterator[str | Bar]:
-    """The operations that cost most, and where the time went."""
-    totals: dict[str, Counter] = defaultdict(Counter)
-    for row in breakdown["by_namespace"].values():
-        for name, operation in row["operations"].items():
-            totals[name].update(cost=operation["flop_cost"], calls=operation["calls"])
-    used = max(1, breakdown["flops_used"])
-    rows = sorted((item for item in totals.items() if item[1]["cost"]), key=lambda item: -item[1]["cost"])
-    for name, total in rows[:8]:
-        cost = total["cost"]
-        yield Bar(f"{name.removeprefix('random.'):<26}{cost / used:>6.1%}  {readable(cost):>10} FLOPs  "
-                  f"{total['calls']:>7,} calls  ", cost / used)
-    if rows[8:]:
-        yield f"{f'{len(rows) - 8} others':<26}{sum(total['cost'] for _, total in rows[8:]) / used:>6.1%}"
-    backend, overhead, residual = (breakdown[name] for name in TIMES[1:])
-    yield f"wall {breakdown['wall_time_s']:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, {residual:.3f} s residual"
+def _flops(r):
+    breakdown = r.results["breakdowns"]["estimator"]
+    if not breakdown:
+        return
+    operations = add_breakdowns([row["operations"] for row in breakdown["by_namespace"].values()]) or {}
+    paid = [item for item in operations.items() if item[1]["flop_cost"]]
+    for name, row in sorted(paid, key=lambda item: -item[1]["flop_cost"])[:8]:
+        share = row["flop_cost"] / breakdown["flops_used"]
+        yield Bar(f"{name.removeprefix('random.'):<26}{share:>6.1%}  {readable(row['flop_cost']):>10} FLOPs  "
+                  f"{row['calls']:>7,} calls  ", share)
+    yield ("wall {:.3f} s: {:.3f} s in NumPy, {:.3f} s counting, {:.3f} s residual"
+           .format(*(breakdown[name] for name in TIMES)))
 
 
 def bars(values: list[float], first: int, log: bool = False) -> Iterator[Bar]:
@@ -5193,47 +5151,46 @@ def scatter(true: list[float], predicted: list[float]) -> Scatter:
     return Scatter(points, f"0 to {high:.3g}, MLP 0")
 
 
-def profile_lines(results: dict, screen: Screen) -> Iterator[str]:
+def _profile(r):
     """The participant's source with the bill of every line, and the bill by namespace and operation."""
-    lines = results["profile"]["lines"]
-    used, file, last = max(1, results["profile"]["flops_used"]), None, 0
+    if "profile" not in r.results:
+        return
+    lines, used = r.results["profile"]["lines"], max(1, r.results["profile"]["flops_used"])
     columns = "{:>4} {:>7} {:>8} {:>6} {:<4} {:>6} {:>7} {:<5} {}".format
 
-    def cells(first, row: dict, cumulative: str, seconds: float, charges: list, text: str) -> str:
-        dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in charges if c["dtype"]})
+    def listed(row: dict, cumulative: str = "") -> str:
+        dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]})
         share = row["flops_used"] / used
-        own = f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}", screen.bar(share, 4)
-        line = columns(first, *own, cumulative, f"{seconds * 1e3:,.1f}", "+".join(dtypes), text)
-        return line[:screen.width - 4]
+        return columns(row["line"] or "", f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}",
+                       r.screen.bar(share, 4), cumulative, f"{row['cumulative_time_s'] * 1e3:,.1f}", "+".join(dtypes),
+                       row["source"])[:r.screen.width - 4]
 
-    for row in lines:
-        if row["file"] != file and row["line"]:
-            file, last = row["file"], row["line"]
-            yield screen.paint(file, "strong")
-            yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "ms", "dtype", "source")
-        if last + 1 < row["line"]:
-            yield columns(*[""] * 8, "...")
-        last = row["line"]
-        yield cells(last or "", row, f"{row['cumulative_flops_used'] / used:.1%}", row["cumulative_time_s"],
-                    row["charges"], row["source"])
+    yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "ms", "dtype", "source")
+    for file, rows in itertools.groupby(lines, lambda row: row["file"]):
+        yield r.screen.paint(file, "strong")
+        yield from (listed(row, f"{row['cumulative_flops_used'] / used:.1%}") for row in rows)
     yield ""
     yield columns("", "calls", "FLOPs", "share", "", "", "ms", "dtype", "namespace: operation")
     charges = merged(itertools.chain(*[row["charges"] for row in lines]), "namespace", "operation", "dtype")
     for c in sorted(charges, key=lambda c: -c["flops_used"])[:12]:
-        yield cells("", c, "", c["time_s"], [c], f"{c['namespace'] or '-'}: {c['operation']}")
+        yield listed(c | {"line": 0, "source": f"{c['namespace'] or '-'}: {c['operation']}", "charges": [c],
+                          "cumulative_time_s": c["time_s"]})
     yield f"sum over lines: {sum(row['flops_used'] for row in lines):,} of {used:,} FLOPs billed"
 
 
-def mlp_lines(per_mlp: list[dict]) -> Iterator[str]:
+def _mlp(r):
     """Each network's score, bill and flags, and its all_layers_mse early against deep."""
-    yield f"{'MLP':>4} {'score':>10} {'FLOPs':>10} {'all_layers_mse':>15} {'early half':>11} {'deep half':>10}  flags"
-    for entry in per_mlp:
+    if not r.debug:
+        return
+    columns = "{:>4} {:>10} {:>10} {:>15} {:>11} {:>10}  {}".format
+    yield columns("MLP", "score", "FLOPs", "all_layers_mse", "early half", "deep half", "flags")
+    for entry in r.per_mlp:
         layers = entry["per_layer_mse"]
         half = (len(layers) + 1) // 2
-        flags = [flag for flag in FLAGS if entry[flag]] + [entry[k] for k in ("error_code",) if k in entry]
-        yield (f"{entry['mlp_index']:>4} {entry['adjusted_final_layer_score']:>10.3e} {readable(entry['flops_used']):>10} "
-               f"{entry['all_layers_mse']:>15.3e} {np.mean(layers[:half]):>11.2e} {np.mean(layers[-half:]):>10.2e}  "
-               + (", ".join(flags) or "-"))
+        flags = [flag for flag in FLAGS if entry[flag]] or [entry.get("error_code", "-")]
+        yield columns(entry["mlp_index"], f"{entry['adjusted_final_layer_score']:.3e}", readable(entry["flops_used"]),
+                      f"{entry['all_layers_mse']:.3e}", f"{np.mean(layers[:half]):.2e}",
+                      f"{np.mean(layers[-half:]):.2e}", flags[0])
 
 
 def sampling_score(results: dict, config: dict) -> tuple[float, int]:
@@ -5243,7 +5200,8 @@ def sampling_score(results: dict, config: dict) -> tuple[float, int]:
     """
     width, depth, multiplier = config["width"], config["depth"], results["mean_score_multiplier"]
     n_samples = max(1, int(multiplier * config["flop_budget"] / (depth * (2 * width**2 + 2 * width) + 16 * width)))
-    return multiplier * float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]])) / n_samples, n_samples
+    variance = float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]]))
+    return multiplier * variance / n_samples, n_samples
 
 
 def verdict(difference: dict, us: str, them: str) -> str:
@@ -5260,43 +5218,74 @@ def verdict(difference: dict, us: str, them: str) -> str:
             f"{high:.3g}, p = {p:.2g}){settle}")
 
 
-def against_lines(against: dict) -> Iterator[str]:
-    """Which is better, how sure that is, and where the doubt comes from."""
-    difference, rival = against["difference"], against["results"]
-    yield against["verdict"]
-    yield (f"{against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
+def _against(r):
+    if not r.against:
+        return
+    difference, rival = r.against["difference"], r.against["results"]
+    yield r.against["verdict"]
+    yield (f"{r.against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
            f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
            f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}")
-    parts = (f"{name} {'not known' if part is None else f'{part:.2g}'}"
-             for name, part in difference["parts"].items())
+    parts = (f"{name} {'not known' if part is None else f'{part:.2g}'}" for name, part in difference["parts"].items())
     yield (f"standard error {difference['standard_error']:.2g}: {', '.join(parts)}"
            + " (--repeats 3 tells it apart)" * (difference["n_repeats"] == 1))
 
 
-def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
-    """The score, how sure it is, what it beats, and what to do next."""
-    corrected = results["corrected"]
+def _score(r):
+    results, corrected, estimator = r.results, r.results["corrected"], r.config["estimator"]
     score, (low, high) = corrected["score"], corrected["truth_interval"]
-    yield (screen.paint(f"{score:.4g}", "strong")
+    yield (r.screen.paint(f"{score:.4g}", "strong")
            + f"  corrected score (lower is better); 95% interval {low:.3g} to {high:.3g} from the truth's noise")
     if corrected["network_interval"]:
         yield "on other networks of this shape: {:.3g} to {:.3g}".format(*corrected["network_interval"])
-    yield (f"raw: adjusted_final_layer_score {results['adjusted_final_layer_score']:.4g}, final_layer_mse "
-           f"{results['final_layer_mse']:.4g}, all_layers_mse {results['all_layers_mse']:.4g}")
-    yield (f"best MLP {results['best_mlp_adjusted_final_layer_score']:.3g}, worst "
-           f"{results['worst_mlp_adjusted_final_layer_score']:.3g}; multiplier {results['mean_score_multiplier']:.3g} "
-           f"(C/B {results['mean_compute_utilization']:.2%}), failed {results['n_failed_mlps']} of {len(results['per_mlp'])}")
-    zeros_score = float(np.mean([entry["zeros_final_layer_mse"] for entry in results["per_mlp"]])) * MULTIPLIER_FLOOR
-    sampled, n_samples = sampling_score(results, config)
-    for rival, theirs in (("zeros", zeros_score), (f"sampling at your multiplier ({n_samples:,} samples)", sampled)):
-        wins = score < theirs
-        ratio = max(score, theirs) / min(score, theirs) if score > 0 else math.inf
-        yield screen.paint(f"{'beats' if wins else 'loses to'} {rival} ({theirs:.3g})" + (f", by {ratio:.3g}x" if score > 0 else ""),
-                           "good" if wins else "bad")
-    if results["failure_breakdown"]["error"]:
-        yield f"Next: whest run {config['estimator']} --n-mlps 3 --runner local --debug"
-    else:
-        yield f"Next: whest checklist {config['estimator']}"
+    yield ("raw: adjusted_final_layer_score {adjusted_final_layer_score:.4g}, final_layer_mse {final_layer_mse:.4g}, "
+           "all_layers_mse {all_layers_mse:.4g}".format(**results))
+    yield ("best MLP {best_mlp_adjusted_final_layer_score:.3g}, worst {worst_mlp_adjusted_final_layer_score:.3g}; "
+           "multiplier {mean_score_multiplier:.3g} (C/B {mean_compute_utilization:.2%}), failed {n_failed_mlps} of {n}"
+           .format(**results, n=len(r.per_mlp)))
+    zeros = float(np.mean([entry["zeros_final_layer_mse"] for entry in r.per_mlp])) * MULTIPLIER_FLOOR
+    sampled, n_samples = sampling_score(results, r.config)
+    for rival, theirs in (("zeros", zeros), (f"sampling at your multiplier ({n_samples:,} samples)", sampled)):
+        ratio = f", by {max(score, theirs) / min(score, theirs):.3g}x" if score > 0 else ""
+        verb, style = ("beats", "good") if score < theirs else ("loses to", "bad")
+        yield r.screen.paint(f"{verb} {rival} ({theirs:.3g}){ratio}", style)
+    yield "Next: whest " + (f"run {estimator} --n-mlps 3 --runner local --debug"
+                            if results["failure_breakdown"]["error"] else f"checklist {estimator}")
+
+
+PANELS = {      # title: the lines of a report, of which a panel without any is left out
+    "Run context": _context,
+    "Estimator Errors": _error,
+    "Exhausted limits": _exhausted,
+    "Truth": _truth,
+    "Where the FLOPs went": _flops,
+    "FLOPs by line": _profile,
+    "Error by layer": lambda r: bars(r.results["per_layer_mse"], 1, log=True),
+    "Score by MLP": lambda r: bars([entry["adjusted_final_layer_score"] for entry in r.per_mlp], 0),
+    "Predicted vs true": lambda r: [scatter(**r.results["final_layer_of_mlp_0"])],
+    "Each MLP": _mlp,
+    "Final score": _score,
+    "Against the rival": _against,
+}
+
+
+def report_run(document: dict, screen: Screen, debug: bool = False, html_path: str | None = None) -> None:
+    """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
+    r = types.SimpleNamespace(screen=screen, debug=debug, results=document["results"], config=document["run_config"],
+                              per_mlp=document["results"]["per_mlp"], against=document.get("against"))
+    panels = [(title, lines) for title, draw in PANELS.items() if (lines := list(draw(r)))]
+    if html_path:
+        try:
+            with replacing(Path(html_path)) as part:
+                part.write_text(page(f"whestbench: {r.config['estimator']}", panels), "utf-8", "replace")
+        except OSError as exc:
+            raise Misuse(f"--html {html_path}: {exc.strerror}.") from exc
+    if screen.format == "json":
+        return screen.write(json.dumps(document, indent=2))
+    for has_text, group in itertools.groupby(panels, lambda panel: str in map(type, panel[1])):
+        row, across = list(group), 1 if has_text else max(1, screen.width // 26)
+        for first in range(0, len(row), across):
+            screen.panels(row[first:first + across])
 
 
 def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
