@@ -4366,8 +4366,7 @@ def grow_truths(suite: list[MLP], rivals: list, rules: Round, options, progress:
 # Runners
 #
 # Where predict() runs. The metered call turns whatever happens inside, a wrong shape, an
-# exception, an endless loop, into an Outcome, so one network's failure costs that network
-# only.
+# exception, an endless loop, into an Outcome, so one network's failure costs that network only.
 # ======================================================================================
 
 
@@ -4381,7 +4380,7 @@ class InvalidPrediction(ValueError):
 
 
 def materialise(raw: Any, mlp: MLP) -> np.ndarray:
-    """Cast what predict() returned to float32, billed where the book bills casts. InvalidPrediction if it is none."""
+    """What predict() returned as float32, billed where the book bills casts. Raises InvalidPrediction."""
     shape, expected = tuple(getattr(raw, "shape", ())), (mlp.depth, mlp.width)
     if shape == expected:
         if np.asarray(raw).dtype.kind not in "biufc":
@@ -4402,18 +4401,18 @@ def materialise(raw: Any, mlp: MLP) -> np.ndarray:
         value = prediction[layer, neuron]
         cause = ("0/0, inf - inf, or the root or logarithm of a negative number" if np.isnan(value)
                  else "a float32 overflow, or a division by zero")
-        raise InvalidPrediction("Predictions must contain only finite values.", mlp, shape,
-                                f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}.")
+        where = f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}."
+        raise InvalidPrediction("Predictions must contain only finite values.", mlp, shape, where)
     return prediction
 
 
 class Alarm:
     """Interrupt the main thread's Python code after `seconds`, again and again until it gives way.
 
-    It strikes only in code outside this file: never between a charge and its log. An estimator may swallow that:
-    strikes come ten a millisecond, so that one soon meets it outside its `try`. What cannot be interrupted, C code
-    or stolen signals, ends the process LAST_RESORT seconds later, with Python's own account of where it was. Does
-    nothing in other threads, or where the platform has no interval timer.
+    It strikes only in code outside this file, never between a charge and its log; ten times a millisecond, so
+    that an estimator that swallows that is soon met outside its `try`. What cannot be interrupted, C code or
+    stolen signals, ends the process LAST_RESORT seconds later, and Python says where it was. Does nothing in
+    other threads, or where the platform has no interval timer.
     """
 
     LAST_RESORT = 30.0
@@ -4427,16 +4426,17 @@ class Alarm:
 
     def strike(self, signum, frame):
         elapsed = self.limit - self.left + time.perf_counter() - self.begun
-        # In the participant's own frames first: library code may be a callback, where an exception would be lost.
         module = "" if frame is None else frame.f_globals.get("__name__", "")
-        if module.startswith(SUBMISSION) or module not in (__name__, "contextlib") and elapsed > self.limit + 0.1:
+        elsewhere = module not in (__name__, "contextlib") and elapsed > self.limit + 0.1
+        # In the participant's frames first: library code may be a callback, where an exception would be lost.
+        if module.startswith(SUBMISSION) or elsewhere:
             raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.limit)
 
-    def __enter__(self) -> Alarm:
+    def __enter__(self):
         Alarm.current, self.begun, left = self, time.perf_counter(), max(self.left, 0.0)
         if self.works:
             self.previous = signal.signal(signal.SIGALRM, self.strike)
-            # later by a millisecond, when the context's clock, begun after this, is past the limit too
+            # by a millisecond later, as the context's clock begins later
             signal.setitimer(signal.ITIMER_REAL, left + 1e-3, 1e-4)
             faulthandler.dump_traceback_later(left + self.LAST_RESORT, exit=True, file=2)
         return self
@@ -4453,7 +4453,6 @@ class Alarm:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Hold the timer, for as long as a person is at the debugger's prompt."""
         self.__exit__()
         yield
         self.__enter__()
@@ -4465,10 +4464,10 @@ OUTSIDE = "(the runner's own cast)", 0
 
 
 class Profile:
-    """Says for every charge of a context which of the participant's lines were on the stack.
+    """Knows for every charge of a context which of the participant's lines were on the stack.
 
     The participant's are the modules that load_estimator makes and the files below `home`, installed packages
-    and this file excepted. `attach` to a context before it is entered, read `rows` when it is left.
+    and this file excepted. `attach` it to a context before that is entered; read `rows` when it is left.
     """
 
     def __init__(self, home: str | os.PathLike):
@@ -4476,8 +4475,8 @@ class Profile:
         self.files: dict[str, bool] = {}        # whether each is the participant's
 
     def attach(self, context: BudgetContext) -> None:
-        """Begin anew with this context."""
-        self.context, self.stacks = context, []
+        self.context = context
+        self.stacks: list[tuple] = []
         context.on_charge = lambda *_: self.stacks.append(self.stack(sys._getframe(2)))
 
     def stack(self, frame: types.FrameType | None) -> tuple:
@@ -4493,13 +4492,12 @@ class Profile:
         return tuple(found)
 
     def owns(self, file: str, module: str = "") -> bool:
-        """Whether a file is the participant's."""
         inside = file.startswith(self.home) and "site-packages" not in file
         return (inside or module.startswith(SUBMISSION)) and not file.startswith(OURS)
 
     def rows(self) -> list[dict]:
-        """One row a line, in the order of the source: its `charges` by namespace, operation and dtype; its
-        `calls`, `flops_used` and `time_s` (in counted calls); `cumulative_...`, with all that it called.
+        """One row a line, in the order of the source: `calls`, `flops_used`, `time_s` (in counted calls),
+        `charges` by namespace, operation and dtype; and `cumulative_...`, with all that it called.
         """
         totals: dict[tuple, list] = defaultdict(lambda: [0, 0, 0.0])
         for stack, (bill, _, space, _, backend, overhead) in zip(self.stacks, self.context._log):
@@ -4535,8 +4533,8 @@ def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
 
 
 @contextlib.contextmanager
-def debuggable(screen) -> Iterator[None]:
-    """However pdb is opened inside, its prompt stops the live line and all clocks."""
+def debuggable(screen):
+    """However pdb is opened inside, its prompt stops the live line, the alarm and all clocks."""
     import pdb
     interaction = pdb.Pdb.interaction
 
@@ -4554,7 +4552,7 @@ def debuggable(screen) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unpatched(context: BudgetContext) -> Iterator[None]:
-    """Put back, at no charge, what an estimator replaces in this module, its classes, its prices, fnp, NumPy or time."""
+    """Put back, off the clock, what an estimator replaces in this module, its classes, fnp, NumPy or time."""
     pause, clock = context.pause, _clock
     with pause():
         here = sys.modules[__name__]
@@ -4578,10 +4576,11 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
                     profile: Profile | None = None) -> Outcome:
     """Call predict() under the round's budget and clock; whatever happens inside becomes an Outcome.
 
-    With `fail_fast`, the participant's exception propagates instead. `profile` gives the outcome its rows.
+    With `fail_fast` the participant's exception propagates; `profile` gives the outcome its rows.
     """
     outcome = Outcome()
-    context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
+    context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit,
+                            prices=rules.prices)
     if profile is not None:
         profile.attach(context)
     try:
@@ -4600,44 +4599,46 @@ def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast:
     outcome.flops_used = (context.flops_used if not outcome.failed else
                           rules.flop_budget if outcome.flag == "budget_exhausted" else 0)
     if outcome.error is None:
-        outcome.breakdown = context.summary_dict(by_namespace=True)
-        del outcome.breakdown["operations"]
-        outcome.breakdown["by_namespace"] = {
+        summary = context.summary_dict(by_namespace=True)
+        del summary["operations"]
+        outcome.breakdown = summary | {"by_namespace": {
             "estimator." + (name or "estimator-client").removeprefix("estimator."): row
-            for name, row in outcome.breakdown["by_namespace"].items()}
+            for name, row in summary["by_namespace"].items()}}
         for name in TIMES:
-            setattr(outcome, name, outcome.breakdown[name])
+            setattr(outcome, name, summary[name])
     if profile is not None:
         outcome.lines = profile.rows()
     return outcome.apply_limits(rules)
 
 
 def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
-    """Fill in flag or error, the participant's own line, and the traceback with our own frames folded away."""
-    text = traceback.TracebackException.from_exception(exc, limit=-100)     # the last frames: a recursion may have millions
+    """Fill in flag or error, the participant's own line, and the traceback without our own frames."""
+    text = traceback.TracebackException.from_exception(exc, limit=-100)     # a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
     outcome.line, outcome.traceback = participant_line(exc, home), header + "".join(text.format())
-    kind, line, details = type(exc).__name__, outcome.line, {}
-    if isinstance(exc, BudgetExhaustedError):
-        outcome.flag = "budget_exhausted"
-    elif isinstance(exc, TimeExhaustedError):
-        outcome.flag = "time_exhausted"
-    else:
-        if isinstance(exc, InvalidPrediction):
-            kind, line, details = "ValueError", f"{Path(home).name}, the return value of predict()", exc.details
-        outcome.error_code = kind if isinstance(exc, (InvalidPrediction, UnsupportedDtypeError)) else "PREDICT_ERROR"
-        # str(text): that of an exception may raise in its turn
-        outcome.error = {"message": str(text) or kind, "type": kind, "details": {**details, "line": line}}
+    if isinstance(exc, (BudgetExhaustedError, TimeExhaustedError)):
+        outcome.flag = "budget_exhausted" if isinstance(exc, BudgetExhaustedError) else "time_exhausted"
+        return
+    kind, outcome.error_code = type(exc).__name__, "PREDICT_ERROR"
+    details: dict[str, Any] = {"line": outcome.line}
+    if isinstance(exc, InvalidPrediction):
+        kind = outcome.error_code = "ValueError"
+        details = exc.details | {"line": f"{Path(home).name}, the return value of predict()"}
+    elif isinstance(exc, UnsupportedDtypeError):
+        outcome.error_code = kind
+    # str(text): that of an exception may raise in its turn
+    outcome.error = {"message": str(text) or kind, "type": kind, "details": details}
 
 
 class LocalRunner:
-    """Runs the estimator in this process: the fastest, and the one to debug in; what kills the process ends the run.
+    """Runs the estimator in this process: the fastest, and the one to debug in; what kills it ends the run.
 
-    A context manager: entering it loads the file or baseline and calls setup() within the round's set-up time,
-    raising WhestError; leaving it calls teardown() within the same, and forgets the file's siblings, as a
-    rival's may have the same names."""
+    A context manager: entering it loads the file or baseline and calls setup() within the round's set-up
+    time, raising WhestError; leaving it calls teardown() within the same, and forgets the file's siblings,
+    as a rival's may have the same names.
+    """
 
     class_found = ""        # the class that the loader chose
 
@@ -4665,11 +4666,11 @@ class LocalRunner:
         except BaseException as exc:
             if self.fail_fast:
                 raise
-            if isinstance(exc, TimeExhaustedError):
-                raise WhestError(f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
-                                 "SETUP_TIMEOUT", "setup") from exc
-            raise WhestError(f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)})",
-                             "SETUP_ERROR", "setup") from exc
+            said = f"raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)})"
+            late = isinstance(exc, TimeExhaustedError)
+            if late:
+                said = f"exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout."
+            raise WhestError(f"setup() {said}", "SETUP_TIMEOUT" if late else "SETUP_ERROR", "setup") from exc
         self.class_found = type(self.estimator).__name__
         return self
 
@@ -4691,13 +4692,13 @@ class LocalRunner:
 
 
 def send(stream, message: dict, payload: bytes = b"") -> None:
-    """One frame of the worker protocol: a line of JSON that ends with the payload's length, then the payload."""
+    """One frame of the worker protocol: a line of JSON that tells the payload's length, then the payload."""
     stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
     stream.flush()
 
 
 def receive(stream, most: float = math.inf) -> tuple[dict, bytes]:
-    """The next frame. EOFError if the other side is gone; another exception if what it says is no frame, or too long."""
+    """The next frame. EOFError if the other side is gone, other exceptions if what it says is no frame."""
     line = stream.readline(2**24)
     if not line:
         raise EOFError
@@ -4709,7 +4710,8 @@ def receive(stream, most: float = math.inf) -> tuple[dict, bytes]:
 
 
 def conforms(value: Any, form: Any) -> bool:
-    """Whether JSON has a form: str, float (from 0), None, [form of items], {key: form}, {str: form of values}, (form, or form)."""
+    """Whether JSON has a form: str, float (not negative), None, [form of items], {key: form}, {str: form of
+    values}, or (form, or form)."""
     if isinstance(form, tuple):
         return any(conforms(value, each) for each in form)
     if isinstance(form, list):
@@ -4725,45 +4727,51 @@ def conforms(value: Any, form: Any) -> bool:
 _TEXT, _TIMES, _AMOUNTS = (str, None), dict.fromkeys(TIMES, float), dict.fromkeys(AMOUNTS, float)
 _SPENT = dict.fromkeys(("calls", *TIMES[1:3]), float)
 _SPACE = _SPENT | {"flops_used": float, "operations": {str: _SPENT | {"flop_cost": float}}}
-_BILL = _TIMES | {"flop_budget": float, "flops_used": float, "flops_remaining": float, "by_namespace": {str: _SPACE}}
+_BILL = _TIMES | {"flop_budget": float, "flops_used": float, "flops_remaining": float,
+                  "by_namespace": {str: _SPACE}}
 _REFUSAL = {"line": str, "expected_shape": [float], "got_shape": [float], "cause_hints": [str], "hint": str}
 _ERROR = {"message": str, "type": str, "details": ({"line": str}, _REFUSAL)}
+_CHARGE = _AMOUNTS | {"namespace": _TEXT, "operation": str, "dtype": _TEXT}
 _LINE = _AMOUNTS | {f"cumulative_{amount}": float for amount in AMOUNTS} | {
-    "file": str, "line": float, "source": str, "charges": [_AMOUNTS | {"namespace": _TEXT, "operation": str, "dtype": _TEXT}]}
-_OUTCOME = _TIMES | {"flops_used": float, "flops_charged": float, "prediction": None, "breakdown": (_BILL, None),
-                     "flag": _TEXT, "traceback": _TEXT, "line": str, "lines": [_LINE]}
+    "file": str, "line": float, "source": str, "charges": [_CHARGE]}
+_OUTCOME = _TIMES | {
+    "flops_used": float, "flops_charged": float, "prediction": None, "breakdown": (_BILL, None),
+    "flag": _TEXT, "traceback": _TEXT, "line": str, "lines": [_LINE]}
 OUTCOME_FORM = _OUTCOME | {"error": None, "error_code": None}, _OUTCOME | {"error": _ERROR, "error_code": str}
-ENVIRONMENT = re.compile("PATH|HOME|USER|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|XDG_CACHE_HOME|NUMBA_.*|LC_.*"
-                         "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)|(OMP|OPENBLAS|MKL)_NUM_THREADS")
+ENVIRONMENT = re.compile(       # what a worker gets of ours
+    "PATH|HOME|USER|LANG|TZ|TE?MP(DIR)?|SYSTEMROOT|XDG_CACHE_HOME|(LC|NUMBA)_.*|.*_NUM_THREADS"
+    "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)")
 
 
 class SubprocessRunner(LocalRunner):
     """Runs the estimator in a worker process with a memory limit; whatever kills it costs one network only.
 
-    What the worker says is JSON and raw bytes, never a pickle. Not all of it need be true, but it is all of its form.
+    What the worker says is JSON and raw bytes, never a pickle: it need not be true, but it has its form.
     """
 
     GRACE = 2.0         # seconds beyond the wall limit, in which the worker's own alarm may still answer
-    START_UP = 30.0     # seconds for a worker to start Python and import this module, beyond the set-up time
+    START_UP = 30.0     # and beyond the set-up time, to start Python and import this module
 
     def __init__(self, *args, memory_limit: int = 8 * 2**30, max_threads: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.limits = memory_limit, max_threads
-        self.process: subprocess.Popen | None = None
+        self.process: Any = None        # the worker
 
     def __enter__(self):
-        runner = self.path, self.class_name, asdict(self.rules), self.seed
         code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import whestbench; "
-                f"whestbench.serve({runner}, {self.profile is not None}, *{self.limits})")
+                f"whestbench.serve({self.path!r}, {self.class_name!r}, {asdict(self.rules)}, {self.seed}, "
+                f"{self.profile is not None}, *{self.limits})")
         environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
         self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.class_found = self.ask({}, b"", self.rules.setup_timeout, self.START_UP, lambda answer, _: str(answer["class"]))
+        timeout = self.rules.setup_timeout and self.rules.setup_timeout + self.START_UP
+        self.class_found = self.ask({}, b"", timeout, lambda answer, _: str(answer["class"]))
         return self
 
-    def ask(self, question: dict, payload: bytes, limit: float | None, grace: float, read: Callable) -> Any:
-        """What `read(answer, payload)` makes of the worker's answer; if that fails, WhestError and the worker's end."""
-        process, token, found = self.process, os.urandom(8).hex(), concurrent.futures.Future()
+    def ask(self, question: dict, payload: bytes, timeout: float | None, read: Callable) -> Any:
+        """What `read(answer, payload)` makes of the worker's answer; failing that, WhestError and its end."""
+        process, token = self.process, os.urandom(8).hex()
+        found: concurrent.futures.Future = concurrent.futures.Future()
 
         def exchange():     # in a thread, because a worker that neither listens nor speaks would hold us up
             try:
@@ -4778,60 +4786,65 @@ class SubprocessRunner(LocalRunner):
                 found.set_exception(exc)
         threading.Thread(target=exchange, daemon=True).start()
         try:
-            return found.result(None if limit is None else limit + grace)
+            return found.result(timeout)
         except concurrent.futures.TimeoutError:
-            failure = WhestError(f"The worker gave no answer within {limit + grace:.0f} s.", "TIMEOUT")
+            failure = WhestError(f"The worker gave no answer within {timeout:.0f} s.", "TIMEOUT", "setup")
         except WhestError as exc:
             failure = exc
         except Exception:
-            failure = WhestError("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
+            failure = WhestError("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR", "setup")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(1.0)
                 how = signal.strsignal(-status) if status < 0 else f"exit status {status}"
-                failure = WhestError(f"The worker process died ({how}).", "WORKER_EOF")
+                failure = WhestError(f"The worker process died ({how}).", "WORKER_EOF", "setup")
         self.stop()
         raise failure
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome in the worker, or what became of it; a dead one is replaced."""
         def read(answer: dict, data: bytes) -> Outcome:
-            outcome = Outcome(**answer["outcome"])
-            if outcome.error is None and outcome.flag is None:
-                outcome.prediction = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width)
-            if not conforms(answer["outcome"], OUTCOME_FORM) or not np.isfinite(np.frombuffer(data, np.float32)).all():
+            outcome, numbers = Outcome(**answer["outcome"]), np.frombuffer(data, np.float32)
+            if not (conforms(answer["outcome"], OUTCOME_FORM) and np.isfinite(numbers).all()):
                 raise ValueError("no outcome")
+            if outcome.error is None and outcome.flag is None:
+                outcome.prediction = numbers.reshape(mlp.depth, mlp.width)
             return outcome
 
         question = {"width": mlp.width, "depth": mlp.depth, "seed": mlp.seed, "name": mlp.name}
-        weights, limit = np.stack([np.asarray(w) for w in mlp.weights]).tobytes(), self.rules.wall_time_limit
+        weights = np.stack([np.asarray(w) for w in mlp.weights]).tobytes()
+        timeout = self.rules.wall_time_limit and self.rules.wall_time_limit + self.GRACE
         try:
             if self.process is None:
                 self.__enter__()
-            outcome = self.ask(question, weights, limit, self.GRACE, read)
+            outcome = self.ask(question, weights, timeout, read)
         except WhestError as exc:
-            outcome = Outcome(flag="time_exhausted", wall_time_s=limit + self.GRACE, traceback=str(exc)) if exc.code == "TIMEOUT" \
-                else Outcome(error={"message": str(exc), "details": {}}, error_code=exc.code)
+            outcome = Outcome(error={"message": str(exc), "details": {}}, error_code=exc.code)
+            if exc.code == "TIMEOUT":
+                outcome = Outcome(flag="time_exhausted", wall_time_s=timeout or 0.0, traceback=str(exc))
         if self.fail_fast and outcome.failed:
-            raise WhestError(outcome.traceback or outcome.error["message"], outcome.error_code or "PREDICT_ERROR", "predict")
+            code = outcome.error_code or "PREDICT_ERROR"
+            raise WhestError(outcome.traceback or outcome.error["message"], code, "predict")
         return outcome
 
-    def stop(self) -> None:
-        """Kill the worker and everything that it started."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
-            self.process.wait()
-            self.process = None
+    def stop(self, grace: float = 0.0) -> None:
+        """End the worker and everything that it started, after it had so many seconds for teardown()."""
+        if self.process is None:
+            return
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if grace:
+                self.process.stdin.close()
+                self.process.wait(grace)
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
+        self.process.wait()
+        self.process = None
 
     def __exit__(self, kind, *_):
-        if self.process is not None and kind is None:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                self.process.stdin.close()      # lets teardown() run
-                self.process.wait((self.rules.setup_timeout or math.inf) + self.GRACE)
-        self.stop()
+        self.stop(0.0 if kind else (self.rules.setup_timeout or math.inf) + self.GRACE)
 
 
-def serve(runner: tuple, profiled: bool, memory_limit: int, max_threads: int | None) -> None:
+def serve(path: str, class_name: str | None, rules: dict, seed: int, profiled: bool, memory_limit: int,
+          max_threads: int | None) -> None:
     """The worker's side: answer frames on standard input until it closes."""
     import pdb
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -4844,18 +4857,17 @@ def serve(runner: tuple, profiled: bool, memory_limit: int, max_threads: int | N
     if importlib.util.find_spec("resource"):
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
-    path, class_name, rules, seed = runner
+    profile = Profile(Path(path).parent) if profiled else None
     asked, _ = receive(requests)
     try:
-        with LocalRunner(path, class_name, Round(**rules), seed,
-                         profile=Profile(Path(path).parent) if profiled else None) as local:
-            send(answers, {"class": local.class_found, "token": asked["token"]})
+        with LocalRunner(path, class_name, Round(**rules), seed, profile=profile) as runner:
+            send(answers, {"class": runner.class_found, "token": asked["token"]})
             with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):     # nobody asks any more
                 while True:
                     asked, weights = receive(requests)
                     width, depth = asked["width"], asked["depth"]
                     layers = list(np.frombuffer(weights, np.float32).reshape(depth, width, width))
-                    outcome = local.predict(MLP(width, depth, layers, asked["seed"], asked["name"]))
+                    outcome = runner.predict(MLP(width, depth, layers, asked["seed"], asked["name"]))
                     payload = b"" if outcome.failed else outcome.prediction.tobytes()
                     outcome.prediction = None
                     send(answers, {"outcome": asdict(outcome), "token": asked["token"]}, payload)
@@ -4894,8 +4906,8 @@ class Scatter(typing.NamedTuple):
 class Screen:
     """Where a command writes: panels on stdout, and on a terminal a live line on stderr that leaves no trace.
 
-    `format` is rich (frames, colour, live line), plain (neither: pipes, debuggers) or json. Entered, it holds on to
-    stdout, as an estimator may replace or close it; under json it keeps it for the document: other prints go to stderr.
+    `format` is rich (frames, colour, live line), plain (neither: pipes, debuggers) or json. Entered, it holds
+    on to stdout, as an estimator may replace or close it; under json all but the document goes to stderr.
     """
 
     def __init__(self, format: str | None = None):
@@ -4908,7 +4920,7 @@ class Screen:
         self.width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
         self.is_live, self.drawn_at = rich and smart and sys.stderr.isatty(), 0.0
 
-    def __enter__(self) -> Screen:
+    def __enter__(self):
         self.stdout, self.descriptor = sys.stdout, os.dup(1)
         if self.format == "json":
             sys.stdout.flush()
@@ -4987,8 +4999,8 @@ class Screen:
             body += [""] * (max(map(len, bodies)) - len(body))
             left, right, top, bottom = "  ", "  ", f"== {title} ".ljust(width, "="), ""
             if self.unicode:
-                rest = "─" * (width - 5 - len(title))
-                left, right, top, bottom = "│ ", " │", f"╭─ {self.paint(title, 'title')} {rest}╮", f"╰{'─' * (width - 2)}╯"
+                top = f"╭─ {self.paint(title, 'title')} {'─' * (width - 5 - len(title))}╮"
+                left, right, bottom = "│ ", " │", f"╰{'─' * (width - 2)}╯"
             lines = (left + line + " " * (width - 4 - len(uncoloured(line))) + right for line in body)
             printed.append([top, *lines, bottom])
         self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
@@ -4999,7 +5011,7 @@ def uncoloured(text: str) -> str:
 
 
 def wrap(line: str, width: int) -> list[str]:
-    """Break a line that is too long at blanks, keeping its indentation; a message may bring breaks of its own."""
+    """Break a line that is too long at blanks, keeping its indentation; it may have breaks of its own."""
     if len(uncoloured(line)) <= width and "\n" not in line:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + 2)
@@ -5031,7 +5043,8 @@ def page(title: str, panels: list) -> str:
     """The panels as one HTML page that needs nothing else, light or dark as the reader's system is."""
     def drawn(item: str | Bar | Scatter) -> str:
         if isinstance(item, Scatter):
-            dots = (f'<circle cx="{260 * x + 3:.1f}" cy="{263 - 260 * y:.1f}" r="2.5"/>' for x, y in item.points)
+            dots = (f'<circle cx="{260 * x + 3:.1f}" cy="{263 - 260 * y:.1f}" r="2.5"/>'
+                    for x, y in item.points)
             return (f'<svg width="266" height="284"><path d="M3 3v260h260M3 263L263 3"/>{"".join(dots)}'
                     f'<text y="280">{html.escape(item.caption)}</text></svg>')
         if isinstance(item, Bar):
@@ -5049,12 +5062,12 @@ def page(title: str, panels: list) -> str:
 
 
 def _context(r):
-    config, gate = r.config, r.config["residual_wall_time_limit_s"]
-    yield "estimator   {estimator} (class {class}), runner {runner}".format(**config)
-    yield "networks    {n_mlps} of {width}x{depth}, seed {seed}, round {round}".format(**config)
-    yield (f"budget      {readable(config['flop_budget'])} FLOPs each, prices {config['prices']}; a residual second "
-           f"costs {readable(config['lambda_flops_per_second'])}, gate {'none' if gate is None else f'{gate:g} s'}; "
-           f"wall {config['wall_time_limit_s']:g} s")
+    gate, second = r.config["residual_wall_time_limit_s"], readable(r.config["lambda_flops_per_second"])
+    yield "estimator   {estimator} (class {class}), runner {runner}".format(**r.config)
+    yield "networks    {n_mlps} of {width}x{depth}, seed {seed}, round {round}".format(**r.config)
+    yield (f"budget      {readable(r.config['flop_budget'])} FLOPs each, prices {r.config['prices']}; "
+           f"a residual second costs {second}, gate {'none' if gate is None else f'{gate:g} s'}; "
+           f"wall {r.config['wall_time_limit_s']:g} s")
 
 
 def _numbers(entries):
@@ -5067,21 +5080,18 @@ def _traceback(r, entries):
 
 def _error(r):
     """Equal failures together, each with the participant's line, the expectation, and the likely cause."""
-    groups = defaultdict(list)
-    for entry in r.per_mlp:
-        if "error_code" in entry:
-            error, details = entry["error"], entry["error"]["details"]
-            hints = list(details.get("cause_hints", ()))
-            if "expected_shape" in details:
-                hints[:0] = ["expected shape {}, got {}".format(
-                    *(tuple(details[which]) for which in ("expected_shape", "got_shape")))]
-            kind = error.get("type", entry["error_code"])
-            groups[f"{kind}: {error['message']}", details.get("line"), *hints].append(entry)
-    if not groups:
+    errors, groups = [entry for entry in r.per_mlp if "error_code" in entry], defaultdict(list)
+    if not errors:
         return
-    n_errors = r.results["failure_breakdown"]["error"]
-    yield f"predict() failed on {n_errors} of {len(r.per_mlp)} MLPs; each is scored as zeros at the full budget."
-    for (message, line, *hints), entries in groups.items():
+    yield (f"predict() failed on {len(errors)} of {len(r.per_mlp)} MLPs; "
+           "each is scored as zeros at the full budget.")
+    for entry in errors:
+        error, details = entry["error"], entry["error"]["details"]
+        message = f"{error.get('type', entry['error_code'])}: {error['message']}"
+        got, expected = (tuple(details.get(which, ())) for which in ("got_shape", "expected_shape"))
+        shapes = [f"expected shape {expected}, got {got}"] if expected else []
+        groups[message, details.get("line"), (*shapes, *details.get("cause_hints", ()))].append(entry)
+    for (message, line, hints), entries in groups.items():
         yield from ("", r.screen.paint(message, "bad"))
         yield f"  on MLP {_numbers(entries)}" + (f", at {line}" if line else "")
         yield from (f"  {hint}" for hint in hints)
@@ -5107,8 +5117,8 @@ def _exhausted(r):
 def _truth(r):
     corrected = r.results["corrected"]
     yield f"{r.per_mlp[0]['truth_n_samples']:,} samples a network ({r.config['n_samples']})"
-    yield ("its noise adds {noise_floor:.2g} to the raw score, which is taken out, and blurs it by {standard_error:.2g} "
-           "(standard error)".format(**corrected))
+    yield ("its noise adds {noise_floor:.2g} to the raw score, which is taken out, and blurs it by "
+           "{standard_error:.2g} (standard error)".format(**corrected))
     if corrected["growth_needed"] is None:
         yield "the score cannot be told from zero yet: raise --n-samples or --max-work"
     elif corrected["growth_needed"] > 1:
@@ -5162,8 +5172,8 @@ def _profile(r):
         dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]})
         share = row["flops_used"] / used
         return columns(row["line"] or "", f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}",
-                       r.screen.bar(share, 4), cumulative, f"{row['cumulative_time_s'] * 1e3:,.1f}", "+".join(dtypes),
-                       row["source"])[:r.screen.width - 4]
+                       r.screen.bar(share, 4), cumulative, f"{row['cumulative_time_s'] * 1e3:,.1f}",
+                       "+".join(dtypes), row["source"])[:r.screen.width - 4]
 
     yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "ms", "dtype", "source")
     for file, rows in itertools.groupby(lines, lambda row: row["file"]):
@@ -5188,18 +5198,19 @@ def _mlp(r):
         layers = entry["per_layer_mse"]
         half = (len(layers) + 1) // 2
         flags = [flag for flag in FLAGS if entry[flag]] or [entry.get("error_code", "-")]
-        yield columns(entry["mlp_index"], f"{entry['adjusted_final_layer_score']:.3e}", readable(entry["flops_used"]),
-                      f"{entry['all_layers_mse']:.3e}", f"{np.mean(layers[:half]):.2e}",
-                      f"{np.mean(layers[-half:]):.2e}", flags[0])
+        yield columns(entry["mlp_index"], f"{entry['adjusted_final_layer_score']:.3e}",
+                      readable(entry["flops_used"]), f"{entry['all_layers_mse']:.3e}",
+                      f"{np.mean(layers[:half]):.2e}", f"{np.mean(layers[-half:]):.2e}", flags[0])
 
 
 def sampling_score(results: dict, config: dict) -> tuple[float, int]:
     """The score of plain sampling at the estimator's own multiplier, and its number of samples.
 
-    From the truth's single-sample variance; a sample costs `2 width^2 + 2 width` FLOPs a layer, and its normals.
+    From the truth's single-sample variance; a sample costs `2 width^2 + 2 width` FLOPs a layer, and normals.
     """
     width, depth, multiplier = config["width"], config["depth"], results["mean_score_multiplier"]
-    n_samples = max(1, int(multiplier * config["flop_budget"] / (depth * (2 * width**2 + 2 * width) + 16 * width)))
+    cost = depth * (2 * width**2 + 2 * width) + 16 * width
+    n_samples = max(1, int(multiplier * config["flop_budget"] / cost))
     variance = float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]]))
     return multiplier * variance / n_samples, n_samples
 
@@ -5226,7 +5237,8 @@ def _against(r):
     yield (f"{r.against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
            f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
            f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}")
-    parts = (f"{name} {'not known' if part is None else f'{part:.2g}'}" for name, part in difference["parts"].items())
+    parts = (f"{name} {'not known' if part is None else f'{part:.2g}'}"
+             for name, part in difference["parts"].items())
     yield (f"standard error {difference['standard_error']:.2g}: {', '.join(parts)}"
            + " (--repeats 3 tells it apart)" * (difference["n_repeats"] == 1))
 
@@ -5234,18 +5246,19 @@ def _against(r):
 def _score(r):
     results, corrected, estimator = r.results, r.results["corrected"], r.config["estimator"]
     score, (low, high) = corrected["score"], corrected["truth_interval"]
-    yield (r.screen.paint(f"{score:.4g}", "strong")
-           + f"  corrected score (lower is better); 95% interval {low:.3g} to {high:.3g} from the truth's noise")
+    yield (r.screen.paint(f"{score:.4g}", "strong") + "  corrected score (lower is better); 95% interval "
+           f"{low:.3g} to {high:.3g} from the truth's noise")
     if corrected["network_interval"]:
         yield "on other networks of this shape: {:.3g} to {:.3g}".format(*corrected["network_interval"])
-    yield ("raw: adjusted_final_layer_score {adjusted_final_layer_score:.4g}, final_layer_mse {final_layer_mse:.4g}, "
-           "all_layers_mse {all_layers_mse:.4g}".format(**results))
-    yield ("best MLP {best_mlp_adjusted_final_layer_score:.3g}, worst {worst_mlp_adjusted_final_layer_score:.3g}; "
-           "multiplier {mean_score_multiplier:.3g} (C/B {mean_compute_utilization:.2%}), failed {n_failed_mlps} of {n}"
+    yield "raw: " + ", ".join(f"{name} {results[name]:.4g}" for name in (
+        "adjusted_final_layer_score", "final_layer_mse", "all_layers_mse"))
+    yield ("best MLP {best_mlp_adjusted_final_layer_score:.3g}, "
+           "worst {worst_mlp_adjusted_final_layer_score:.3g}; multiplier {mean_score_multiplier:.3g} "
+           "(C/B {mean_compute_utilization:.2%}), failed {n_failed_mlps} of {n}"
            .format(**results, n=len(r.per_mlp)))
     zeros = float(np.mean([entry["zeros_final_layer_mse"] for entry in r.per_mlp])) * MULTIPLIER_FLOOR
-    sampled, n_samples = sampling_score(results, r.config)
-    for rival, theirs in (("zeros", zeros), (f"sampling at your multiplier ({n_samples:,} samples)", sampled)):
+    sampled, n = sampling_score(results, r.config)
+    for rival, theirs in (("zeros", zeros), (f"sampling at your multiplier ({n:,} samples)", sampled)):
         ratio = f", by {max(score, theirs) / min(score, theirs):.3g}x" if score > 0 else ""
         verb, style = ("beats", "good") if score < theirs else ("loses to", "bad")
         yield r.screen.paint(f"{verb} {rival} ({theirs:.3g}){ratio}", style)
@@ -5271,8 +5284,9 @@ PANELS = {      # title: the lines of a report, of which a panel without any is 
 
 def report_run(document: dict, screen: Screen, debug: bool = False, html_path: str | None = None) -> None:
     """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
-    r = types.SimpleNamespace(screen=screen, debug=debug, results=document["results"], config=document["run_config"],
-                              per_mlp=document["results"]["per_mlp"], against=document.get("against"))
+    results = document["results"]
+    r = types.SimpleNamespace(results=results, per_mlp=results["per_mlp"], config=document["run_config"],
+                              against=document.get("against"), screen=screen, debug=debug)
     panels = [(title, lines) for title, draw in PANELS.items() if (lines := list(draw(r)))]
     if html_path:
         try:
@@ -5289,7 +5303,7 @@ def report_run(document: dict, screen: Screen, debug: bool = False, html_path: s
 
 
 def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
-    """Print what `validate` or `doctor` found, a line a check, or its document; tell whether no check failed."""
+    """Print what `validate` or `doctor` found, or its document; tell whether no check failed."""
     ok = all(check["ok"] is not False for check in checks)
     if screen.format == "json":
         screen.write(json.dumps({"ok": ok, "checks": checks, "whestbench_version": __version__}, indent=2))
