@@ -33,8 +33,8 @@ import linecache
 import math
 import operator
 import os
+import pickle
 import platform
-import queue
 import re
 import shutil
 import signal
@@ -4691,24 +4691,6 @@ class LocalRunner:
                 del sys.modules[name]
 
 
-def send(stream, message: dict, payload: bytes = b"") -> None:
-    """One frame of the worker protocol: a line of JSON that tells the payload's length, then the payload."""
-    stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
-    stream.flush()
-
-
-def receive(stream, most: float = math.inf) -> tuple[dict, bytes]:
-    """The next frame. EOFError if the other side is gone, other exceptions if what it says is no frame."""
-    line = stream.readline(2**24)
-    if not line:
-        raise EOFError
-    message = json.loads(line)
-    size = message.pop("bytes")
-    if not 0 <= size <= most:
-        raise ValueError(f"a payload of {size} bytes")
-    return message, stream.read(size)
-
-
 def conforms(value: Any, form: Any) -> bool:
     """Whether JSON has a form: str, float (not negative), None, [form of items], {key: form}, {str: form of
     values}, or (form, or form)."""
@@ -4746,7 +4728,8 @@ ENVIRONMENT = re.compile(       # what a worker gets of ours
 class SubprocessRunner(LocalRunner):
     """Runs the estimator in a worker process with a memory limit; whatever kills it costs one network only.
 
-    What the worker says is JSON and raw bytes, never a pickle: it need not be true, but it has its form.
+    What the worker is told is a pickle; what it says is a line of JSON and the bytes of a prediction. That
+    need not be true, but it has its form.
     """
 
     GRACE = 2.0         # seconds beyond the wall limit, in which the worker's own alarm may still answer
@@ -4758,27 +4741,29 @@ class SubprocessRunner(LocalRunner):
         self.process: Any = None        # the worker
 
     def __enter__(self):
-        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import whestbench; "
-                f"whestbench.serve({self.path!r}, {self.class_name!r}, {asdict(self.rules)}, {self.seed}, "
-                f"{self.profile is not None}, *{self.limits})")
+        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+                "import whestbench; whestbench.serve()")
         environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
         self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile
         timeout = self.rules.setup_timeout and self.rules.setup_timeout + self.START_UP
-        self.class_found = self.ask({}, b"", timeout, lambda answer, _: str(answer["class"]))
+        self.class_found = self.ask((arguments, *self.limits), timeout, lambda said, _: str(said["class"]))
         return self
 
-    def ask(self, question: dict, payload: bytes, timeout: float | None, read: Callable) -> Any:
-        """What `read(answer, payload)` makes of the worker's answer; failing that, WhestError and its end."""
+    def ask(self, question: Any, timeout: float | None, read: Callable) -> Any:
+        """What `read(answer, data)` makes of the worker's answer; failing that, WhestError and its end."""
         process, token = self.process, os.urandom(8).hex()
         found: concurrent.futures.Future = concurrent.futures.Future()
 
         def exchange():     # in a thread, because a worker that neither listens nor speaks would hold us up
             try:
-                send(process.stdin, question | {"token": token}, payload)
-                answer = {}
+                pickle.dump((token, question), process.stdin)
+                process.stdin.flush()
+                answer: dict = {}
                 while answer.get("token") != token:     # what is left over from another question is no answer
-                    answer, data = receive(process.stdout, 2**28)
+                    answer = json.loads(process.stdout.readline(2**24))
+                    data = process.stdout.read(min(max(0, answer["bytes"]), 2**28))
                 if "code" in answer:
                     raise WhestError(*(str(answer[key]) for key in ("message", "code", "stage")))
                 found.set_result(read(answer, data))
@@ -4810,13 +4795,11 @@ class SubprocessRunner(LocalRunner):
                 outcome.prediction = numbers.reshape(mlp.depth, mlp.width)
             return outcome
 
-        question = {"width": mlp.width, "depth": mlp.depth, "seed": mlp.seed, "name": mlp.name}
-        weights = np.stack([np.asarray(w) for w in mlp.weights]).tobytes()
         timeout = self.rules.wall_time_limit and self.rules.wall_time_limit + self.GRACE
         try:
             if self.process is None:
                 self.__enter__()
-            outcome = self.ask(question, weights, timeout, read)
+            outcome = self.ask(mlp, timeout, read)
         except WhestError as exc:
             outcome = Outcome(error={"message": str(exc), "details": {}}, error_code=exc.code)
             if exc.code == "TIMEOUT":
@@ -4843,36 +4826,37 @@ class SubprocessRunner(LocalRunner):
         self.stop(0.0 if kind else (self.rules.setup_timeout or math.inf) + self.GRACE)
 
 
-def serve(path: str, class_name: str | None, rules: dict, seed: int, profiled: bool, memory_limit: int,
-          max_threads: int | None) -> None:
-    """The worker's side: answer frames on standard input until it closes."""
+def serve() -> None:
+    """The worker's side: answer questions on standard input until it closes."""
     import pdb
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)       # what the estimator prints is not protocol
+    os.dup2(2, 1)       # what the estimator prints is no answer
     pdb.set_trace = _no_debugger_here
     if os.environ.get("PYTHONBREAKPOINT") != "0":
         sys.breakpointhook = _no_debugger_here
+
+    def answer(what: dict, data: bytes = b"") -> None:
+        answers.write(json.dumps(what | {"token": token, "bytes": len(data)}).encode() + b"\n" + data)
+        answers.flush()
+
+    token, (arguments, memory_limit, max_threads) = pickle.load(questions)
     limit_threads(max_threads)
     if importlib.util.find_spec("resource"):
         import resource
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
-    profile = Profile(Path(path).parent) if profiled else None
-    asked, _ = receive(requests)
     try:
-        with LocalRunner(path, class_name, Round(**rules), seed, profile=profile) as runner:
-            send(answers, {"class": runner.class_found, "token": asked["token"]})
+        with LocalRunner(*arguments) as runner:
+            answer({"class": runner.class_found})
             with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):     # nobody asks any more
                 while True:
-                    asked, weights = receive(requests)
-                    width, depth = asked["width"], asked["depth"]
-                    layers = list(np.frombuffer(weights, np.float32).reshape(depth, width, width))
-                    outcome = runner.predict(MLP(width, depth, layers, asked["seed"], asked["name"]))
-                    payload = b"" if outcome.failed else outcome.prediction.tobytes()
+                    token, mlp = pickle.load(questions)
+                    outcome = runner.predict(mlp)
+                    data = b"" if outcome.failed else outcome.prediction.tobytes()
                     outcome.prediction = None
-                    send(answers, {"outcome": asdict(outcome), "token": asked["token"]}, payload)
+                    answer({"outcome": asdict(outcome)}, data)
     except WhestError as exc:
-        send(answers, {"message": str(exc), "stage": exc.stage, "code": exc.code, "token": asked["token"]})
+        answer({"message": str(exc), "code": exc.code, "stage": exc.stage})
 
 
 def _no_debugger_here(*args, **kwargs):
