@@ -33,8 +33,8 @@ import linecache
 import math
 import operator
 import os
+import pickle
 import platform
-import queue
 import re
 import shutil
 import signal
@@ -4374,178 +4374,155 @@ def compare_against_monte_carlo(
 # Runners
 #
 # Where predict() runs. The metered call turns whatever happens inside, a wrong shape, an
-# exception, an endless loop, into an Outcome, so one network's failure costs that network
-# only.
+# exception, an endless loop, into an Outcome, so one network's failure costs that network only.
 # ======================================================================================
 
 
 class InvalidPrediction(ValueError):
     """A prediction that cannot be scored, with the real package's `details`."""
 
-    def __init__(self, message: str, expected: tuple, got: tuple, hint: str):
+    def __init__(self, message: str, mlp: MLP, got: tuple, hint: str):
         super().__init__(message)
-        self.details = {"expected_shape": list(expected), "got_shape": list(got), "cause_hints": [hint], "hint": hint}
+        self.details = {"expected_shape": [mlp.depth, mlp.width], "got_shape": list(got),
+                        "cause_hints": [hint], "hint": hint}
 
 
 def materialise(raw: Any, mlp: MLP) -> np.ndarray:
-    """Cast what predict() returned to float32, billed where the book bills casts. InvalidPrediction for a wrong shape."""
+    """What predict() returned as float32, billed where the book bills casts. Raises InvalidPrediction."""
     shape, expected = tuple(getattr(raw, "shape", ())), (mlp.depth, mlp.width)
-    if np.asarray(raw).dtype.kind not in "biufc" and shape:
-        raise UnsupportedDtypeError(f"Predictions must be numbers, not {np.asarray(raw).dtype}.")
     if shape == expected:
+        if np.asarray(raw).dtype.kind not in "biufc":
+            raise UnsupportedDtypeError(f"Predictions must be numbers, not {np.asarray(raw).dtype}.")
         prediction = np.array(fnp.asarray(raw, dtype=np.float32))
         shape = prediction.shape        # what it says of itself need not be what it is
-        if shape == expected:
-            return prediction
-    hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
-    if raw is None:
-        hint = "predict() returned nothing: end it with a return statement."
-    elif shape == expected[::-1]:
-        hint = "It seems transposed: return prediction.T."
-    elif not hasattr(raw, "shape"):
-        hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
-    raise InvalidPrediction(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
-                            expected, shape, hint)
-
-
-def require_finite(prediction: np.ndarray) -> None:
-    """InvalidPrediction naming the first layer with a NaN or an infinity."""
-    bad = np.argwhere(~np.isfinite(prediction))
-    if len(bad):
-        layer, neuron = bad[0].tolist()
+    if shape != expected:
+        hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
+        if raw is None:
+            hint = "predict() returned nothing: end it with a return statement."
+        elif shape == expected[::-1]:
+            hint = "It seems transposed: return prediction.T."
+        elif not hasattr(raw, "shape"):
+            hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
+        raise InvalidPrediction(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); "
+                                f"got shape={shape}.", mlp, shape, hint)
+    for layer, neuron in np.argwhere(~np.isfinite(prediction)):
         value = prediction[layer, neuron]
         cause = ("0/0, inf - inf, or the root or logarithm of a negative number" if np.isnan(value)
                  else "a float32 overflow, or a division by zero")
-        raise InvalidPrediction("Predictions must contain only finite values.", prediction.shape, prediction.shape,
-                                f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}.")
+        where = f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}."
+        raise InvalidPrediction("Predictions must contain only finite values.", mlp, shape, where)
+    return prediction
 
 
 class Alarm:
     """Interrupt the main thread's Python code after `seconds`, again and again until it gives way.
 
-    It strikes only in code outside this file: never between a charge and its log, nor in the runner itself, and not
-    while a debugger has the floor. An estimator may swallow that: strikes come ten a millisecond, so that one soon
-    meets it outside its `try`. What cannot be interrupted, C code or stolen signals, ends the process LAST_RESORT
-    seconds later, with Python's own account of where it was. Does nothing in other threads, or where the platform
-    has no interval timer.
+    It strikes only in code outside this file, never between a charge and its log; ten times a millisecond, so
+    that an estimator that swallows that is soon met outside its `try`. What cannot be interrupted, C code or
+    stolen signals, ends the process LAST_RESORT seconds later, and Python says where it was. Does nothing in
+    other threads, or where the platform has no interval timer.
     """
 
     LAST_RESORT = 30.0
-    current = None      # the one in force
+    current: Alarm | None = None        # the one in force
 
     def __init__(self, seconds: float | None, op_name: str):
-        self.seconds, self.op_name = seconds, op_name
+        self.limit = self.left = math.inf if seconds is None else seconds
+        self.op_name, self.process = op_name, os.getpid()
         self.works = (seconds is not None and hasattr(signal, "setitimer")
                       and threading.current_thread() is threading.main_thread())
 
-    def set(self, seconds: float) -> None:
-        """Strike after so many seconds, and from then on."""
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1e-4)
-        faulthandler.dump_traceback_later(seconds + self.LAST_RESORT, exit=True, file=2)
-
     def strike(self, signum, frame):
-        elapsed, bdb = time.perf_counter() - self.start, sys.modules.get("bdb")
-        if bdb is not None and isinstance(getattr(sys.gettrace(), "__self__", None), bdb.Bdb):
-            return self.set(1.0)        # a debugger has the floor: ask again later
-        # In the participant's own frames first: library code may be a callback, where an exception would be lost.
-        module, ours = "" if frame is None else frame.f_globals.get("__name__", ""), (__name__, "contextlib")
-        if module.startswith(SUBMISSION) or module not in ours and elapsed > self.seconds + 0.1:
-            raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.seconds)
+        elapsed = self.limit - self.left + time.perf_counter() - self.begun
+        module = "" if frame is None else frame.f_globals.get("__name__", "")
+        elsewhere = module not in (__name__, "contextlib") and elapsed > self.limit + 0.1
+        # In the participant's frames first: library code may be a callback, where an exception would be lost.
+        if module.startswith(SUBMISSION) or elsewhere:
+            raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.limit)
 
     def __enter__(self):
-        Alarm.current, self.process, self.start = self, os.getpid(), time.perf_counter()
+        Alarm.current, self.begun, left = self, time.perf_counter(), max(self.left, 0.0)
         if self.works:
             self.previous = signal.signal(signal.SIGALRM, self.strike)
-            self.set(self.seconds + 1e-3)       # when the context's clock, begun later, is past the limit too
+            # by a millisecond later, as the context's clock begins later
+            signal.setitimer(signal.ITIMER_REAL, left + 1e-3, 1e-4)
+            faulthandler.dump_traceback_later(left + self.LAST_RESORT, exit=True, file=2)
         return self
-
-    def stop(self) -> float:
-        """Stop; return the seconds that were left."""
-        faulthandler.cancel_dump_traceback_later()
-        return signal.setitimer(signal.ITIMER_REAL, 0)[0]
 
     def __exit__(self, *_):
         if os.getpid() != self.process:     # a fork of the estimator's has come back too
             os._exit(1)
         Alarm.current = None
+        self.left -= time.perf_counter() - self.begun
         if self.works:
-            self.stop()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            faulthandler.cancel_dump_traceback_later()
             signal.signal(signal.SIGALRM, self.previous)
 
     @contextlib.contextmanager
-    def pause(self):
-        """Hold the timer, for as long as a person is at the debugger's prompt."""
-        left, begun = self.stop() if self.works else 0, time.perf_counter()
+    def pause(self) -> Iterator[None]:
+        self.__exit__()
         yield
-        self.start += time.perf_counter() - begun
-        if self.works:
-            self.set(left)
-
-
-class Profile:
-    """Says for every charge of a context which of the participant's lines were on the stack.
-
-    The participant's are the modules that load_estimator makes and the files below `home`, installed packages
-    and this file excepted. `attach` to a context before it is entered, read `rows` when it is left.
-    """
-
-    def __init__(self, home: str | os.PathLike):
-        self.home, self.files = str(Path(home).resolve()) + os.sep, {}
-
-    def attach(self, context: BudgetContext) -> None:
-        """Begin anew with this context."""
-        self.context, self.stacks = context, []
-        context.on_charge = self.on_charge
-
-    def on_charge(self, context: BudgetContext, bill: Bill) -> None:
-        self.stacks.append(self.stack(sys._getframe(2)))
-
-    def stack(self, frame) -> tuple:
-        """The participant's lines from this frame outwards, innermost first: (file, line, file, line ...)."""
-        found, files, end = [], self.files, metered_predict.__code__
-        while frame is not None and (code := frame.f_code) is not end:
-            file = code.co_filename
-            mine = files.get(file)
-            if mine:
-                found += file, frame.f_lineno
-            elif mine is None:
-                files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
-                continue
-            frame = frame.f_back
-        return tuple(found)
-
-    def owns(self, file: str, module: str = "") -> bool:
-        """Whether a file is the participant's."""
-        inside = file.startswith(self.home) and "site-packages" not in file
-        return (inside or module.startswith(SUBMISSION)) and not file.startswith(OURS)
-
-    def rows(self) -> list[dict]:
-        """One row a line, in the order of the source: its `charges` by namespace, operation and dtype; its
-        `calls`, `flops_used` and `time_s` (in counted calls); `cumulative_...`, with all that it called.
-        """
-        totals: dict[tuple, list] = {}
-        for stack, (bill, _, space, _, backend, overhead) in zip(self.stacks, self.context._log):
-            total = totals.setdefault((stack, space, bill.op_name, bill.dtype), [0, 0, 0.0])
-            total[0] += 1
-            total[1] += bill.cost
-            total[2] += backend + overhead
-        rows = []
-        for (stack, space, name, dtype), total in totals.items():
-            amounts = dict(zip(AMOUNTS, total))
-            places = list(dict.fromkeys(zip(stack[::2], stack[1::2]))) or [OUTSIDE]
-            for depth, (file, line) in enumerate(places):
-                charge = {"namespace": space, "operation": name, "dtype": dtype and str(dtype)} | amounts
-                own = amounts if depth == 0 else dict.fromkeys(AMOUNTS, 0)
-                rows.append({"file": file.removeprefix(self.home), "line": line,
-                             "source": linecache.getline(file, line).strip() or file, **own,
-                             **{f"cumulative_{key}": value for key, value in amounts.items()},
-                             "charges": [] if depth else [charge]})
-        return merged(rows, "file", "line")
+        self.__enter__()
 
 
 OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
 AMOUNTS = "calls", "flops_used", "time_s"
 OUTSIDE = "(the runner's own cast)", 0
+
+
+class Profile:
+    """Knows for every charge of a context which of the participant's lines were on the stack.
+
+    The participant's are the modules that load_estimator makes and the files below `home`, installed packages
+    and this file excepted. `attach` it to a context before that is entered; read `rows` when it is left.
+    """
+
+    def __init__(self, home: str | os.PathLike):
+        self.home = str(Path(home).resolve()) + os.sep
+        self.files: dict[str, bool] = {}        # whether each is the participant's
+
+    def attach(self, context: BudgetContext) -> None:
+        self.context = context
+        self.stacks: list[tuple] = []
+        context.on_charge = lambda *_: self.stacks.append(self.stack(sys._getframe(2)))
+
+    def stack(self, frame: types.FrameType | None) -> tuple:
+        """The participant's lines from this frame outwards, innermost first: (file, line, file, line ...)."""
+        found: list = []
+        while frame is not None and frame.f_code is not metered_predict.__code__:
+            file = frame.f_code.co_filename
+            if file not in self.files:
+                self.files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
+            if self.files[file]:
+                found += file, frame.f_lineno
+            frame = frame.f_back
+        return tuple(found)
+
+    def owns(self, file: str, module: str = "") -> bool:
+        inside = file.startswith(self.home) and "site-packages" not in file
+        return (inside or module.startswith(SUBMISSION)) and not file.startswith(OURS)
+
+    def rows(self) -> list[dict]:
+        """One row a line, in the order of the source: `calls`, `flops_used`, `time_s` (in counted calls),
+        `charges` by namespace, operation and dtype; and `cumulative_...`, with all that it called.
+        """
+        totals: dict[tuple, list] = defaultdict(lambda: [0, 0, 0.0])
+        for stack, (bill, _, space, _, backend, overhead) in zip(self.stacks, self.context._log):
+            total = totals[stack, space, bill.op_name, bill.dtype]
+            total[0] += 1
+            total[1] += bill.cost
+            total[2] += backend + overhead
+        rows = []
+        for (stack, space, name, dtype), total in totals.items():
+            own, zeros = dict(zip(AMOUNTS, total)), dict.fromkeys(AMOUNTS, 0)
+            charges = [{"namespace": space, "operation": name, "dtype": dtype and str(dtype)} | own]
+            for file, line in dict.fromkeys(zip(stack[::2], stack[1::2])) or [OUTSIDE]:
+                rows.append({"file": file.removeprefix(self.home), "line": line,
+                             "source": linecache.getline(file, line).strip(), **own, "charges": charges,
+                             **{f"cumulative_{amount}": value for amount, value in zip(AMOUNTS, total)}})
+                own, charges = zeros, []        # of the callers
+        return merged(rows, "file", "line")
 
 
 def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
@@ -4565,7 +4542,7 @@ def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
 
 @contextlib.contextmanager
 def debuggable(screen):
-    """However pdb is opened inside, its prompt stops the live line and all clocks."""
+    """However pdb is opened inside, its prompt stops the live line, the alarm and all clocks."""
     import pdb
     interaction = pdb.Pdb.interaction
 
@@ -4582,97 +4559,96 @@ def debuggable(screen):
 
 
 @contextlib.contextmanager
-def unpatched(context: BudgetContext):
-    """Put back, at no charge, what an estimator replaces in this module, its classes, its prices, fnp, NumPy or time."""
+def unpatched(context: BudgetContext) -> Iterator[None]:
+    """Put back, off the clock, what an estimator replaces in this module, its classes, fnp, NumPy or time."""
     pause, clock = context.pause, _clock
     with pause():
-        tables = [*map(vars, (np, time, flops, flops.stats, *_spaces.values())), PRICES, *(b.rows for b in PRICES.values())]
-        owners = [sys.modules[__name__], *(c for c in globals().values() if isinstance(c, type) and c.__module__ == __name__)]
-        kept, members = list(map(dict, tables)), [(owner, name, value) for owner in owners for name, value in vars(owner).items()
-                                                  if isinstance(value, (types.FunctionType, type, property))]
+        here = sys.modules[__name__]
+        classes = (c for c in vars(here).values() if isinstance(c, type) and c.__module__ == __name__)
+        owners = here, np, time, flops, flops.stats, *_spaces.values(), *classes
+        places = [(vars(owner), functools.partial(setattr, owner)) for owner in owners]
+        places += [(table, table.__setitem__) for table in (PRICES, *(book.rows for book in PRICES.values()))]
+        kept = [(now, put, name, value) for now, put in places for name, value in now.items()
+                if callable(value) or not name.startswith("_")]         # the rest is state of our own
     try:
         yield
     finally:
         globals()["_clock"] = clock         # which the pause reads
         with pause():
-            for table, before in zip(tables, kept):
-                table.update(before)
-            for owner, name, value in members:
-                if vars(owner).get(name) is not value:
-                    setattr(owner, name, value)
+            for now, put, name, value in kept:
+                if now.get(name) is not value:
+                    put(name, value)
 
 
 def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False,
                     profile: Profile | None = None) -> Outcome:
     """Call predict() under the round's budget and clock; whatever happens inside becomes an Outcome.
 
-    With `fail_fast`, the participant's exception propagates instead. `profile` gives the outcome its rows.
+    With `fail_fast` the participant's exception propagates; `profile` gives the outcome its rows.
     """
-    outcome, failure = Outcome(), None
-    context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices)
+    outcome = Outcome()
+    context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit,
+                            prices=rules.prices)
     if profile is not None:
         profile.attach(context)
     try:
         with Alarm(rules.wall_time_limit, "predict"), context:
             with unpatched(context):
                 raw = estimator.predict(mlp, rules.flop_budget)
-            prediction = materialise(raw, mlp)
-        require_finite(prediction)
-        outcome.prediction, outcome.flops_used = prediction, context.flops_used
-    except KeyboardInterrupt:
-        raise
+            outcome.prediction = materialise(raw, mlp)
     except BaseException as exc:        # SystemExit is the estimator's failure too
         if type(exc).__name__ == "BdbQuit":
             raise KeyboardInterrupt from exc
-        if fail_fast:
+        if fail_fast or isinstance(exc, KeyboardInterrupt):
             raise
-        failure = exc
-    if isinstance(failure, (BudgetExhaustedError, TimeExhaustedError)):
-        # As in the real report: a blown budget counts as all of it, a blown clock as nothing.
-        outcome.flag = "budget_exhausted" if isinstance(failure, BudgetExhaustedError) else "time_exhausted"
-        outcome.flops_used = rules.flop_budget if outcome.flag == "budget_exhausted" else 0
-    if failure is None or outcome.flag:
-        outcome.breakdown = namespaced(context.summary_dict(by_namespace=True))
-        for name in TIMES:
-            setattr(outcome, name, outcome.breakdown[name])
-    if failure is not None:
-        describe_failure(outcome, failure, inspect.getsourcefile(type(estimator)) or __file__)
+        describe_failure(outcome, exc, inspect.getsourcefile(type(estimator)) or __file__)
     outcome.flops_charged = context.flops_used
+    # As in the real report: a blown budget counts as all of it, a blown clock and an error as nothing.
+    outcome.flops_used = (context.flops_used if not outcome.failed else
+                          rules.flop_budget if outcome.flag == "budget_exhausted" else 0)
+    if outcome.error is None:
+        summary = context.summary_dict(by_namespace=True)
+        del summary["operations"]
+        outcome.breakdown = summary | {"by_namespace": {
+            "estimator." + (name or "estimator-client").removeprefix("estimator."): row
+            for name, row in summary["by_namespace"].items()}}
+        for name in TIMES:
+            setattr(outcome, name, summary[name])
     if profile is not None:
         outcome.lines = profile.rows()
     return outcome.apply_limits(rules)
 
 
-def namespaced(summary: dict) -> dict:
-    """A context's totals in the shape of the report's `breakdowns`: every namespace below "estimator."."""
-    del summary["operations"]
-    labels = {name: "estimator." + (name or "estimator-client").removeprefix("estimator.") for name in summary["by_namespace"]}
-    return summary | {"by_namespace": {labels[name]: row for name, row in summary["by_namespace"].items()}}
-
-
 def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
-    """Fill in the message, the participant's own line, and the traceback with our own frames folded away."""
-    text = traceback.TracebackException.from_exception(exc, limit=-100)     # the last frames: a recursion may have millions
+    """Fill in flag or error, the participant's own line, and the traceback without our own frames."""
+    text = traceback.TracebackException.from_exception(exc, limit=-100)     # a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
-    outcome.line = participant_line(exc, home)
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
-    outcome.traceback = header + "".join(text.format())
-    if not outcome.flag:
-        returned = isinstance(exc, InvalidPrediction)
-        kind = "ValueError" if returned else type(exc).__name__
-        line = f"{Path(home).name}, the return value of predict()" if returned else outcome.line
-        outcome.error_code = kind if returned or isinstance(exc, UnsupportedDtypeError) else "PREDICT_ERROR"
-        # str(text): that of an exception may raise in its turn
-        outcome.error = {"message": str(text) or kind, "type": kind, "details": {**(exc.details if returned else {}), "line": line}}
+    outcome.line, outcome.traceback = participant_line(exc, home), header + "".join(text.format())
+    if isinstance(exc, (BudgetExhaustedError, TimeExhaustedError)):
+        outcome.flag = "budget_exhausted" if isinstance(exc, BudgetExhaustedError) else "time_exhausted"
+        return
+    kind, outcome.error_code = type(exc).__name__, "PREDICT_ERROR"
+    details: dict[str, Any] = {"line": outcome.line}
+    if isinstance(exc, InvalidPrediction):
+        kind = outcome.error_code = "ValueError"
+        details = exc.details | {"line": f"{Path(home).name}, the return value of predict()"}
+    elif isinstance(exc, UnsupportedDtypeError):
+        outcome.error_code = kind
+    # str(text): that of an exception may raise in its turn
+    outcome.error = {"message": str(text) or kind, "type": kind, "details": details}
 
 
 class LocalRunner:
-    """Runs the estimator in this process: the fastest, and the one to debug in; what kills the process ends the run.
+    """Runs the estimator in this process: the fastest, and the one to debug in; what kills it ends the run.
 
-    A context manager: entering it loads the file or baseline and calls setup() within the round's set-up time,
-    raising WhestError; leaving it calls teardown() within the same, and forgets the file's siblings, as a
-    rival's may have the same names."""
+    A context manager: entering it loads the file or baseline and calls setup() within the round's set-up
+    time, raising WhestError; leaving it calls teardown() within the same, and forgets the file's siblings,
+    as a rival's may have the same names.
+    """
+
+    class_found = ""        # the class that the loader chose
 
     def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False,
                  profile: Profile | None = None):
@@ -4691,25 +4667,20 @@ class LocalRunner:
                 known = self.path in BASELINES
                 self.estimator = Baseline(self.path) if known else load_estimator(self.path, self.class_name)
                 self.estimator.setup(context)
-            elapsed = time.perf_counter() - alarm.start
-            if limit is not None and elapsed > limit:
-                raise TimeExhaustedError("setup", elapsed_s=elapsed, limit_s=limit)
+            if alarm.left < 0:          # where it could not strike
+                raise TimeExhaustedError("setup", elapsed_s=limit - alarm.left, limit_s=limit)
         except (WhestError, KeyboardInterrupt):
             raise
         except BaseException as exc:
             if self.fail_fast:
                 raise
-            if isinstance(exc, TimeExhaustedError):
-                raise WhestError(f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
-                                 "SETUP_TIMEOUT", "setup") from exc
-            raise WhestError(f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)})",
-                             "SETUP_ERROR", "setup") from exc
+            said = f"raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)})"
+            late = isinstance(exc, TimeExhaustedError)
+            if late:
+                said = f"exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout."
+            raise WhestError(f"setup() {said}", "SETUP_TIMEOUT" if late else "SETUP_ERROR", "setup") from exc
+        self.class_found = type(self.estimator).__name__
         return self
-
-    @property
-    def class_found(self) -> str:
-        """Name of the class that the loader chose."""
-        return type(self.estimator).__name__
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome on a copy of `mlp`: what an estimator scribbles on its weights stays there."""
@@ -4728,200 +4699,172 @@ class LocalRunner:
                 del sys.modules[name]
 
 
-def send(stream, message: dict, payload: bytes = b"") -> None:
-    """One frame of the worker protocol: a line of JSON that ends with the payload's length, then the payload."""
-    with contextlib.suppress(OSError):          # if nobody listens any more, that shows in the answers
-        stream.write(json.dumps(message | {"bytes": len(payload)}).encode() + b"\n" + payload)
-        stream.flush()
-
-
-def receive(stream, most: float = math.inf) -> tuple[dict, bytes]:
-    """The next frame. EOFError if the other side is gone; another exception if what it says is no frame, or too long."""
-    line = stream.readline(2**24)
-    if not line:
-        raise EOFError
-    message = json.loads(line)
-    size = message.pop("bytes")
-    if not 0 <= size <= most:
-        raise ValueError(f"a payload of {size} bytes")
-    return message, stream.read(size)
-
-
-def conforms(value, form) -> bool:
-    """Whether JSON has a form: a type, None, [form of the items], {key: form}, {str: form of all}, (form, or form)."""
+def conforms(value: Any, form: Any) -> bool:
+    """Whether JSON has a form: str, float (not negative), None, [form of items], {key: form}, {str: form of
+    values}, or (form, or form)."""
     if isinstance(form, tuple):
         return any(conforms(value, each) for each in form)
     if isinstance(form, list):
         return isinstance(value, list) and all(conforms(item, form[0]) for item in value)
     if isinstance(form, dict):
-        return (isinstance(value, dict) and (str in form or form.keys() == value.keys())
-                and all(conforms(item, form.get(str) or form[key]) for key, item in value.items()))
-    return value is form or form is not None and isinstance(value, form) and (form is str or 0 <= value < math.inf)
+        return isinstance(value, dict) and (str in form or form.keys() == value.keys()) and all(
+            conforms(item, form.get(str) or form[key]) for key, item in value.items())
+    if form is float:
+        return isinstance(value, (int, float)) and 0 <= float(value) < math.inf
+    return value is None if form is None else isinstance(value, form)
 
 
-def numbers(*names: str) -> dict:
-    """The form of a dictionary of numbers."""
-    return dict.fromkeys(names, (int, float))
-
-
-_TOTALS = "calls", "flopscope_backend_time_s", "flopscope_overhead_time_s"
-_BILL = numbers("flop_budget", "flops_used", "flops_remaining", *TIMES) | {"by_namespace": {
-    str: numbers("flops_used", *_TOTALS) | {"operations": {str: numbers("flop_cost", *_TOTALS)}}}}
-_DETAILS = ({"line": str}, {"line": str, "expected_shape": [int], "got_shape": [int], "cause_hints": [str], "hint": str})
-_CHARGE = numbers(*AMOUNTS) | {"namespace": (str, None), "operation": str, "dtype": (str, None)}
-_LINE = numbers("line", *AMOUNTS, *(f"cumulative_{amount}" for amount in AMOUNTS)) | {
-    "file": str, "source": str, "charges": [_CHARGE]}
-OUTCOME_FORM = numbers("flops_used", "flops_charged", *TIMES) | {       # what a worker may say
-    "prediction": None, "breakdown": (_BILL, None), "flag": (str, None), "error_code": (str, None),
-    "error": ({"message": str, "type": str, "details": _DETAILS}, None), "traceback": (str, None), "line": str, "lines": [_LINE]}
-
-
-ENVIRONMENT = re.compile("PATH|HOME|USER|LANG|TZ|TMPDIR|TEMP|TMP|SYSTEMROOT|VIRTUAL_ENV|XDG_CACHE_HOME|NUMBA_.*|LC_.*"
-                         "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)|(OMP|OPENBLAS|MKL)_NUM_THREADS")
+_TEXT, _TIMES, _AMOUNTS = (str, None), dict.fromkeys(TIMES, float), dict.fromkeys(AMOUNTS, float)
+_SPENT = dict.fromkeys(("calls", *TIMES[1:3]), float)
+_SPACE = _SPENT | {"flops_used": float, "operations": {str: _SPENT | {"flop_cost": float}}}
+_BILL = _TIMES | {"flop_budget": float, "flops_used": float, "flops_remaining": float,
+                  "by_namespace": {str: _SPACE}}
+_REFUSAL = {"line": str, "expected_shape": [float], "got_shape": [float], "cause_hints": [str], "hint": str}
+_ERROR = {"message": str, "type": str, "details": ({"line": str}, _REFUSAL)}
+_CHARGE = _AMOUNTS | {"namespace": _TEXT, "operation": str, "dtype": _TEXT}
+_LINE = _AMOUNTS | {f"cumulative_{amount}": float for amount in AMOUNTS} | {
+    "file": str, "line": float, "source": str, "charges": [_CHARGE]}
+_OUTCOME = _TIMES | {
+    "flops_used": float, "flops_charged": float, "prediction": None, "breakdown": (_BILL, None),
+    "flag": _TEXT, "traceback": _TEXT, "line": str, "lines": [_LINE]}
+OUTCOME_FORM = _OUTCOME | {"error": None, "error_code": None}, _OUTCOME | {"error": _ERROR, "error_code": str}
+ENVIRONMENT = re.compile(       # what a worker gets of ours
+    "PATH|HOME|USER|LANG|TZ|TE?MP(DIR)?|SYSTEMROOT|XDG_CACHE_HOME|(LC|NUMBA)_.*|.*_NUM_THREADS"
+    "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)")
 
 
 class SubprocessRunner(LocalRunner):
     """Runs the estimator in a worker process with a memory limit; whatever kills it costs one network only.
 
-    What the worker says is JSON and raw bytes, never a pickle.
+    What the worker is told is a pickle; what it says is a line of JSON and the bytes of a prediction. That
+    need not be true, but it has its form.
     """
 
-    class_found = ""        # told by the worker
-
     GRACE = 2.0         # seconds beyond the wall limit, in which the worker's own alarm may still answer
-    START_UP = 30.0     # seconds for a worker to start Python and import this module, beyond the set-up time
+    START_UP = 30.0     # and beyond the set-up time, to start Python and import this module
 
     def __init__(self, *args, memory_limit: int = 8 * 2**30, max_threads: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.memory_limit, self.max_threads = memory_limit, max_threads
-        self.process = None
+        self.limits = memory_limit, max_threads
+        self.process: Any = None        # the worker
 
     def __enter__(self):
+        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+                "import whestbench; whestbench.serve()")
         environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import whestbench; whestbench.serve()"
         self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.frames: queue.SimpleQueue = queue.SimpleQueue()
-        threading.Thread(target=self.listen, args=(self.process.stdout, self.frames), daemon=True).start()
-        answer, _ = self.ask({"path": self.path, "class_name": self.class_name, "seed": self.seed,
-                              "rules": asdict(self.rules), "memory_limit": self.memory_limit,
-                              "max_threads": self.max_threads, "profile": self.profile is not None},
-                             b"", (self.rules.setup_timeout or math.inf) + self.START_UP)
-        if not answer.get("ok"):
-            self.stop()
-            raise WhestError(str(answer["message"]), stage=str(answer.get("stage", "setup")), code=str(answer["code"]))
-        self.class_found = str(answer.get("class"))
+        arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile
+        timeout = self.rules.setup_timeout and self.rules.setup_timeout + self.START_UP
+        self.class_found = self.ask((arguments, *self.limits), timeout, lambda said, _: str(said["class"]))
         return self
 
-    @staticmethod
-    def listen(stream, frames: queue.SimpleQueue) -> None:
-        """Read frames until the worker stops making sense; the last entry says why."""
-        while True:
+    def ask(self, question: Any, timeout: float | None, read: Callable) -> Any:
+        """What `read(answer, data)` makes of the worker's answer; failing that, WhestError and its end."""
+        process, token = self.process, os.urandom(8).hex()
+        found: concurrent.futures.Future = concurrent.futures.Future()
+
+        def exchange():     # in a thread, because a worker that neither listens nor speaks would hold us up
             try:
-                frames.put(receive(stream, 2**28))
-            except Exception as exc:
-                return frames.put((exc, b""))
-
-    def ask(self, message: dict, payload: bytes, timeout: float) -> tuple[dict, bytes]:
-        """Send a frame and wait for its answer; a worker that fails to give one is described in its place.
-
-        An answer repeats the token of its question: what is left over from another network is none.
-        """
-        message, end = message | {"token": os.urandom(8).hex()}, time.monotonic() + timeout
-        # In a thread, because a worker that has stopped reading would hold us up.
-        threading.Thread(target=send, args=(self.process.stdin, message, payload), daemon=True).start()
-        answer, data = {}, b""
+                pickle.dump((token, question), process.stdin)
+                process.stdin.flush()
+                answer: dict = {}
+                while answer.get("token") != token:     # what is left over from another question is no answer
+                    answer = json.loads(process.stdout.readline(2**24))
+                    data = process.stdout.read(min(max(0, answer["bytes"]), 2**28))
+                if "code" in answer:
+                    raise WhestError(*(str(answer[key]) for key in ("message", "code", "stage")))
+                found.set_result(read(answer, data))
+            except BaseException as exc:
+                found.set_exception(exc)
+        threading.Thread(target=exchange, daemon=True).start()
         try:
-            while isinstance(answer, dict) and answer.get("token") != message["token"]:
-                answer, data = self.frames.get(timeout=min(end - time.monotonic(), threading.TIMEOUT_MAX))
-        except (queue.Empty, ValueError):       # the latter for a timeout below zero
-            return {"code": "TIMEOUT", "message": f"The worker gave no answer within {timeout:.0f} s."}, b""
-        if isinstance(answer, EOFError):
+            return found.result(timeout)
+        except concurrent.futures.TimeoutError:
+            failure = WhestError(f"The worker gave no answer within {timeout:.0f} s.", "TIMEOUT", "setup")
+        except WhestError as exc:
+            failure = exc
+        except Exception:
+            failure = WhestError("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR", "setup")
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)
-            status = self.process.poll()
-            how = signal.strsignal(-status) if status and status < 0 else f"exit status {status}"
-            return {"code": "WORKER_EOF", "message": f"The worker process died ({how})."}, b""
-        unclear = {"code": "WORKER_PROTOCOL_ERROR", "message": "The worker's answer was not understood."}
-        return unclear | (answer if isinstance(answer, dict) else {}), data
+                status = process.wait(1.0)
+                how = signal.strsignal(-status) if status < 0 else f"exit status {status}"
+                failure = WhestError(f"The worker process died ({how}).", "WORKER_EOF", "setup")
+        self.stop()
+        raise failure
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome in the worker, or what became of it; a dead one is replaced."""
-        if self.process is None:
-            try:
+        def read(answer: dict, data: bytes) -> Outcome:
+            outcome, numbers = Outcome(**answer["outcome"]), np.frombuffer(data, np.float32)
+            if not (conforms(answer["outcome"], OUTCOME_FORM) and np.isfinite(numbers).all()):
+                raise ValueError("no outcome")
+            if outcome.error is None and outcome.flag is None:
+                outcome.prediction = numbers.reshape(mlp.depth, mlp.width)
+            return outcome
+
+        timeout = self.rules.wall_time_limit and self.rules.wall_time_limit + self.GRACE
+        try:
+            if self.process is None:
                 self.__enter__()
-            except WhestError as exc:
-                return Outcome(error={"message": str(exc), "details": {}}, error_code="WORKER_RESTART_FAILED")
-        weights = np.stack([np.asarray(w) for w in mlp.weights]).tobytes()
-        limit = (self.rules.wall_time_limit or math.inf) + self.GRACE
-        answer, data = self.ask({"width": mlp.width, "depth": mlp.depth, "seed": mlp.seed, "name": mlp.name}, weights, limit)
-        said = answer.get("outcome")
-        good = conforms(said, OUTCOME_FORM) and (said["error"] is None) == (said["error_code"] is None)
-        if good and said["error"] is None and said["flag"] is None:
-            good = len(data) == 4 * mlp.depth * mlp.width and bool(np.isfinite(np.frombuffer(data, np.float32)).all())
-            said["prediction"] = np.frombuffer(data, np.float32).reshape(mlp.depth, mlp.width) if good else None
-        if good:
-            outcome = Outcome(**said)
-        else:
-            self.stop()
-            message, code = str(answer["message"]), str(answer["code"])
-            outcome = Outcome(error={"message": message, "details": {}}, error_code=code) if code != "TIMEOUT" else \
-                Outcome(flag="time_exhausted", wall_time_s=limit, traceback=message)
+            outcome = self.ask(mlp, timeout, read)
+        except WhestError as exc:
+            outcome = Outcome(error={"message": str(exc), "details": {}}, error_code=exc.code)
+            if exc.code == "TIMEOUT":
+                outcome = Outcome(flag="time_exhausted", wall_time_s=timeout or 0.0, traceback=str(exc))
         if self.fail_fast and outcome.failed:
-            raise WhestError(outcome.traceback or outcome.error["message"], stage="predict", code=outcome.error_code or "PREDICT_ERROR")
+            code = outcome.error_code or "PREDICT_ERROR"
+            raise WhestError(outcome.traceback or outcome.error["message"], code, "predict")
         return outcome
 
-    def stop(self) -> None:
-        """Kill the worker and everything that it started."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
-            self.process.wait()
-            self.process = None
+    def stop(self, grace: float = 0.0) -> None:
+        """End the worker and everything that it started, after it had so many seconds for teardown()."""
+        if self.process is None:
+            return
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if grace:
+                self.process.stdin.close()
+                self.process.wait(grace)
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
+        self.process.wait()
+        self.process = None
 
     def __exit__(self, kind, *_):
-        if self.process is not None and kind is None:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                self.process.stdin.close()      # lets teardown() run
-                self.process.wait((self.rules.setup_timeout or math.inf) + self.GRACE)
-        self.stop()
+        self.stop(0.0 if kind else (self.rules.setup_timeout or math.inf) + self.GRACE)
 
 
 def serve() -> None:
-    """The worker's side: answer frames on standard input until it closes."""
+    """The worker's side: answer questions on standard input until it closes."""
     import pdb
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)       # what the estimator prints is not protocol
+    os.dup2(2, 1)       # what the estimator prints is no answer
     pdb.set_trace = _no_debugger_here
     if os.environ.get("PYTHONBREAKPOINT") != "0":
         sys.breakpointhook = _no_debugger_here
-    message, _ = receive(requests)
 
-    def answer(what: dict, payload: bytes = b"") -> None:
-        send(answers, what | {"token": message["token"]}, payload)
-    limit_threads(message["max_threads"])
+    def answer(what: dict, data: bytes = b"") -> None:
+        answers.write(json.dumps(what | {"token": token, "bytes": len(data)}).encode() + b"\n" + data)
+        answers.flush()
+
+    token, (arguments, memory_limit, max_threads) = pickle.load(questions)
+    limit_threads(max_threads)
     if importlib.util.find_spec("resource"):
         import resource
-        resource.setrlimit(resource.RLIMIT_AS, (message["memory_limit"],) * 2)
-    rules = Round(**message["rules"])
+        resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
     try:
-        profile = Profile(Path(message["path"]).parent) if message["profile"] else None
-        with LocalRunner(message["path"], message["class_name"], rules, message["seed"],
-                         profile=profile) as runner:
-            answer({"ok": True, "class": runner.class_found})
-            with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        with LocalRunner(*arguments) as runner:
+            answer({"class": runner.class_found})
+            with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):     # nobody asks any more
                 while True:
-                    message, weights = receive(requests)
-                    shape = message["depth"], message["width"], message["width"]
-                    mlp = MLP(message["width"], message["depth"], list(np.frombuffer(weights, np.float32).reshape(shape)),
-                              message["seed"], message["name"])
+                    token, mlp = pickle.load(questions)
                     outcome = runner.predict(mlp)
-                    payload = b"" if outcome.failed else outcome.prediction.tobytes()
+                    data = b"" if outcome.failed else outcome.prediction.tobytes()
                     outcome.prediction = None
-                    answer({"outcome": asdict(outcome)}, payload)
+                    answer({"outcome": asdict(outcome)}, data)
     except WhestError as exc:
-        answer({"ok": False, "message": str(exc), "stage": exc.stage, "code": exc.code})
+        answer({"message": str(exc), "code": exc.code, "stage": exc.stage})
 
 
 def _no_debugger_here(*args, **kwargs):
@@ -4955,7 +4898,8 @@ class Scatter(typing.NamedTuple):
 class Screen:
     """Where a command writes: panels on stdout, and on a terminal a live line on stderr that leaves no trace.
 
-    `format` is rich (frames, colour, live line), plain (neither: pipes, debuggers) or json.
+    `format` is rich (frames, colour, live line), plain (neither: pipes, debuggers) or json. Entered, it holds
+    on to stdout, as an estimator may replace or close it; under json all but the document goes to stderr.
     """
 
     def __init__(self, format: str | None = None):
@@ -4967,11 +4911,9 @@ class Screen:
         self.colour = rich and not os.environ.get("NO_COLOR")
         self.width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
         self.is_live, self.drawn_at = rich and smart and sys.stderr.isatty(), 0.0
-        self.kept: tuple | None = None      # stdout as it was, until the report: an estimator may replace or close it
 
     def __enter__(self):
-        """Hold on to stdout; under json keep it for the document: other prints go to stderr."""
-        self.kept = sys.stdout, os.dup(1)
+        self.stdout, self.descriptor = sys.stdout, os.dup(1)
         if self.format == "json":
             sys.stdout.flush()
             sys.stdout = sys.stderr
@@ -4979,75 +4921,19 @@ class Screen:
         return self
 
     def __exit__(self, *_):
+        self.restore_stdout()
+        os.close(self.descriptor)
+
+    def restore_stdout(self) -> None:
         self.live(None)
-        self.release_stdout()
-
-    def release_stdout(self) -> None:
-        """Make stdout what it was, once nobody else is going to print."""
-        if self.kept:
-            sys.stdout, descriptor = self.kept
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()      # what was printed meanwhile goes where it was meant to go
-            os.dup2(descriptor, 1)
-            os.close(descriptor)
-            self.kept = None
-
-    def paint(self, text: str, style: str) -> str:
-        """The text in a style; `write` takes it off where there is no colour."""
-        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
-
-    def bar(self, share: float, width: int = 20) -> str:
-        """A bar that fills `share` of `width` cells."""
-        return ("█" if self.unicode else "#") * round(max(0.0, min(share, 1.0)) * width)
-
-    def plot(self, scatter: Scatter, width: int, height: int = 9) -> Iterator[str]:
-        """The points in braille, 2 x 4 to a character, or as *; and the diagonal."""
-        across, down = (2, 4) if self.unicode else (1, 1)
-        diagonal = ((height - 1 - column * height // width, column) for column in range(width))
-        cells = dict.fromkeys(diagonal, "·" if self.unicode else "-")
-        dots: Counter = Counter()
-        for x, y in set(scatter.points):
-            column, dx = divmod(round(x * (width * across - 1)), across)
-            row, dy = divmod(round((1 - y) * (height * down - 1)), down)
-            dots[row, column] |= 1 << ((0, 1, 2, 6), (3, 4, 5, 7))[dx][dy]
-            cells[row, column] = chr(0x2800 + dots[row, column]) if self.unicode else "*"
-        for row in range(height):
-            yield "".join(cells.get((row, column), " ") for column in range(width))
-        yield scatter.caption
-
-    def drawn(self, item: str | Bar | Scatter, width: int) -> Iterable[str]:
-        """The lines of text that one line of a panel takes."""
-        if isinstance(item, Scatter):
-            return self.plot(item, width)
-        if isinstance(item, Bar):
-            item = item.text + self.bar(item.share, width - len(item.text))
-        return wrap(item, width)
-
-    def panel(self, title: str, lines: Iterable) -> None:
-        """Print a titled panel; long lines are wrapped."""
-        self.panels([(title, lines)])
-
-    def panels(self, row: list) -> None:
-        """Print panels, `(title, lines)`, side by side."""
-        width = (self.width + 1) // len(row) - 1
-        bodies = [[line for item in items for line in self.drawn(item, width - 4)] for _, items in row]
-        printed = []
-        for (title, _), body in zip(row, bodies):
-            body += [""] * (max(map(len, bodies)) - len(body))
-            title = title[:width - 6]
-            if self.unicode:
-                top = f"╭─ {self.paint(title, 'title')} {'─' * (width - len(title) - 5)}╮"
-                body = [f"│ {line}{' ' * (width - 4 - len(uncoloured(line)))} │" for line in body]
-                printed.append([top, *body, f"╰{'─' * (width - 2)}╯"])
-            else:
-                body = [f"  {line}{' ' * (width - 2 - len(uncoloured(line)))}" for line in body]
-                printed.append([f"== {title} ".ljust(width, "="), *body, ""])
-        self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
+        sys.stdout = self.stdout
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()      # what was printed meanwhile goes where it was meant to go
+        os.dup2(self.descriptor, 1)
 
     def write(self, text: str) -> None:
         """Print on stdout; characters that its encoding lacks are replaced."""
-        self.live(None)
-        self.release_stdout()
+        self.restore_stdout()
         text = text if self.colour else uncoloured(text)
         print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
 
@@ -5059,25 +4945,70 @@ class Screen:
             print("\r\x1b[2K" + (text or "")[: self.width - 1], end="", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def pause(self):
-        """Keep the live line away, for as long as a debugger has the terminal."""
+    def pause(self) -> Iterator[None]:
         self.live(None)
         was_live, self.is_live = self.is_live, False
         yield
         self.is_live = was_live
 
+    def paint(self, text: str, style: str) -> str:
+        """The text in a style; `write` takes it off where there is no colour."""
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+    def bar(self, share: float, width: int) -> str:
+        return ("█" if self.unicode else "#") * round(max(0.0, min(share, 1.0)) * width)
+
+    def plot(self, scatter: Scatter, width: int, height: int = 9) -> Iterator[str]:
+        """The points in braille, 2 x 4 to a character, or as *; and the diagonal."""
+        across, down = (2, 4) if self.unicode else (1, 1)
+        diagonal = ((height - 1 - column * height // width, column) for column in range(width))
+        cells = dict.fromkeys(diagonal, "·" if self.unicode else "-")
+        dots: Counter = Counter()
+        for x, y in scatter.points:
+            column, dx = divmod(round(x * (width * across - 1)), across)
+            row, dy = divmod(round((1 - y) * (height * down - 1)), down)
+            dots[row, column] |= 1 << ((0, 1, 2, 6), (3, 4, 5, 7))[dx][dy]
+            cells[row, column] = chr(0x2800 + dots[row, column]) if self.unicode else "*"
+        for row in range(height):
+            yield "".join(cells.get((row, column), " ") for column in range(width))
+        yield scatter.caption
+
+    def drawn(self, item: str | Bar | Scatter, width: int) -> Iterable[str]:
+        if isinstance(item, Scatter):
+            return self.plot(item, width)
+        text = item if isinstance(item, str) else item.text + self.bar(item.share, width - len(item.text))
+        return wrap(text, width)
+
+    def panel(self, title: str, lines: Iterable) -> None:
+        """Print a titled panel; long lines are wrapped."""
+        self.panels([(title, lines)])
+
+    def panels(self, row: list) -> None:
+        """Print panels, `(title, lines)`, side by side."""
+        width, printed = (self.width + 1) // len(row) - 1, []
+        bodies = [[line for item in items for line in self.drawn(item, width - 4)] for _, items in row]
+        for (title, _), body in zip(row, bodies):
+            body += [""] * (max(map(len, bodies)) - len(body))
+            left, right, top, bottom = "  ", "  ", f"== {title} ".ljust(width, "="), ""
+            if self.unicode:
+                top = f"╭─ {self.paint(title, 'title')} {'─' * (width - 5 - len(title))}╮"
+                left, right, bottom = "│ ", " │", f"╰{'─' * (width - 2)}╯"
+            lines = (left + line + " " * (width - 4 - len(uncoloured(line))) + right for line in body)
+            printed.append([top, *lines, bottom])
+        self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
+
 
 def uncoloured(text: str) -> str:
-    """The text without its colour codes."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def wrap(line: str, width: int) -> list[str]:
-    """Break a line that is too long at blanks, keeping its indentation; a message may bring breaks of its own."""
+    """Break a line that is too long at blanks, keeping its indentation; it may have breaks of its own."""
     if len(uncoloured(line)) <= width and "\n" not in line:
         return [line]
-    fit = textwrap.TextWrapper(width, subsequent_indent=" " * (len(line) - len(line.lstrip()) + 2), break_on_hyphens=False)
-    return [part for row in uncoloured(line).splitlines() for part in fit.wrap(row)]
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return [part for row in uncoloured(line).splitlines()
+            for part in textwrap.wrap(row, width, subsequent_indent=indent, break_on_hyphens=False)]
 
 
 def readable(n: float) -> str:
@@ -5104,7 +5035,8 @@ def page(title: str, panels: list) -> str:
     """The panels as one HTML page that needs nothing else, light or dark as the reader's system is."""
     def drawn(item: str | Bar | Scatter) -> str:
         if isinstance(item, Scatter):
-            dots = (f'<circle cx="{260 * x + 3:.1f}" cy="{263 - 260 * y:.1f}" r="2.5"/>' for x, y in item[0])
+            dots = (f'<circle cx="{260 * x + 3:.1f}" cy="{263 - 260 * y:.1f}" r="2.5"/>'
+                    for x, y in item.points)
             return (f'<svg width="266" height="284"><path d="M3 3v260h260M3 263L263 3"/>{"".join(dots)}'
                     f'<text y="280">{html.escape(item.caption)}</text></svg>')
         if isinstance(item, Bar):
@@ -5121,115 +5053,82 @@ def page(title: str, panels: list) -> str:
         for heading, items in panels))
 
 
-def report_run(document: dict, screen: Screen, debug: bool = False, html_path: str | None = None) -> None:
-    """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
-    results, config = document["results"], document["run_config"]
-    per_mlp, breakdown = results["per_mlp"], results["breakdowns"]["estimator"]
-    against = document.get("against")
-    errors = [entry for entry in per_mlp if "error_code" in entry]
-    exhausted = [entry for entry in per_mlp if any(entry[flag] for flag in FLAGS)]
-    panels = (("Run context", True, context_lines(config)),
-              ("Estimator Errors", errors, error_lines(errors, len(per_mlp), screen, debug)),
-              ("Exhausted limits", exhausted, exhausted_lines(exhausted, config, debug)),
-              ("Truth", True, truth_lines(results, config)),
-              ("Where the FLOPs went", breakdown, flops_lines(breakdown)),
-              ("FLOPs by line", "profile" in results, profile_lines(results, screen)),
-              ("Error by layer", True, bars(results["per_layer_mse"], 1, log=True)),
-              ("Score by MLP", True, bars([entry["adjusted_final_layer_score"] for entry in per_mlp], 0)),
-              ("Predicted vs true", True, [scatter(**results["final_layer_of_mlp_0"])]),
-              ("Each MLP", debug, mlp_lines(per_mlp)),
-              ("Final score", True, score_lines(results, config, screen)),
-              (f"Against {against and against['estimator']}", against, against and against_lines(against)))
-    panels = [(title, list(lines)) for title, present, lines in panels if present]
-    if html_path:
-        try:
-            with replacing(Path(html_path)) as part:
-                part.write_text(page(f"whestbench: {config['estimator']}", panels), "utf-8", "replace")
-        except OSError as exc:
-            raise Misuse(f"--html {html_path}: {exc.strerror}.") from exc
-    if screen.format == "json":
-        return screen.write(json.dumps(document, indent=2))
-    for has_text, group in itertools.groupby(panels, lambda panel: str in map(type, panel[1])):
-        row, across = list(group), 1 if has_text else max(1, screen.width // 26)
-        for first in range(0, len(row), across):
-            screen.panels(row[first:first + across])
+def _context(r):
+    gate, second = r.config["residual_wall_time_limit_s"], readable(r.config["lambda_flops_per_second"])
+    yield "estimator   {estimator} (class {class}), runner {runner}".format(**r.config)
+    yield "networks    {n_mlps} of {width}x{depth}, seed {seed}, round {round}".format(**r.config)
+    yield (f"budget      {readable(r.config['flop_budget'])} FLOPs each, prices {r.config['prices']}; "
+           f"a residual second costs {second}, gate {'none' if gate is None else f'{gate:g} s'}; "
+           f"wall {r.config['wall_time_limit_s']:g} s")
 
 
-def context_lines(config: dict) -> Iterator[str]:
-    """What was scored, on which networks, under which rules."""
-    gate = config["residual_wall_time_limit_s"]
-    yield f"estimator   {config['estimator']} (class {config['class']}), runner {config['runner']}"
-    yield (f"networks    {config['n_mlps']} of {config['width']}x{config['depth']}, seed {config['seed']}, "
-           f"round {config['round']}")
-    yield (f"budget      {readable(config['flop_budget'])} FLOPs each, prices {config['prices']}; a residual second costs "
-           f"{readable(config['lambda_flops_per_second'])}, gate {'none' if gate is None else f'{gate:g} s'}; "
-           f"wall {config['wall_time_limit_s']:g} s")
+def _numbers(entries):
+    return ", ".join(f"#{entry['mlp_index']}" for entry in entries)
 
 
-def error_lines(errors: list[dict], n_mlps: int, screen: Screen, debug: bool) -> Iterator[str]:
+def _traceback(r, entries):
+    return [f"    {row}" for row in (entries[0]["traceback"] or "").splitlines()] if r.debug else []
+
+
+def _error(r):
     """Equal failures together, each with the participant's line, the expectation, and the likely cause."""
-    yield f"predict() failed on {len(errors)} of {n_mlps} MLPs; each is scored as zeros at the full budget."
-    groups = defaultdict(list)
+    errors, groups = [entry for entry in r.per_mlp if "error_code" in entry], defaultdict(list)
+    if not errors:
+        return
+    yield (f"predict() failed on {len(errors)} of {len(r.per_mlp)} MLPs; "
+           "each is scored as zeros at the full budget.")
     for entry in errors:
-        details = entry["error"]["details"]
-        groups[(entry["error"]["message"], *details.get("cause_hints", ()), details.get("line"))].append(entry)
-    for (message, *hints, line), members in groups.items():
-        details = members[0]["error"]["details"]
-        yield ""
-        yield screen.paint(f"{members[0]['error'].get('type', members[0]['error_code'])}: {message}", "bad")
-        yield "  on MLP " + ", ".join(f"#{entry['mlp_index']}" for entry in members) + (f", at {line}" if line else "")
-        if "expected_shape" in details:
-            yield f"  expected shape {tuple(details['expected_shape'])}, got {tuple(details['got_shape'])}"
+        error, details = entry["error"], entry["error"]["details"]
+        message = f"{error.get('type', entry['error_code'])}: {error['message']}"
+        got, expected = (tuple(details.get(which, ())) for which in ("got_shape", "expected_shape"))
+        shapes = [f"expected shape {expected}, got {got}"] if expected else []
+        groups[message, details.get("line"), (*shapes, *details.get("cause_hints", ()))].append(entry)
+    for (message, line, hints), entries in groups.items():
+        yield from ("", r.screen.paint(message, "bad"))
+        yield f"  on MLP {_numbers(entries)}" + (f", at {line}" if line else "")
         yield from (f"  {hint}" for hint in hints)
-        if debug:
-            yield from (f"    {row}" for row in (members[0]["traceback"] or "").splitlines())
-    if not debug:
-        yield ""
-        yield "Add --debug for tracebacks, or --fail-fast to stop at the first with Python's own."
+        yield from _traceback(r, entries)
+    if not r.debug:
+        yield from ("", "Add --debug for tracebacks, or --fail-fast to stop at the first with Python's own.")
 
 
-def exhausted_lines(exhausted: list[dict], config: dict, debug: bool) -> Iterator[str]:
-    """Which limits were exceeded, on which networks."""
-    limits = (f"the FLOP budget of {readable(config['flop_budget'])}", f"the wall-clock limit of {config['wall_time_limit_s']} s",
-              f"the gate of {config['residual_wall_time_limit_s']} s on time outside fnp",
+def _exhausted(r):
+    limits = (f"the FLOP budget of {readable(r.config['flop_budget'])}",
+              f"the wall-clock limit of {r.config['wall_time_limit_s']} s",
+              f"the gate of {r.config['residual_wall_time_limit_s']} s on time outside fnp",
               "the budget, by FLOPs and residual time together")
     for flag, limit in zip(FLAGS, limits):
-        hit = [entry for entry in exhausted if entry[flag]]
+        hit = [entry for entry in r.per_mlp if entry[flag]]
         if hit:
-            yield f"{flag} = true on {len(hit)} MLPs ({', '.join('#%d' % entry['mlp_index'] for entry in hit[:8])}): over {limit}."
-            if debug:
-                yield from (f"    {row}" for row in (hit[0]["traceback"] or "").splitlines())
-    yield "Their predictions were replaced by zeros, at multiplier 1."
+            yield f"{flag} = true on {len(hit)} MLPs ({_numbers(hit)}): over {limit}."
+            yield from _traceback(r, hit)
+    if any(r.results["failure_breakdown"][flag] for flag in FLAGS):
+        yield "Their predictions were replaced by zeros, at multiplier 1."
 
 
-def truth_lines(results: dict, config: dict) -> Iterator[str]:
-    """How far the truth was sampled, and what its noise does to the score."""
-    corrected = results["corrected"]
-    yield f"{results['per_mlp'][0]['truth_n_samples']:,} samples a network ({config['n_samples']})"
-    yield (f"its noise adds {corrected['noise_floor']:.2g} to the raw score, which is taken out, "
-           f"and blurs it by {corrected['standard_error']:.2g} (standard error)")
+def _truth(r):
+    corrected = r.results["corrected"]
+    yield f"{r.per_mlp[0]['truth_n_samples']:,} samples a network ({r.config['n_samples']})"
+    yield ("its noise adds {noise_floor:.2g} to the raw score, which is taken out, and blurs it by "
+           "{standard_error:.2g} (standard error)".format(**corrected))
     if corrected["growth_needed"] is None:
         yield "the score cannot be told from zero yet: raise --n-samples or --max-work"
     elif corrected["growth_needed"] > 1:
         yield f"2% precision would take {corrected['growth_needed']:.2g} times as many samples"
 
 
-def flops_lines(breakdown: dict) -> Iterator[str | Bar]:
-    """The operations that cost most, and where the time went."""
-    totals: dict[str, Counter] = defaultdict(Counter)
-    for row in breakdown["by_namespace"].values():
-        for name, operation in row["operations"].items():
-            totals[name].update(cost=operation["flop_cost"], calls=operation["calls"])
-    used = max(1, breakdown["flops_used"])
-    rows = sorted((item for item in totals.items() if item[1]["cost"]), key=lambda item: -item[1]["cost"])
-    for name, total in rows[:8]:
-        cost = total["cost"]
-        yield Bar(f"{name.removeprefix('random.'):<26}{cost / used:>6.1%}  {readable(cost):>10} FLOPs  "
-                  f"{total['calls']:>7,} calls  ", cost / used)
-    if rows[8:]:
-        yield f"{f'{len(rows) - 8} others':<26}{sum(total['cost'] for _, total in rows[8:]) / used:>6.1%}"
-    backend, overhead, residual = (breakdown[name] for name in TIMES[1:])
-    yield f"wall {breakdown['wall_time_s']:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, {residual:.3f} s residual"
+def _flops(r):
+    breakdown = r.results["breakdowns"]["estimator"]
+    if not breakdown:
+        return
+    operations = add_breakdowns([row["operations"] for row in breakdown["by_namespace"].values()]) or {}
+    paid = [item for item in operations.items() if item[1]["flop_cost"]]
+    for name, row in sorted(paid, key=lambda item: -item[1]["flop_cost"])[:8]:
+        share = row["flop_cost"] / breakdown["flops_used"]
+        yield Bar(f"{name.removeprefix('random.'):<26}{share:>6.1%}  {readable(row['flop_cost']):>10} FLOPs  "
+                  f"{row['calls']:>7,} calls  ", share)
+    yield ("wall {:.3f} s: {:.3f} s in NumPy, {:.3f} s counting, {:.3f} s residual"
+           .format(*(breakdown[name] for name in TIMES)))
 
 
 def bars(values: list[float], first: int, log: bool = False) -> Iterator[Bar]:
@@ -5254,57 +5153,58 @@ def scatter(true: list[float], predicted: list[float]) -> Scatter:
     return Scatter(points, f"0 to {high:.3g}, MLP 0")
 
 
-def profile_lines(results: dict, screen: Screen) -> Iterator[str]:
+def _profile(r):
     """The participant's source with the bill of every line, and the bill by namespace and operation."""
-    lines = results["profile"]["lines"]
-    used, file, last = max(1, results["profile"]["flops_used"]), None, 0
+    if "profile" not in r.results:
+        return
+    lines, used = r.results["profile"]["lines"], max(1, r.results["profile"]["flops_used"])
     columns = "{:>4} {:>7} {:>8} {:>6} {:<4} {:>6} {:>7} {:<5} {}".format
 
-    def cells(first, row: dict, cumulative: str, seconds: float, charges: list, text: str) -> str:
-        dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in charges if c["dtype"]})
+    def listed(row: dict, cumulative: str = "") -> str:
+        dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]})
         share = row["flops_used"] / used
-        own = f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}", screen.bar(share, 4)
-        line = columns(first, *own, cumulative, f"{seconds * 1e3:,.1f}", "+".join(dtypes), text)
-        return line[:screen.width - 4]
+        return columns(row["line"] or "", f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}",
+                       r.screen.bar(share, 4), cumulative, f"{row['cumulative_time_s'] * 1e3:,.1f}",
+                       "+".join(dtypes), row["source"])[:r.screen.width - 4]
 
-    for row in lines:
-        if row["file"] != file and row["line"]:
-            file, last = row["file"], row["line"]
-            yield screen.paint(file, "strong")
-            yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "ms", "dtype", "source")
-        if last + 1 < row["line"]:
-            yield columns(*[""] * 8, "...")
-        last = row["line"]
-        yield cells(last or "", row, f"{row['cumulative_flops_used'] / used:.1%}", row["cumulative_time_s"],
-                    row["charges"], row["source"])
+    yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "ms", "dtype", "source")
+    for file, rows in itertools.groupby(lines, lambda row: row["file"]):
+        yield r.screen.paint(file, "strong")
+        yield from (listed(row, f"{row['cumulative_flops_used'] / used:.1%}") for row in rows)
     yield ""
     yield columns("", "calls", "FLOPs", "share", "", "", "ms", "dtype", "namespace: operation")
     charges = merged(itertools.chain(*[row["charges"] for row in lines]), "namespace", "operation", "dtype")
     for c in sorted(charges, key=lambda c: -c["flops_used"])[:12]:
-        yield cells("", c, "", c["time_s"], [c], f"{c['namespace'] or '-'}: {c['operation']}")
+        yield listed(c | {"line": 0, "source": f"{c['namespace'] or '-'}: {c['operation']}", "charges": [c],
+                          "cumulative_time_s": c["time_s"]})
     yield f"sum over lines: {sum(row['flops_used'] for row in lines):,} of {used:,} FLOPs billed"
 
 
-def mlp_lines(per_mlp: list[dict]) -> Iterator[str]:
+def _mlp(r):
     """Each network's score, bill and flags, and its all_layers_mse early against deep."""
-    yield f"{'MLP':>4} {'score':>10} {'FLOPs':>10} {'all_layers_mse':>15} {'early half':>11} {'deep half':>10}  flags"
-    for entry in per_mlp:
+    if not r.debug:
+        return
+    columns = "{:>4} {:>10} {:>10} {:>15} {:>11} {:>10}  {}".format
+    yield columns("MLP", "score", "FLOPs", "all_layers_mse", "early half", "deep half", "flags")
+    for entry in r.per_mlp:
         layers = entry["per_layer_mse"]
         half = (len(layers) + 1) // 2
-        flags = [flag for flag in FLAGS if entry[flag]] + [entry[k] for k in ("error_code",) if k in entry]
-        yield (f"{entry['mlp_index']:>4} {entry['adjusted_final_layer_score']:>10.3e} {readable(entry['flops_used']):>10} "
-               f"{entry['all_layers_mse']:>15.3e} {np.mean(layers[:half]):>11.2e} {np.mean(layers[-half:]):>10.2e}  "
-               + (", ".join(flags) or "-"))
+        flags = [flag for flag in FLAGS if entry[flag]] or [entry.get("error_code", "-")]
+        yield columns(entry["mlp_index"], f"{entry['adjusted_final_layer_score']:.3e}",
+                      readable(entry["flops_used"]), f"{entry['all_layers_mse']:.3e}",
+                      f"{np.mean(layers[:half]):.2e}", f"{np.mean(layers[-half:]):.2e}", flags[0])
 
 
 def sampling_score(results: dict, config: dict) -> tuple[float, int]:
     """The score of plain sampling at the estimator's own multiplier, and its number of samples.
 
-    From the truth's single-sample variance; a sample costs `2 width^2 + 2 width` FLOPs a layer, and its normals.
+    From the truth's single-sample variance; a sample costs `2 width^2 + 2 width` FLOPs a layer, and normals.
     """
     width, depth, multiplier = config["width"], config["depth"], results["mean_score_multiplier"]
-    n_samples = max(1, int(multiplier * config["flop_budget"] / (depth * (2 * width**2 + 2 * width) + 16 * width)))
-    return multiplier * float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]])) / n_samples, n_samples
+    cost = depth * (2 * width**2 + 2 * width) + 16 * width
+    n_samples = max(1, int(multiplier * config["flop_budget"] / cost))
+    variance = float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]]))
+    return multiplier * variance / n_samples, n_samples
 
 
 def verdict(difference: dict, us: str, them: str) -> str:
@@ -5321,11 +5221,12 @@ def verdict(difference: dict, us: str, them: str) -> str:
             f"{high:.3g}, p = {p:.2g}){settle}")
 
 
-def against_lines(against: dict) -> Iterator[str]:
-    """Which is better, how sure that is, and where the doubt comes from."""
-    difference, rival = against["difference"], against["results"]
-    yield against["verdict"]
-    yield (f"{against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
+def _against(r):
+    if not r.against:
+        return
+    difference, rival = r.against["difference"], r.against["results"]
+    yield r.against["verdict"]
+    yield (f"{r.against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
            f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
            f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}")
     parts = (f"{name} {'not known' if part is None else f'{part:.2g}'}"
@@ -5334,34 +5235,67 @@ def against_lines(against: dict) -> Iterator[str]:
            + " (--repeats 3 tells it apart)" * (difference["n_repeats"] == 1))
 
 
-def score_lines(results: dict, config: dict, screen: Screen) -> Iterator[str]:
-    """The score, how sure it is, what it beats, and what to do next."""
-    corrected = results["corrected"]
+def _score(r):
+    results, corrected, estimator = r.results, r.results["corrected"], r.config["estimator"]
     score, (low, high) = corrected["score"], corrected["truth_interval"]
-    yield (screen.paint(f"{score:.4g}", "strong")
-           + f"  corrected score (lower is better); 95% interval {low:.3g} to {high:.3g} from the truth's noise")
+    yield (r.screen.paint(f"{score:.4g}", "strong") + "  corrected score (lower is better); 95% interval "
+           f"{low:.3g} to {high:.3g} from the truth's noise")
     if corrected["network_interval"]:
         yield "on other networks of this shape: {:.3g} to {:.3g}".format(*corrected["network_interval"])
-    yield (f"raw: adjusted_final_layer_score {results['adjusted_final_layer_score']:.4g}, final_layer_mse "
-           f"{results['final_layer_mse']:.4g}, all_layers_mse {results['all_layers_mse']:.4g}")
-    yield (f"best MLP {results['best_mlp_adjusted_final_layer_score']:.3g}, worst "
-           f"{results['worst_mlp_adjusted_final_layer_score']:.3g}; multiplier {results['mean_score_multiplier']:.3g} "
-           f"(C/B {results['mean_compute_utilization']:.2%}), failed {results['n_failed_mlps']} of {len(results['per_mlp'])}")
-    zeros_score = float(np.mean([entry["zeros_final_layer_mse"] for entry in results["per_mlp"]])) * MULTIPLIER_FLOOR
-    sampled, n_samples = sampling_score(results, config)
-    for rival, theirs in (("zeros", zeros_score), (f"sampling at your multiplier ({n_samples:,} samples)", sampled)):
-        wins = score < theirs
-        ratio = max(score, theirs) / min(score, theirs) if score > 0 else math.inf
-        yield screen.paint(f"{'beats' if wins else 'loses to'} {rival} ({theirs:.3g})" + (f", by {ratio:.3g}x" if score > 0 else ""),
-                           "good" if wins else "bad")
-    if results["failure_breakdown"]["error"]:
-        yield f"Next: whest run {config['estimator']} --n-mlps 3 --runner local --debug"
-    else:
-        yield f"Next: whest checklist {config['estimator']}"
+    yield "raw: " + ", ".join(f"{name} {results[name]:.4g}" for name in (
+        "adjusted_final_layer_score", "final_layer_mse", "all_layers_mse"))
+    yield ("best MLP {best_mlp_adjusted_final_layer_score:.3g}, "
+           "worst {worst_mlp_adjusted_final_layer_score:.3g}; multiplier {mean_score_multiplier:.3g} "
+           "(C/B {mean_compute_utilization:.2%}), failed {n_failed_mlps} of {n}"
+           .format(**results, n=len(r.per_mlp)))
+    zeros = float(np.mean([entry["zeros_final_layer_mse"] for entry in r.per_mlp])) * MULTIPLIER_FLOOR
+    sampled, n = sampling_score(results, r.config)
+    for rival, theirs in (("zeros", zeros), (f"sampling at your multiplier ({n:,} samples)", sampled)):
+        ratio = f", by {max(score, theirs) / min(score, theirs):.3g}x" if score > 0 else ""
+        verb, style = ("beats", "good") if score < theirs else ("loses to", "bad")
+        yield r.screen.paint(f"{verb} {rival} ({theirs:.3g}){ratio}", style)
+    yield "Next: whest " + (f"run {estimator} --n-mlps 3 --runner local --debug"
+                            if results["failure_breakdown"]["error"] else f"checklist {estimator}")
+
+
+PANELS = {      # title: the lines of a report, of which a panel without any is left out
+    "Run context": _context,
+    "Estimator Errors": _error,
+    "Exhausted limits": _exhausted,
+    "Truth": _truth,
+    "Where the FLOPs went": _flops,
+    "FLOPs by line": _profile,
+    "Error by layer": lambda r: bars(r.results["per_layer_mse"], 1, log=True),
+    "Score by MLP": lambda r: bars([entry["adjusted_final_layer_score"] for entry in r.per_mlp], 0),
+    "Predicted vs true": lambda r: [scatter(**r.results["final_layer_of_mlp_0"])],
+    "Each MLP": _mlp,
+    "Final score": _score,
+    "Against the rival": _against,
+}
+
+
+def report_run(document: dict, screen: Screen, debug: bool = False, html_path: str | None = None) -> None:
+    """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
+    results = document["results"]
+    r = types.SimpleNamespace(results=results, per_mlp=results["per_mlp"], config=document["run_config"],
+                              against=document.get("against"), screen=screen, debug=debug)
+    panels = [(title, lines) for title, draw in PANELS.items() if (lines := list(draw(r)))]
+    if html_path:
+        try:
+            with replacing(Path(html_path)) as part:
+                part.write_text(page(f"whestbench: {r.config['estimator']}", panels), "utf-8", "replace")
+        except OSError as exc:
+            raise Misuse(f"--html {html_path}: {exc.strerror}.") from exc
+    if screen.format == "json":
+        return screen.write(json.dumps(document, indent=2))
+    for has_text, group in itertools.groupby(panels, lambda panel: str in map(type, panel[1])):
+        row, across = list(group), 1 if has_text else max(1, screen.width // 26)
+        for first in range(0, len(row), across):
+            screen.panels(row[first:first + across])
 
 
 def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
-    """Print what `validate` or `doctor` found, a line a check, or its document; tell whether no check failed."""
+    """Print what `validate` or `doctor` found, or its document; tell whether no check failed."""
     ok = all(check["ok"] is not False for check in checks)
     if screen.format == "json":
         screen.write(json.dumps({"ok": ok, "checks": checks, "whestbench_version": __version__}, indent=2))
