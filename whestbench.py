@@ -153,9 +153,10 @@ asked = main if dtype is None else np.dtype(dtype)
 pair = join(*two)
 items = with_out(out, join(*first))
 every = max1(spread(*args, *kwargs.values()))
+
 [] pointwise: N elements, at least 1 | N | N | dtype loop
 N = max1(elements(first))
-loop = loop_of(call, ufunc, args, kwargs)
+loop = loop_of(locals(), ufunc, args, kwargs)
 negative positive rint conj conjugate logical_not
 degrees radians deg2rad rad2deg signbit fabs ceil floor trunc spacing invert bitwise_not bitwise_invert
   bitwise_count | complex -
@@ -216,24 +217,25 @@ average | R + V + (0 if weights is None else N + R)
   | dtype averaged if weights is None else join(averaged, weights) | complex 4
 median nanmedian | {V * each; max1(V * each + N)} | {V * each; R} | dtype averaged
 orders = max1(size_of(q))
-sorted_through = 4 * each * levels(each) + 3 * each + orders * (levels(each) + 4)
+by_sorting = 4 * each * levels(each) + 3 * each + orders * (levels(each) + 4)
 selected = V * (each * min(orders, 1 + 4 * levels(min(orders, each))) + 4 * orders if weights is None
-  else sorted_through)
+  else by_sorting)
 percentile quantile | selected | V * each | dtype weak({inexact(main); main}, q) | complex -
 nanpercentile nanquantile | selected + max1(size) | - | dtype weak({inexact(main); main}, q) | complex -
 trace | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
   | max1(min(shape[axis1], shape[axis2])) | dtype summed | notes scalars
 
-[] contractions | dtype with_out(out, join(*(args[1:] if name == "einsum" else two))) | complex of_products
+[] contractions | operations | dtype with_out(out, join(*(args[1:] if name == "einsum" else two)))
+  | complex of_products
 contracted = product_of(name, args, kwargs, book)
 operations = contracted[0]
 products = contracted[1]
 unmultiplied = operations < products or not products and name == "einsum" and len(args) > 3
 of_products = 6 if unmultiplied else (2 * operations + 4 * products) / operations if operations else 1
-einsum | operations
-outer tensordot | operations | notes plain0.7
-matmul dot inner vecdot matvec vecmat | operations | notes alike0.7
-vdot | operations | notes scalars
+einsum
+outer tensordot | notes plain0.7
+matmul dot inner vecdot matvec vecmat | notes alike0.7
+vdot | notes scalars
 einsum_path | 1 | dtype - | notes -
 
 [] creation, copies and views: O elements of the result | dtype made
@@ -317,7 +319,7 @@ tabled = {main.kind, dtype_of(test_elements).kind} <= {*"biu"}
 tried = 0 if tabled or tests >= 10 * size**0.145 else 2 * size * tests
 isin | max(together, tried) | together | weight 1 | dtype pair
 
-[] 1-D numerics | notes plain0.7 scalars
+[] 1-D numerics: p points, f variables with t samples each | notes plain0.7 scalars
 diff | differences(a, n, axis, prepend, append) | differences(a, n, axis) | dtype join(a, prepend, append)
 ediff1d | max1(size - 1 + size_of(*[end for end in (to_end, to_begin) if end is not None]))
 gradient | slopes(shape, size, axes, args[1:], edge_order)
@@ -331,8 +333,8 @@ interp | max1(size) * (3 + lg(p)) if period is None else wrapped | max1(size) * 
 unwrap | max1(13 * size) | max1(7 * size) | dtype averaged | complex - | notes -
 in_rows = rowvar or early
 f = variables(first, in_rows) + (0 if y is None else variables(y, in_rows))
-s = size // max1(variables(first, in_rows))
-cov corrcoef | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f * f + f} | max1(2 * f * f * s)
+t = size // max1(variables(first, in_rows))
+cov corrcoef | max1(2 * f * f * t + 2 * f * t) + {0; 2 * f * f + f} | max1(2 * f * f * t)
   | dtype join(first, y, f8) | complex 4
 overlaps = 2 * size * size_of(v) - size - size_of(v)
 short = min(size, size_of(v))
@@ -342,8 +344,8 @@ cross | max1(3 * O) | max1(5 * size) | dtype pair | complex 4.7
 linalg.cross | 3 * spread(*two) | 5 * spread(*two) | dtype pair | complex 4.7 | notes alike0.7
 kron | max1(size * size_of(b)) | dtype pair | complex 6
 
-[linalg.] a batch of m x n matrices, r the lesser of m and n | weight 1/4 | dtype lapack(first)
-  | complex 4 | notes alike0.7 scalars
+[linalg.] a batch of m x n matrices, r the lesser of m and n; c right-hand sides | weight 1/4
+  | dtype lapack(first) | complex 4 | notes alike0.7 scalars
 m = shape[-2]
 n = shape[-1]
 r = min(m, n)
@@ -385,20 +387,18 @@ trace | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1)) | max1(diagonal
   | weight 1 | dtype summed | complex 2
 diagonal(x, offset=0) | 0 | max1(diagonal(x, offset, -2, -1)) | weight 1 | dtype main | complex 2 | notes -
 
-[fft.] to T points, or `back` from half a spectrum
-  | dtype with_out(out, c8 if main.char in "efF" else c16) | complex 1
-T = shape[axis] if n is None else n
-fft ifft | lines * fourier(T) | lines * 5 * T * levels(T)
-rfft ihfft | lines * fourier(T, True) | lines * 5 * {(T // 2); T} * levels(T)
-back = 2 * (shape[axis] - 1) if n is None else n
-irfft hfft | lines * fourier(back, True) | lines * 5 * {(back // 2); back} * levels(back)
-half = "back" if "irfft" in name else "forth" if "rfft" in name else None
+[fft.] along the axes `named`, to `points` | dtype with_out(out, c8 if main.char in "efF" else c16)
+  | complex 1
+s = n and [n]
+half = "back" if name[4:].startswith(("irfft", "hfft")) else "forth"
+  if "rfft" in name or "ihfft" in name else None
 named = axes_of(shape, range(-len(s), 0) if axes is None and s is not None else axes)
 extents = [*map(shape.__getitem__, named)]
 points = s or ([*extents[:-1], 2 * extents[-1] - 2] if half == "back" else extents)
-at_once = 5 * (math.prod(points) // (2 if half else 1)) * sum(map(levels, points))
+at_once = 5 * (math.prod(points) // (2 if "rfft" in name else 1)) * sum(map(levels, points))
 rest = 1 if axes is None else size // max1(math.prod(extents))
-fft2 ifft2 fftn ifftn rfft2 rfftn irfft2 irfftn | staged(shape, named, points, half) | max(rest * at_once, 0)
+fft ifft rfft ihfft irfft hfft fft2 ifft2 fftn ifftn rfft2 rfftn irfft2 irfftn
+  | staged(shape, named, points, half) | max(rest * at_once, 0)
 fftfreq rfftfreq | max1(O) | free | dtype made | notes plain0.7
 fftshift ifftshift | N | free | dtype main | complex 2 | notes plain0.7
 
@@ -557,14 +557,13 @@ def loop_dtype(ufunc, operands, dtype=None):
         kinds = tuple(map(np.dtype, kinds))
     fixed = {"signature": (None,) * ufunc.nin + (dtype,) * ufunc.nout, "casting": "unsafe"} if dtype else {}
     loop = ufunc.resolve_dtypes(kinds + (None,) * ufunc.nout, **fixed)
-    if ufunc is np.ldexp:
-        operands = operands[:1]                     # the exponent only steers
-    heavy = [*loop[:len(operands)], *loop[ufunc.nin:], *([] if dtype else [weak(*operands)])]
-    return heavier(*heavy), any(t.kind == "c" for t in loop)
+    if ufunc is np.ldexp:                           # the exponent only steers
+        operands, loop = operands[:1], loop[::2]
+    return heavier(*loop, *([] if dtype else [weak(*operands)])), any(t.kind == "c" for t in loop)
 
 
 def loop_of(call, ufunc, args, kwargs):
-    """dtype of a ufunc's loop, joined with those of out=."""
+    """dtype of a ufunc's loop, joined with those of out=; a real loop sets the complex factor of its call."""
     asked = kwargs.get("dtype")
     dtype, is_complex = loop_dtype(ufunc, args[:ufunc.nin], asked and np.dtype(asked))
     joined = with_out(kwargs.get("out", args[ufunc.nin:]), dtype)
@@ -675,18 +674,13 @@ def chained(arrays, early):
     return max1(best(0, len(arrays)))
 
 
-def fourier(n, real=False):
-    """One transform (Cooley and Tukey), complex or half of that."""
-    return 2 if n == 1 else 5 * (n // 2 if real else n) * levels(n)
-
-
 def staged(shape, axes, points, half):
-    """N-d transform, one axis after the other, each on the extents that those before it left."""
+    """Transforms (Cooley and Tukey) axis by axis, each on the extents that those before it left."""
     shape, units, steps = list(shape), 0, list(zip(axes, points))
     for i, n in steps if half == "back" else steps[::-1]:
         n, real = shape[i] if n == -1 else n, half and i == axes[-1]
         shape[i] = 1
-        units += math.prod(shape) * fourier(n, real)
+        units += math.prod(shape) * (2 if n == 1 else 5 * (n // 2 if real else n) * levels(n))
         shape[i] = n // 2 + 1 if real and half == "forth" else n
     return units
 
@@ -700,32 +694,31 @@ QUANTITIES = dict(re.findall(r"(?m)^(\w+) = (.*)", _LINES))
 
 def read_prices(book):
     """{operation: Row} of a book: the table, taken apart."""
-    rows, keys = {}, ("weight", "dtype", "complex", "notes")
+    unsaid = {"late": "", "early": "", "weight": "1", "dtype": "main", "complex": "2", "notes": ""}
+    rows, side = {}, 0 if book == "0.12" else -1
     for line in re.findall(r"(?m)^(?!\w+ = ).+", _LINES):
         names, *cells = re.split(r" *\| *", line)
-        said = dict(cell.split(" ", 1) for cell in cells if cell.startswith(keys))
+        said = dict(cell.split(" ", 1) for cell in cells if cell.startswith(tuple(unsaid)))
         said |= zip(("late", "early"), cells[:len(cells) - len(said)])
         if line.startswith("["):
             prefix = names[1:names.index("]")]
-            section = dict(late="", early="", weight="1", dtype="main", complex="2", notes="") | said
+            section = unsaid | said
             continue
         for i, (name, parameters) in enumerate(re.findall(r"([\w.]+)(?:\((.*?)\))?", names)):
             late, early, weight, dtype, factor, notes = [
                 re.sub(r"{(.*?;.*?)}", lambda choice, i=i: choice[1].split("; ")[i], cell)
                 for cell in (section | said).values()]
-            units, column = (late, 0) if book == "0.12" else (early or late, -1)
-            noted = {note.removesuffix(book) for note in notes.split()}
+            units, weight = (late, early or late)[side], int(weight.split("/")[side])
+            notes = {note.removesuffix(book) for note in notes.split()}
             if units != "-":
-                rows[prefix + name] = Row(units, int(weight.split("/")[column]), dtype, factor, noted, parameters)
+                rows[prefix + name] = Row(units, weight, dtype, factor, notes, parameters)
     return rows
 
 
 class Call(dict):
-    """What the cells of a row ask of one call: its arguments, by name, and the QUANTITIES."""
+    """The names in the cells of a row: the arguments of one call, and the QUANTITIES that it needs."""
 
     def __missing__(self, name):
-        if name == "call":
-            return self
         self[name] = self.evaluate(QUANTITIES[name])
         return self[name]
 
