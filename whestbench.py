@@ -208,7 +208,7 @@ sum nansum cumsum nancumsum cumulative_sum | R + {0; seek; 0; seek; 0} | dtype s
 prod nanprod cumprod nancumprod cumulative_prod | R + {0; seek; 0; seek; 0} | dtype summed | complex 6
 max min amax amin all any nanmax nanmin | dtype reduced
 argmax argmin
-nanargmax nanargmin | R + seek | dtype reduced
+nanargmax nanargmin | R + seek
 count_nonzero ptp | {N; 2 * R + V} | dtype reduced
 mean nanmean | adds + V + {0; seek} | {adds + V; R} | dtype averaged
 var std nanvar nanstd | 2 * (N + adds + V) + {0; V; seek; V + seek} | weight 1/2 | dtype averaged
@@ -371,15 +371,15 @@ tolerances = math.prod(np.broadcast_shapes(shape[:-2], shape_of(tol), shape_of(r
 matrix_rank | batch * svd(m, n, vectors=False) + r * tolerances if len(shape) > 1 else max1(size)
   | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
 tensorsolve | max1(2 * size_of(b)**3 // 3 + 2 * size_of(b)**2) | math.prod(shape[2:])**3 | dtype lapack(a, b)
-tensorinv | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3 | dtype lapack(a)
+tensorinv | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3
 groups = size // max1(each)
 vectors = 2 * max1(each) if ord in (None, 0, 1, 2, np.inf, -np.inf) else 18 * each + 16
 singular = 4 * each * min(sides) if early else svd(*sides, vectors=False)
 matrices = singular if ord in (2, -2, "nuc") else 2 * max1(each)
 norm | groups * (matrices if len(axes) == 2 else vectors) | matrices if len(axes) == 2 else 2 * max1(each)
-  | weight 1 | dtype lapack(x)
-vector_norm | groups * vectors | 2 * max1(each) | weight 1 | dtype lapack(x)
-matrix_norm(x, ord="fro", axis=[-2, -1]) | groups * matrices | matrices | weight 1 | dtype lapack(x)
+  | weight 1
+vector_norm | groups * vectors | 2 * max1(each) | weight 1
+matrix_norm(x, ord="fro", axis=[-2, -1]) | groups * matrices | matrices | weight 1
 multi_dot | chained(arrays, early) | weight 1 | dtype items | notes alike scalars
 squarings = (n < 0) + max(0, abs(n).bit_length() + bin(n).count("1") - 2)
 matrix_power | batch * squarings * (2 * m**3 - m * m) | weight 1 | dtype lapack(a) if n < 0 else main
