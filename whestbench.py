@@ -124,22 +124,52 @@ MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is mult
 # Source: the observed charges of flopscope 0.7.0 and 0.12.4; the tests compare them with these, call by call.
 # ======================================================================================
 
+class FlopscopeError(Exception):
+    """Base of the errors that the counter raises."""
+
+
+class UnsupportedFunctionError(FlopscopeError):
+    """The operation has no price here, so it must not run."""
+
+
+class UnsupportedDtypeError(FlopscopeError, TypeError):
+    """Book 0.12 bills numbers only: bool, integer, float, complex."""
+
+
 # A row: names | units in 0.12 | units in 0.7 | weight | dtype whose rate is charged | complex factor | notes
 #
 # Left out, a cell is what the [section] says, or else: units as in 0.12, weight 1, the dtype of the first
 # operand, factor 2. `a/b` weighs a in 0.12 and b in 0.7; {a; b} is a for the first name and b for the second.
-# Cells are Python. They know the arguments by NumPy's names (or the row's own), the QUANTITIES
-# below and the functions of this room. `free` is 0 and not even logged; `-`: no price, no dtype, or no sense
-# for complex numbers. What looks at the result (O, made) is charged after the work, as is a row that notes
-# `after`. `value`: depends on elements of an argument; `twins`: on which operands are one object. Results are
-# counted arrays, even single numbers unless `scalars` stay; `plain`: never, `alike`: if operands are. Such a
-# note may name its book.
+# Cells are Python. They know the arguments by NumPy's names (or the row's own), the functions of this room,
+# and the lines `quantity = formula`, each computed when asked for. `free` is 0 and not even logged; `-`: no
+# price, no dtype, or no sense for complex numbers. What looks at the result (O, made) is charged after the
+# work, as is a row that notes `after`. Results are counted arrays, even single numbers unless `scalars` stay;
+# `plain`: never, `alike`: if operands are. Such a note may name its book.
 PRICE_TABLE = """
+early = book == "0.7"
+first = args[0] if args else next(iter(kwargs.values()), None)
+two = [*args, *kwargs.values()][:2]
+out = None
+dtype = None
+shape = shape_of(first)
+size = size_of(first)
+O = size_of(*result) if isinstance(result, (tuple, list)) else size_of(result)
+group = getattr(first, "_group", None)
+ufunc = getattr(np, name.partition(".")[0])
+main = dtype_of(first)
+made = dtype_of(result[0] if isinstance(result, tuple) and result else result)
+asked = main if dtype is None else np.dtype(dtype)
+pair = join(*two)
+items = with_out(out, join(*first))
+every = max1(spread(*args, *kwargs.values()))
+
 [] pointwise: N elements, at least 1 | N | N | dtype loop
+N = max1(elements(first))
+loop = loop_of(locals(), ufunc, args, kwargs)
 negative positive rint conj conjugate logical_not
-abs absolute square reciprocal sign sqrt | complex {4; 4; 5; 6; 7; 10}
 degrees radians deg2rad rad2deg signbit fabs ceil floor trunc spacing invert bitwise_not bitwise_invert
   bitwise_count | complex -
+abs absolute square reciprocal sign sqrt | complex {4; 4; 5; 6; 7; 10}
 log log2 log10 log1p | weight 16 | complex {2.25; 2.3; 2.3; 2.3}
 exp exp2 expm1 | weight 16 | complex 3.1
 sin cos sinh cosh tanh | weight 16 | complex 3.4
@@ -148,50 +178,73 @@ asin acos atan asinh acosh atanh | weight 16/1 | complex 3.5
 tan cbrt | weight 16 | complex {3.6; -}
 isnan isfinite isinf | size | size | notes plain
 modf frexp | 2 * N | complex -
-round around nan_to_num isreal iscomplex real_if_close | dtype with_out(kwargs, main)
-fix isneginf isposinf | dtype with_out(kwargs, {main; sized; sized}) | complex -
+round around nan_to_num isreal iscomplex real_if_close | dtype with_out(out, main)
+sized = main if main.kind in "fc" else np.result_type(main, np.float16)
+fix isneginf isposinf | dtype with_out(out, {main; sized; sized}) | complex -
 angle | weight 16 | dtype f8 if main.kind == "b" else sized
 sinc i0 | weight 16 | dtype inexact(main) | complex {14.5; -}
 real imag | 0 | dtype main
 iscomplexobj isrealobj | free | dtype main
 
 [] pointwise: B elements of the operands together, at least 1 | B | B | dtype loop
+B = max1(elements(*two))
 add subtract maximum minimum fmax fmin equal not_equal less less_equal greater greater_equal logical_and
-  logical_or logical_xor
+  logical_or logical_xor copysign nextafter ldexp heaviside bitwise_and bitwise_or bitwise_xor
+  bitwise_left_shift bitwise_right_shift left_shift right_shift
 multiply divide true_divide | complex {6; 11; 11}
-copysign nextafter ldexp heaviside bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift
-  left_shift right_shift | complex -
 power float_power | weight 16 | complex 5.5
-pow atan2 | weight 16/1 | complex {5.5; -}
-floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm | weight 16 | complex -
+pow atan2 | weight 16/1 | complex 5.5
+floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm | weight 16
 divmod(x1, x2, out=None) | 2 * B | weight 16/1 | dtype weak(*two) | complex -
+bounds = [b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue]
 clip | max1(len(bounds)) * max1(elements(a, *bounds)) | N | dtype weak(a, *bounds, out)
 isclose allclose | {6 * B; max1(7 * elements(a, b) - 1)}
   | dtype inexact({weak(a, b, rtol, atol); join(*args)})
 
 [] reductions: adds additions (R: at least 1), V results of `each` elements | R | R
+axes = axes_of(shape, axis)
+sides = [*map(shape.__getitem__, axes)]
+each = math.prod(sides)
+adds = summing(shape, axes, group, book)
+R = max1(adds)
+V = distinct(group, sorted({*range(len(shape))}.difference(axes)), shape)
+seek = N if main.kind in "fc" else 0
+summed = of_reduction(added(main), main, dtype, out)
+lines = size // shape[axis] if shape[axis] else 1
+reduced = of_reduction(main, main, dtype, out)
+averaged = of_reduction(inexact(main), main, dtype, out)
 sum nansum cumsum nancumsum cumulative_sum | R + {0; seek; 0; seek; 0} | dtype summed
 prod nanprod cumprod nancumprod cumulative_prod | R + {0; seek; 0; seek; 0} | dtype summed | complex 6
-max min amax amin all any argmax argmin nanmax nanmin | dtype reduced
-nanargmax nanargmin | R + seek | dtype reduced
+max min amax amin all any nanmax nanmin | dtype reduced
+argmax argmin
+nanargmax nanargmin | R + seek
 count_nonzero ptp | {N; 2 * R + V} | dtype reduced
-mean nanmean | adds + V + {0; seek} | {size and adds + V; R} | dtype averaged
+mean nanmean | adds + V + {0; seek} | {adds + V; R} | dtype averaged
 var std nanvar nanstd | 2 * (N + adds + V) + {0; V; seek; V + seek} | weight 1/2 | dtype averaged
   | complex 2.5
 average | R + V + (0 if weights is None else N + R)
   | dtype averaged if weights is None else join(averaged, weights) | complex 4
 median nanmedian | {V * each; max1(V * each + N)} | {V * each; R} | dtype averaged
-percentile quantile | quantiles | V * each | dtype weak({inexact(main); main}, q) | complex -
-nanpercentile nanquantile | quantiles + max1(size) | - | dtype weak({inexact(main); main}, q) | complex -
+orders = max1(size_of(q))
+by_sorting = 4 * each * levels(each) + 3 * each + orders * (levels(each) + 4)
+selected = V * (each * min(orders, 1 + 4 * levels(min(orders, each))) + 4 * orders if weights is None
+  else by_sorting)
+percentile quantile | selected | V * each | dtype weak({inexact(main); main}, q) | complex -
+nanpercentile nanquantile | selected + max1(size) | - | dtype weak({inexact(main); main}, q) | complex -
 trace | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
   | max1(min(shape[axis1], shape[axis2])) | dtype summed | notes scalars
 
-[] contractions | dtype with_out(kwargs, join(*(args[1:] if name == "einsum" else two)))
-  | complex complex_products | notes twins
-einsum | contracted[0]
-outer tensordot | contracted[0] | notes twins plain0.7
-matmul dot inner vecdot matvec vecmat | contracted[0] | notes twins alike0.7
-vdot | contracted[0] | notes twins scalars
+[] contractions | operations | dtype with_out(out, join(*(args[1:] if name == "einsum" else two)))
+  | complex of_products
+contracted = product_of(name, args, kwargs, book)
+operations = contracted[0]
+products = contracted[1]
+unmultiplied = operations < products or not products and name == "einsum" and len(args) > 3
+of_products = 6 if unmultiplied else (2 * operations + 4 * products) / operations if operations else 1
+einsum
+outer tensordot | notes plain0.7
+matmul dot inner vecdot matvec vecmat | notes alike0.7
+vdot | notes scalars
 einsum_path | 1 | dtype - | notes -
 
 [] creation, copies and views: O elements of the result | dtype made
@@ -205,7 +258,9 @@ arange linspace | 2 * {O; (O - retstep)} | {O; max1(num)} | notes scalars
 logspace geomspace | O | max1(num) | weight 16/1 | complex 5.5
 indices | O | 1 if sparse else O
 vander | max1(O - 2 * size) | max1(O - size) | dtype join(x, i8) | complex 6
-meshgrid | max1((sum(map(count, args)) if sparse else grids) if copy else 1) | max1(grids) | dtype join(*args)
+grids = math.prod(map(size_of, args)) * len(args)
+meshgrid | max1((sum(map(size_of, args)) if sparse else grids) if copy else 1) | max1(grids)
+  | dtype join(*args)
 diag | size if len(shape) == 1 else 0 | (size + abs(k))**2 if len(shape) == 1 else min(shape) | weight 1/4
   | dtype main
 diagflat | size | O | dtype main | notes after
@@ -213,11 +268,11 @@ ix_ | O + masked(args) | O | dtype join(*result)
 tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
   ravel_multi_index | max1(O) | free | dtype - | notes scalars
 mask_indices | n * n | O | weight 1/4 | dtype i8
-broadcast_shapes | max1(count(*args)) | free | dtype -
+broadcast_shapes | max1(size_of(*args)) | free | dtype -
 base_repr binary_repr | max1(len(result)) | dtype -
 copy reshape ravel require | max1(size) | {free; free; 0; free} | dtype {main; main; main; asked}
 astype | size if copy or main != asked else 0 | free | dtype heavier(main, asked)
-asarray | 0 if np.shares_memory(first, result) else O | 0 | dtype heavier(main, made) | notes value
+asarray | 0 if np.shares_memory(first, result) else O | 0 | dtype heavier(main, made)
 asarray_chkfinite | size | dtype main | notes after
 array_split split vsplit dsplit broadcast_arrays broadcast_to rollaxis from_dlpack frombuffer | 0 | dtype -
 atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hsplit moveaxis swapaxes
@@ -225,94 +280,134 @@ atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hs
 matrix_transpose permute_dims linalg.matrix_transpose | free | dtype main
 diagonal | 0 | max1(diagonal(first, offset, axis1, axis2)) | dtype main
 unstack | 0 | size | dtype main | notes scalars
-getitem(a, keys) | masked(keys) + 4 * O | - | dtype main | notes value
+getitem(a, keys) | masked(keys) + 4 * O | - | dtype main
 
 [] joining, comparing, choosing, writing
-array_equal array_equiv | max1({max(map(count, two)); equated}) | dtype pair
-concatenate stack vstack | max1(count(*first)) | dtype items
-hstack column_stack row_stack | max1(count(*first)) | free | dtype items
+array_equal array_equiv | max1({max(map(size_of, two)); equated(*two)}) | dtype pair
+concatenate stack vstack | max1(size_of(*first)) | dtype items
+hstack column_stack row_stack | max1(size_of(*first)) | free | dtype items
 concat dstack | O | dtype items
-append | max1(count(arr, values)) | count(values) | dtype pair
-insert | O | count(values) | weight 1/4 | dtype weak(arr, values)
+append | max1(size_of(arr, values)) | size_of(values) | dtype pair
+insert | O | size_of(values) | weight 1/4 | dtype weak(arr, values)
 delete trim_zeros | {O; size} | size - O | weight {1; 1/4}
 tile repeat resize | {max1(O); max1(O); O}
 roll | max1(O) | free
-pad | padding | O | notes value
+pad | padding(shape, pad_width, mode, kwargs) | O
 tril triu | max1({below(result, k); O - below(result, k - 1)}) | free
 where(condition, x=None, y=None) | max1(spread(condition, x, y)) | size | weight 4 | dtype weak(x, y)
-select | O * len(condlist) | max(map(count, choicelist)) | weight 1/4 | dtype weak(join(*choicelist), default)
+select | O * len(condlist) | max(map(size_of, choicelist)) | weight 1/4
+  | dtype weak(join(*choicelist), default)
 take take_along_axis | O | weight {4; 4/1} | notes scalars
 compress | size + 4 * O | O | weight 1/4 | dtype join(a)
 nonzero flatnonzero argwhere extract | size | weight {1; 1; 1/4; 1/4} | dtype {main; main; main; join(arr)}
-place putmask put put_along_axis | {size; size; count(ind); placed} | size | weight {1/4; 1/4; 1; 1}
-copyto(dst, src, casting=None, where=True) | copied(size, where, shape) | copied(count(src), where)
-  | dtype pair | notes value
-fill_diagonal | filled | min(shape[:2]) | weight 1/4
+placed = size_of(indices) if axis is None else size // max1(shape[axis]) * shape_of(indices)[axis]
+place putmask put put_along_axis | {size; size; size_of(ind); placed} | size | weight {1/4; 1/4; 1; 1}
+copyto(dst, src, casting=None, where=True) | int(np.broadcast_to(np.asarray(where), shape).sum())
+  | size_of(src) if where is True else int(np.asarray(where).sum()) | dtype pair
+rows = shape[0] if wrap else min(shape)
+fill_diagonal | shape[0] if len(shape) > 2 else len(range(0, rows * shape[1], shape[1] + 1))
+  | min(shape[:2]) | weight 1/4
 
 [] sorting and searching | weight 4/1 | notes scalars
 sort argsort unique | sorting(first, axis) | {sorting(a, axis); sorting(a, axis); sorting(ar)}
 unique_all unique_counts unique_inverse unique_values | sorting(x)
 sort_complex | sorting(a, -1) | size * lg(size) | weight 1
   | dtype join(main, c8 if main.char in "bhBHFD" else c16) | notes plain0.7
-partition argpartition | max1(size * count(kth))
-lexsort(keys, axis=-1) | sum(map(sorting, keys, [axis] * len(keys))) | len(keys) * max1(depth * lg(depth))
-  | dtype items
-searchsorted digitize | max1(count({v; x})) * lg(count({a; bins})) | dtype pair | complex {2; -}
+partition argpartition | max1(size * size_of(kth))
+lexsort(keys, axis=-1) | sum(map(sorting, keys, [axis] * len(keys)))
+  | len(keys) * nlogn(shape_of(keys[0])[axis]) | dtype items
+searchsorted digitize | max1(size_of({v; x})) * lg(size_of({a; bins})) | dtype pair | complex {2; -}
 bincount(x, weights=None, minlength=0) | max1(size) | dtype join(x, i8) | complex -
-union1d setdiff1d setxor1d | together(*two) | dtype pair
-intersect1d | together(*two) if assume_unique else sorting(ar1) + sorting(ar2) + together(*two, least=1)
-  | together(*two) | dtype pair
-isin | membership | together(*two) | weight 1 | dtype pair
+together = nlogn(size_of(*two))
+union1d setdiff1d setxor1d | together | dtype pair
+intersect1d
+  | together if assume_unique else sorting(ar1) + sorting(ar2) + nlogn(sum(map(max1, map(size_of, two))))
+  | together | dtype pair
+tests = size_of(test_elements)
+tabled = {main.kind, dtype_of(test_elements).kind} <= {*"biu"}
+tried = 0 if tabled or tests >= 10 * size**0.145 else 2 * size * tests
+isin | max(together, tried) | together | weight 1 | dtype pair
 
-[] 1-D numerics | notes plain0.7 scalars
+[] 1-D numerics: p points, f variables with t samples each | notes plain0.7 scalars
 diff | differences(a, n, axis, prepend, append) | differences(a, n, axis) | dtype join(a, prepend, append)
-ediff1d | max1(size - 1 + count(*[end for end in (to_end, to_begin) if end is not None]))
-gradient | slopes | dtype inexact(main) | notes value plain0.7
+ediff1d | max1(size - 1 + size_of(*[end for end in (to_end, to_begin) if end is not None]))
+gradient | slopes(shape, size, axes, args[1:], edge_order)
+  | max1(2 * int((size // np.array(shape) * np.subtract(shape, 2).clip(0)).sum())) | dtype inexact(main)
+  | notes plain0.7
 trapezoid | 4 * (size if x is None or len(shape_of(x)) == 1 else spread(y, x)) | size | dtype weak(y, x, dx)
-interp | interpolation | max1(size) * lg(count(xp)) | dtype join(fp, f8) | complex 3
+p = size_of(xp)
+wrapped = size * (3 + lg(p + 2)) + 16 * (size + p) + 4 * p * lg(p) + 10 * p + 6
+interp | max1(size) * (3 + lg(p)) if period is None else wrapped | max1(size) * lg(p) | dtype join(fp, f8)
+  | complex 3
 unwrap | max1(13 * size) | max1(7 * size) | dtype averaged | complex - | notes -
-cov corrcoef | max1(2 * f * f * s + 2 * f * s) + {0; 2 * f * f + f} | max1(2 * f * f * s)
+in_rows = rowvar or early
+f = variables(first, in_rows) + (0 if y is None else variables(y, in_rows))
+t = size // max1(variables(first, in_rows))
+cov corrcoef | max1(2 * f * f * t + 2 * f * t) + {0; 2 * f * f + f} | max1(2 * f * f * t)
   | dtype join(first, y, f8) | complex 4
-convolve correlate | {max1(sliding - (mode == "full")); sliding} | max1(2 * size * count(v) - size - count(v))
-  | dtype pair | complex 4
+overlaps = 2 * size * size_of(v) - size - size_of(v)
+short = min(size, size_of(v))
+cut = dict(full=0, same=(short // 2)**2 + ((short - 1) // 2)**2, valid=2 * (short - 1)**2)[mode]
+convolve correlate | max1(overlaps - cut + {(mode != "full"); 1}) | max1(overlaps) | dtype pair | complex 4
 cross | max1(3 * O) | max1(5 * size) | dtype pair | complex 4.7
 linalg.cross | 3 * spread(*two) | 5 * spread(*two) | dtype pair | complex 4.7 | notes alike0.7
-kron | max1(size * count(b)) | dtype pair | complex 6
+kron | max1(size * size_of(b)) | dtype pair | complex 6
 
-[linalg.] a batch of m x n matrices, r the lesser of m and n | weight 1/4 | dtype lapack(first) | complex 4
-  | notes alike0.7 scalars
-cholesky eig eigvals eigh eigvalsh | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3})
-  | batch * max1(n**3)
+[linalg.] a batch of m x n matrices, r the lesser of m and n; c right-hand sides | weight 1/4
+  | dtype lapack(first) | complex 4 | notes alike0.7 scalars
+m = shape[-2]
+n = shape[-1]
+r = min(m, n)
+batch = math.prod(shape[:-2]) if m * n else 0
+cholesky eig eigvals eigh eigvalsh
+  | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3}) | batch * max1(n**3)
 inv | batch * max1(n**3 + (n**3 // 3 if group else n**3)) | batch * max1(n**3 + (n**3 // 3 if group else 0))
 det slogdet | batch * max1(2 * n**3 // 3 + {1; 18} * n) | batch * max1(n**3)
-solve | solved | batch * max1(n**3) | dtype lapack(a, b)
+batches = math.prod(np.broadcast_shapes(shape[:-2], shape_of(b)[:-2]))
+c = shape_of(b)[-1] if len(shape_of(b)) > 1 else 1
+solve | batches * (n and max1(2 * n**3 // 3 + 2 * n * n * c)) | batch * max1(n**3) | dtype lapack(a, b)
 svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None) svdvals(x, k=None)
   | batch * max1(svd(m, n, {full_matrices, compute_uv; False, False}, k)) | batch * max1(m * n * (k or r))
 qr | batch * max1((2 * m * n * r - 2 * r**3 // 3) * (1 if mode in ("r", "raw") else 2))
   | batch * max1(m * n * r)
+fitted = product(r, m, c) + r * c + product(n, r, c)
+inverted = r + n * r + product(n, r, m)
 lstsq pinv | batch * max1(svd(m, n) + {fitted; inverted}) | batch * max1(m * n * r + {fitted; inverted})
   | dtype {lapack(a, b); lapack(a)}
 cond | batch * max1(svd(m, n, False, False) + 1 if p in (None, 2, -2) else 2 * r**3 + 4 * m * n + 1)
   | batch * max1(m * n * r if p in (None, 2, -2) else r**3 + m * n)
-matrix_rank | ranked | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
-tensorsolve | max1(2 * count(b)**3 // 3 + 2 * count(b)**2) | math.prod(shape[2:])**3 | dtype lapack(a, b)
-tensorinv | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3 | dtype lapack(a)
-norm | measured(x, ord, axis, 2, book) | weight 1 | dtype lapack(x)
-vector_norm matrix_norm | measured(x, ord, {axis, None; (-2, -1), 2}, book) | weight 1 | dtype lapack(x)
-multi_dot | chained | weight 1 | dtype items | notes alike scalars
-matrix_power | batch * squarings(n) * (2 * m**3 - m * m) | weight 1 | dtype lapack(a) if n < 0 else main
+tolerances = math.prod(np.broadcast_shapes(shape[:-2], shape_of(tol), shape_of(rtol)))
+matrix_rank | batch * svd(m, n, vectors=False) + r * tolerances if len(shape) > 1 else max1(size)
+  | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
+tensorsolve | max1(2 * size_of(b)**3 // 3 + 2 * size_of(b)**2) | math.prod(shape[2:])**3 | dtype lapack(a, b)
+tensorinv | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3
+groups = size // max1(each)
+vectors = 2 * max1(each) if ord in (None, 0, 1, 2, np.inf, -np.inf) else 18 * each + 16
+singular = 4 * each * min(sides) if early else svd(*sides, vectors=False)
+matrices = singular if ord in (2, -2, "nuc") else 2 * max1(each)
+norm | groups * (matrices if len(axes) == 2 else vectors) | matrices if len(axes) == 2 else 2 * max1(each)
+  | weight 1
+vector_norm | groups * vectors | 2 * max1(each) | weight 1
+matrix_norm(x, ord="fro", axis=[-2, -1]) | groups * matrices | matrices | weight 1
+multi_dot | chained(arrays, early) | weight 1 | dtype items | notes alike scalars
+squarings = (n < 0) + max(0, abs(n).bit_length() + bin(n).count("1") - 2)
+matrix_power | batch * squarings * (2 * m**3 - m * m) | weight 1 | dtype lapack(a) if n < 0 else main
 trace | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1)) | max1(diagonal(x, offset, -2, -1))
   | weight 1 | dtype summed | complex 2
 diagonal(x, offset=0) | 0 | max1(diagonal(x, offset, -2, -1)) | weight 1 | dtype main | complex 2 | notes -
 
-[fft.] to T points, or `back` from half a spectrum | dtype with_out(kwargs, c8 if main.char in "efF" else c16)
+[fft.] along the axes `named`, to `points` | dtype with_out(out, c8 if main.char in "efF" else c16)
   | complex 1
-fft ifft | lines * fourier(T) | lines * 5 * T * levels(T)
-rfft ihfft | lines * fourier(T, True) | lines * 5 * {(T // 2); T} * levels(T)
-irfft hfft | lines * fourier(back, True) | lines * 5 * {(back // 2); back} * levels(back)
-fft2 ifft2 fftn ifftn | staged(a, s, axes) | at_once(a, s, axes)
-rfft2 rfftn | staged(a, s, axes, "forth") | at_once(a, s, axes, "forth")
-irfft2 irfftn | staged(a, s, axes, "back") | at_once(a, s, axes, "back")
+s = n and [n]
+half = "back" if name[4:].startswith(("irfft", "hfft")) else "forth"
+  if "rfft" in name or "ihfft" in name else None
+named = axes_of(shape, range(-len(s), 0) if axes is None and s is not None else axes)
+extents = [*map(shape.__getitem__, named)]
+points = s or ([*extents[:-1], 2 * extents[-1] - 2] if half == "back" else extents)
+at_once = 5 * (math.prod(points) // (2 if "rfft" in name else 1)) * sum(map(levels, points))
+rest = 1 if axes is None else size // max1(math.prod(extents))
+fft ifft rfft ihfft irfft hfft fft2 ifft2 fftn ifftn rfft2 rfftn irfft2 irfftn
+  | staged(shape, named, points, half) | max(rest * at_once, 0)
 fftfreq rfftfreq | max1(O) | free | dtype made | notes plain0.7
 fftshift ifftshift | N | free | dtype main | complex 2 | notes plain0.7
 
@@ -324,13 +419,18 @@ beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeom
   lognormal logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson
   power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t
   triangular vonmises wald weibull zipf | weight 16
-multivariate_normal | 26 * count(mean)**3 + 2 * O * count(mean) + 16 * O | max1(O) | weight 1/16
-multivariate_hypergeometric(colors, nsample, size=None, method="marginals") | coloured | max1(O) | weight 16
-  | notes value after scalars
-permuted permutation(x, axis=0) shuffle(x, axis=0) | {max1(size); max1(pool(x, axis)); max1(pool(x, axis))}
-  | weight 4/1 | dtype - | notes after scalars
-choice(a, size=None, replace=True, p=None, axis=0, shuffle=True) | chosen
-  | max1(O if replace else pool(a) * lg(pool(a))) | weight 4/1 | dtype - | notes after scalars
+multivariate_normal | 26 * size_of(mean)**3 + 2 * O * size_of(mean) + 16 * O | max1(O) | weight 1/16
+balls = int(np.sum(np.asarray(colors)))
+drawn = balls + 2 * (O // size_of(colors)) * min(nsample, balls - nsample)
+multivariate_hypergeometric(colors, nsample, size=None, method="marginals")
+  | max1(O) if method == "marginals" else O + drawn | max1(O) | weight 16 | notes after scalars
+pool = first if isinstance(first, (int, np.integer)) else shape[axis]
+permuted permutation(x, axis=0) shuffle(x, axis=0) | max1({size; pool; pool}) | weight 4/1 | dtype -
+  | notes after scalars
+picked = max1(O if replace else pool)
+weighed = 3 * pool + max1(O) * (lg(pool) + 1) if replace else pool * lg(pool)
+choice(a, size=None, replace=True, p=None, axis=0, shuffle=True) | picked if p is None else weighed
+  | max1(O if replace else pool * lg(pool)) | weight 4/1 | dtype - | notes after scalars
 
 [stats.] every: elements of all the arguments together |  | max1(size) | weight 1/16 | dtype f8
 norm.pdf norm.cdf norm.ppf | {27; 48; 83} * every
@@ -343,57 +443,40 @@ lognorm.pdf lognorm.cdf lognorm.ppf | {62; 70; 106} * every
 truncnorm.pdf truncnorm.cdf truncnorm.ppf | {28; 51; 81} * every
 
 [.] methods of ufuncs, with the weight (in 0.7 it is 1) and the complex factor of the ufunc | dtype folded
+folded = loop_dtype(ufunc, [added(main) if ufunc in (np.add, np.multiply) else main] * 2)[0]
 reduce(a, axis=0) accumulate(a, axis=0) | R
-outer(a, b) | max1(elements(a) * elements(b)) | dtype looped(ufunc, a, b)
-reduceat(a, indices, axis=0) | segments | max1(size) | notes value
-at(a, indices, b=None) | touched(a, indices) | max1(indices.size if isinstance(indices, np.ndarray) else size)
-  | dtype looped(ufunc, a, b) | notes value
+outer(a, b) | max1(elements(a) * elements(b)) | dtype loop_dtype(ufunc, [a, b])[0]
+steps = np.diff([*np.asarray(indices), shape[axis]]) - 1
+reduceat(a, indices, axis=0) | max1(lines * max(int(steps.clip(0).sum()), len(steps))) | max1(size)
+at(a, indices, b=None) | max1(size_of(np.broadcast_to(np.False_, shape)[indices]))
+  | max1(indices.size if isinstance(indices, np.ndarray) else size)
+  | dtype loop_dtype(ufunc, [a, b][:ufunc.nin])[0]
 """
-
-
-class FlopscopeError(Exception):
-    """Base of the errors that the counter raises."""
-
-
-class UnsupportedFunctionError(FlopscopeError):
-    """The operation has no price here, so it must not run."""
-
-
-class UnsupportedDtypeError(FlopscopeError, TypeError):
-    """Book 0.12 bills numbers only: bool, integer, float, complex."""
 
 
 # ---- shapes and dtypes -----------------------------------------------------------------------------------
 
-_SCALARS = {int, float, complex, bool}
+_WEAK = {int, float, complex}
+_SCALARS = {*_WEAK, bool}
 f8, i8, c8, c16 = map(np.dtype, ("f8", "i8", "c8", "c16"))
 free = 0
 
 
 def shape_of(a):
-    """Shape of an array, a scalar or a nested list."""
-    try:
-        return a.shape
-    except AttributeError:
-        return () if type(a) in _SCALARS else np.asarray(a).shape
+    return a.shape if hasattr(a, "shape") else np.asarray(a).shape
 
 
 def dtype_of(a):
-    """Dtype of an array, a scalar or a nested list; of a dtype, itself."""
-    try:
-        return a.dtype
-    except AttributeError:
-        return a if isinstance(a, np.dtype) else np.asarray(a).dtype
+    return a if isinstance(a, np.dtype) else a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype
 
 
 def axes_of(shape, axis):
     """The axes that `axis` (None, a number or several) names, as a tuple of non-negative numbers."""
-    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, (int, np.integer)) else axis
-    return tuple([i + len(shape) if i < 0 else i for i in axes])
+    axis = range(len(shape)) if axis is None else axis
+    return np.lib.array_utils.normalize_axis_tuple(axis, len(shape), allow_duplicate=True)
 
 
-def count(*arrays):
-    """Elements of all the arrays together."""
+def size_of(*arrays):
     return sum([math.prod(shape_of(a)) for a in arrays])
 
 
@@ -410,8 +493,7 @@ def elements(*arrays):
 
 
 def max1(n):
-    """n, but at least 1."""
-    return n if n > 1 else 1
+    return max(n, 1)
 
 
 def levels(n):
@@ -420,8 +502,11 @@ def levels(n):
 
 
 def lg(n):
-    """Steps of a binary search, levels of a merge sort."""
     return max1(levels(n))
+
+
+def nlogn(n):
+    return max1(n * lg(n))
 
 
 @functools.cache
@@ -429,23 +514,17 @@ def rate_of(dtype):
     """Cost of an element operation: 1 up to 32 bits (per component), 2 up to 64, 3 and 4 beyond."""
     if dtype.kind not in "biufc":
         raise UnsupportedDtypeError(f"{dtype!r} is not billable: only bool, integer, float and complex are")
-    return min(max1(-(-dtype.itemsize * (4 if dtype.kind == "c" else 8) // 32)), 4)
+    return min(math.ceil(dtype.itemsize / (8 if dtype.kind == "c" else 4)), 4)
 
 
-def heavier(a, b):
-    """Of two dtypes the one with the higher rate; the first if equal."""
-    return b if rate_of(b) > rate_of(a) else a
-
-
-def kind_of(a):
-    """What promotion sees: the dtype, or the Python type of a bare int, float or complex."""
-    return type(a) if type(a) in (int, float, complex) else dtype_of(a)
+def heavier(*dtypes):
+    """The dtype with the highest rate; of equals the first."""
+    return max(dtypes, key=rate_of)
 
 
 def weak(*operands):
     """result_type with weak Python scalars, as ufuncs promote."""
-    kinds = [kind_of(a) for a in operands if a is not None]
-    return np.result_type(*[kind(0) if isinstance(kind, type) else kind for kind in kinds])
+    return np.result_type(*[a if type(a) in _WEAK else dtype_of(a) for a in operands if a is not None])
 
 
 def join(*operands):
@@ -453,264 +532,114 @@ def join(*operands):
     return np.result_type(*[dtype_of(a) for a in operands if a is not None and a is not np._NoValue])
 
 
-def inexact(dtype, least=f8):
-    """Floats and complex stay; integers and bools become float64."""
-    return dtype if dtype.kind in "fc" else least
+def inexact(dtype):
+    return dtype if dtype.kind in "fc" else f8
 
 
 def lapack(*operands):
     """Linear algebra is done in double precision as soon as one operand is an integer."""
-    return join(*operands, *[inexact(dtype_of(a)) for a in operands])
-
-
-@functools.cache
-def loop_dtype(ufunc, inputs, dtype=None):
-    """(heaviest dtype, whether complex) of the loop that NumPy picks for dtypes or weak Python types."""
-    if all(isinstance(t, type) for t in inputs):
-        inputs = tuple(map(np.dtype, inputs))
-    fixed = {} if dtype is None else dict(
-        signature=(None,) * ufunc.nin + (dtype,) * ufunc.nout, casting="unsafe")
-    loop = ufunc.resolve_dtypes(inputs + (None,) * ufunc.nout, **fixed)
-    heavy = loop
-    if dtype is None:
-        inputs = inputs[:1] if ufunc is np.ldexp else inputs                # its exponent only steers
-        promoted = np.result_type(*[t(0) if isinstance(t, type) else t for t in inputs])
-        heavy = [*loop[:len(inputs)], *(loop[ufunc.nin:] if ufunc.nout == 1 else ()), promoted]
-    return functools.reduce(heavier, heavy), any(t.kind == "c" for t in loop)
-
-
-# ---- quantities ------------------------------------------------------------------------------------------
-#
-# What cells may use besides arguments, computed when asked for; `first` is the first argument. Some are cells
-# themselves, some functions of the arguments and quantities that their parameters name (`call` is all).
-
-QUANTITIES = dict(line.split(" = ") for line in """\
-two = [*args, *kwargs.values()][:2]
-shape = shape_of(first)
-size = count(first)
-N = max1(elements(first))
-B = max1(elements(*two))
-group = getattr(first, "_group", None)
-axes = axes_of(shape, axis)
-adds = reduction[0]
-R = max1(adds)
-V = reduction[1]
-each = math.prod(map(shape.__getitem__, axes))
-seek = N if main.kind in "fc" else 0
-m = shape[-2]
-n = shape[-1]
-r = min(m, n)
-batch = math.prod(shape[:-2]) if m * n else 0
-lines = size // shape[axis] if shape[axis] else 1
-T = shape[axis] if n is None else n
-back = 2 * (shape[axis] - 1) if n is None else n
-f = samples[0]
-s = samples[1]
-depth = shape_of(keys[0])[axis]
-bounds = [b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue]
-every = max1(spread(*args, *kwargs.values()))
-grids = math.prod(map(count, args)) * len(args)
-inverted = r + n * r + product(n, r, m)
-ufunc = getattr(np, name.partition(".")[0])
-main = dtype_of(first)
-made = dtype_of(result[0] if isinstance(result, tuple) and result else result)
-asked = main if dtype is None else np.dtype(dtype)
-pair = join(*two)
-items = with_out(kwargs, join(*first))
-sized = inexact(main, np.result_type(main, np.float16))
-summed = of_reduction(call, main, added(main))
-reduced = of_reduction(call, main, main)
-averaged = of_reduction(call, main, inexact(main))
-contracted = product_of(name, args, kwargs, book)[:2]
-""".splitlines())
-
-
-def quantity(formula):
-    """Add the function below to QUANTITIES, under its own name."""
-    QUANTITIES[formula.__name__] = formula
-
-
-@quantity
-def O(result):
-    """Elements of the result, or of all its arrays."""
-    return count(*result) if isinstance(result, (tuple, list)) else count(result)
+    return join(*[inexact(dtype_of(a)) for a in operands])
 
 
 def added(dtype):
     """What NumPy adds up in: no integers below 64 bits."""
-    return dtype if dtype.kind not in "biu" else np.zeros(0, dtype).sum().dtype
+    return np.zeros(0, dtype).sum().dtype if dtype.kind in "biu" else dtype
 
 
-def with_out(kwargs, dtype):
-    """The dtype joined with that of out=, if given."""
-    out = kwargs.get("out")
-    return dtype if out is None else np.result_type(dtype, (out[0] if isinstance(out, tuple) else out).dtype)
+def with_out(out, dtype):
+    outs = out if isinstance(out, tuple) else (out,)
+    return np.result_type(dtype, *[array.dtype for array in outs if array is not None])
 
 
-def of_reduction(call, main, default):
+def of_reduction(default, main, dtype, out):
     """dtype= alone if given, else the heaviest of out=, the default and the input."""
-    if call.get("dtype") is not None:
-        return np.dtype(call["dtype"])
-    out = call.get("out")
-    dtype = heavier(default if out is None else heavier(out.dtype, default), main)
+    if dtype is not None:
+        return np.dtype(dtype)
+    dtype = heavier(*(() if out is None else (out.dtype,)), default, main)
     return np.result_type(dtype, main) if main.kind == "c" else dtype
 
 
-@quantity
-def reduction(shape, size, group, axes, book):
-    """(additions, results): dense, elements less results; of a symmetric tensor, orbits of both."""
-    kept = [i for i in range(len(shape)) if i not in axes]
-    extents = tuple([shape[i] for i in kept])
-    if group:
-        return summing(shape, axes, group, book), orbits(stabiliser(group, kept), extents)
-    return size - math.prod(extents) if size else 0, math.prod(extents)
+def loop_dtype(ufunc, operands, dtype=None):
+    """(heaviest dtype, whether complex) of the loop that NumPy picks for these operands."""
+    kinds = tuple([type(a) if type(a) in _WEAK else dtype_of(a) for a in operands])
+    if _WEAK.issuperset(kinds):
+        kinds = tuple(map(np.dtype, kinds))
+    fixed = {"signature": (None,) * ufunc.nin + (dtype,) * ufunc.nout, "casting": "unsafe"} if dtype else {}
+    loop = ufunc.resolve_dtypes(kinds + (None,) * ufunc.nout, **fixed)
+    if ufunc is np.ldexp:                           # the exponent only steers
+        operands, loop = operands[:1], loop[::2]
+    return heavier(*loop, *([] if dtype else [weak(*operands)])), any(t.kind == "c" for t in loop)
 
 
-@quantity
-def loop(call, ufunc, args, kwargs):
-    """dtype of a ufunc's loop, or of out= if that is heavier."""
-    asked, outs = kwargs.get("dtype"), kwargs.get("out", args[ufunc.nin:])
-    dtype, is_complex = loop_dtype(ufunc, tuple(map(kind_of, args[:ufunc.nin])), asked and np.dtype(asked))
-    call["factor"] = None if is_complex else 1
-    for out in outs if isinstance(outs, tuple) else (outs,):
-        if out is not None:
-            dtype = heavier(dtype, np.result_type(dtype, out.dtype))
-            if out.dtype.kind == "c" and not is_complex:
-                call["factor"] = None if ufunc.nin == 1 else 2
-    return dtype
+def loop_of(call, ufunc, args, kwargs):
+    """dtype of a ufunc's loop, joined with those of out=; a real loop sets the complex factor of its call."""
+    asked = kwargs.get("dtype")
+    dtype, is_complex = loop_dtype(ufunc, args[:ufunc.nin], asked and np.dtype(asked))
+    joined = with_out(kwargs.get("out", args[ufunc.nin:]), dtype)
+    if ufunc.nin == 2 and not is_complex:           # complex out= only, or operands of logical_and, _or, _xor
+        call["factor"] = "1" if dtype.kind == "c" else "2"
+    return joined
 
 
-def looped(ufunc, *operands):
-    """The same for ufunc.outer and ufunc.at."""
-    return loop_dtype(ufunc, tuple(map(kind_of, operands[:ufunc.nin])))[0]
+# ---- formulas that take more than a line ------------------------------------------------------------------
 
 
-@quantity
-def folded(ufunc, main):
-    """The same for ufunc.reduce, accumulate and reduceat."""
-    return looped(ufunc, *[added(main) if ufunc in (np.add, np.multiply) else main] * 2)
-
-
-@quantity
-def complex_products(contracted, name, args):
-    """A complex multiplication is 6 operations, an addition 2."""
-    units, products = contracted
-    if units < products or products == 0 and name == "einsum" and len(args) > 3:
-        return 6
-    return (6 * products + 2 * (units - products)) / units if units else 1
-
-
-@quantity
-def equated(two):
+def equated(a, b):
     """array_equiv: broadcast if possible."""
     try:
-        return elements(*two)
+        return elements(a, b)
     except ValueError:
-        return max(map(count, two))
-
-
-@quantity
-def quantiles(V, each, q, weights):
-    """Selection of k order statistics; with weights, a sort and a running sum."""
-    k = max1(count(q))
-    if weights is not None:
-        return V * (4 * each * levels(each) + 3 * each + k * (levels(each) + 4))
-    return V * (each * min(k, 1 + 4 * levels(min(k, each))) + 4 * k)
+        return max(size_of(a), size_of(b))
 
 
 def diagonal(a, offset=0, axis1=0, axis2=1):
     """Length of a diagonal."""
-    rows, columns = shape_of(a)[axis1], shape_of(a)[axis2]
-    return max(min(rows + min(offset, 0), columns - max(offset, 0)), 0)
+    return np.broadcast_to(0, shape_of(a)).diagonal(offset, axis1, axis2).shape[-1]
 
 
 def below(a, k):
     """Cells on and below the k-th diagonal."""
-    *batch, rows, columns = shape_of(a)
-    return math.prod(batch) * int(np.clip(np.arange(1, rows + 1) + k, 0, columns).sum())
+    return math.prod(a.shape[:-2]) * int(np.tri(*a.shape[-2:], k).sum())
 
 
 def masked(keys):
     """Elements of the boolean masks among index keys."""
-    kinds = list, bool, np.ndarray, np.bool_
-    return count(*[key for key in keys if isinstance(key, kinds) and dtype_of(key) == bool])
+    return size_of(*[key for key in keys if dtype_of(key) == bool])
 
 
-@quantity
 def padding(shape, pad_width, mode, kwargs):
     """Every cell is written once; ramps, odd reflections and statistics are computed on top."""
-    widths = np.broadcast_to(pad_width, (len(shape), 2)).tolist()
-    padded = [n + before + after for n, (before, after) in zip(shape, widths)]
+    padded = (shape + np.broadcast_to(pad_width, (len(shape), 2)).sum(1)).tolist()
     units = math.prod(padded)
     if mode == "linear_ramp" or kwargs.get("reflect_type") == "odd":
-        units += math.prod(padded) - math.prod(shape)
+        units += units - math.prod(shape)
     if mode in ("maximum", "minimum", "mean", "median"):
-        lengths = np.broadcast_to(kwargs.get("stat_length") or max(shape), (len(shape), 2)).tolist()
+        lengths = np.broadcast_to(kwargs.get("stat_length") or max(shape), (len(shape), 2))
         for i, n in enumerate(shape):
-            ends = [min(n, length) for length in lengths[i]]
+            ends = np.minimum(lengths[i], n).tolist()
             ends = ends[:1] if ends == [n, n] else ends                   # one statistic serves both
             each = sum(ends) + (len(ends) if mode == "mean" else 0)
             units += math.prod([*padded[:i], *shape[i + 1:]]) * each
     return units
 
 
-@quantity
-def placed(arr, indices, axis):
-    """put_along_axis: cells written."""
-    if axis is None:
-        return count(indices)
-    extents = list(shape_of(arr))
-    extents[axis] = shape_of(indices)[axis]
-    return math.prod(extents)
-
-
-def copied(size, where, shape=None):
-    """Elements that copyto writes: all, or those where `where` is true."""
-    return size if where is True else int(np.broadcast_to(np.asarray(where), shape or np.shape(where)).sum())
-
-
-@quantity
-def filled(shape, wrap):
-    """fill_diagonal: cells written."""
-    rows, columns, *more = shape
-    end = (rows if wrap else min(rows, columns)) * columns
-    return rows if more else len(range(0, end, columns + 1))
-
-
 def sorting(a, axis=None):
     """Merge sort along one axis, or of all elements."""
-    shape = shape_of(a)
-    return max1(math.prod(shape) * lg(math.prod(shape) if axis is None or not shape else shape[axis]))
-
-
-def together(*arrays, least=0):
-    """The elements of all the arrays, sorted as one."""
-    n = sum([max(count(a), least) for a in arrays])
-    return max1(n * lg(n))
-
-
-@quantity
-def membership(element, test_elements):
-    """isin: by sorting, or one by one where the other array is short and there may be no table."""
-    n, m = count(element), count(test_elements)
-    tabled = dtype_of(element).kind in "biu" and dtype_of(test_elements).kind in "biu"
-    return max(together(element, test_elements), 0 if tabled or m >= 10 * n**0.145 else 2 * n * m)
+    n = size_of(a)
+    return max1(n * lg(n if axis is None or not shape_of(a) else shape_of(a)[axis]))
 
 
 def differences(a, n, axis, *ends):
     """n rounds, each one element shorter than the one before."""
     extent = shape_of(a)[axis]
     length = extent + sum([(shape_of(end) or {axis: 1})[axis] for end in ends if end is not np._NoValue])
-    return max1(count(a) // (extent or 1) * (n * length - n * (n + 1) // 2))
+    return max1(size_of(a) // max1(extent) * (n * length - n * (n + 1) // 2))
 
 
-@quantity
-def slopes(shape, size, axes, args, edge_order, book):
-    """gradient: central differences, weighted if unevenly spaced. Book 0.7 sees no axis and no spacing."""
-    if book == "0.7":
-        return max1(sum([2 * size * max(n - 2, 0) // n for n in shape]))
-    units, spacing = 0, args[1:] * (len(axes) if len(args) == 2 else 1) or axes
-    for i, h in zip(axes, spacing):
+def slopes(shape, size, axes, spacing, edge_order):
+    """gradient: central differences, weighted if unevenly spaced."""
+    units = 0
+    for i, h in zip(axes, spacing * (len(axes) if len(spacing) == 1 else 1) or axes):
         n = shape[i]
         units += 2 * size + (6 * size // n if edge_order == 2 else 0)
         if shape_of(h):
@@ -720,40 +649,17 @@ def slopes(shape, size, axes, args, edge_order, book):
     return units
 
 
-@quantity
-def interpolation(size, xp, period):
-    """interp: a binary search and a line for each point; a period adds wrapping and sorting."""
-    m = count(xp)
-    if period is None:
-        return max1(size) * (3 + lg(m))
-    return size * (3 + lg(m + 2)) + 16 * (size + m) + 4 * m * lg(m) + 8 * m + 2 * (m + 2) + 2
-
-
-@quantity
-def samples(first, y, rowvar, book):
-    """(variables, samples) of a covariance. Book 0.7 takes rows for variables, whatever it is told."""
-    def of(a):
-        shape = shape_of(a)
-        return (1, count(a)) if len(shape) < 2 else shape if rowvar or book == "0.7" else shape[::-1]
-    f, s = of(first)
-    return f + (0 if y is None else of(y)[0]), s
-
-
-@quantity
-def sliding(a, v, mode):
-    """Multiplications and additions of all the overlaps of two vectors."""
-    short, long = sorted((count(a), count(v)))
-    left, right = short // 2, (short - 1) // 2
-    return {"full": 2 * long * short - long - short + 1, "valid": (2 * short - 1) * (long - short + 1),
-            "same": 2 * long * short - left * (left + 1) - right * (right + 1) - long}[mode]
+def variables(a, in_rows):
+    return (1, 1, *shape_of(a))[-2 if in_rows or len(shape_of(a)) < 2 else -1]
 
 
 def svd(m, n, full=False, vectors=True, k=None):
     """LAPACK's gesdd (Golub and Van Loan, Matrix Computations, 8.6), or the first k triples only."""
-    r, wide, core = min(m, n), *((6, 20) if vectors else (2, 2))
+    short, long = sorted((m, n))
     if full and vectors and m != n and k is None:
-        return 4 * max(m, n)**2 * r + 22 * r**3
-    whole = wide * max(m, n) * r * r + core * r**3
+        return 4 * long**2 * short + 22 * short**3
+    wide, core = (6, 20) if vectors else (2, 2)
+    whole = wide * long * short**2 + core * short**3
     return whole if k is None else min(4 * m * n * k + wide * (m + n) * k * k + core * k**3, whole)
 
 
@@ -762,51 +668,9 @@ def product(m, k, n):
     return max1(2 * m * k * n - m * n)
 
 
-def squarings(e):
-    """Products in a matrix power; the inverse is priced as one more."""
-    return (e < 0) + (abs(e).bit_length() + bin(e).count("1") - 2 if abs(e) > 1 else 0)
-
-
-@quantity
-def fitted(m, n, r, b):
-    """lstsq, once the matrix is decomposed."""
-    c = (*shape_of(b), 1)[1]
-    return product(r, m, c) + r * c + product(n, r, c)
-
-
-@quantity
-def solved(shape, n, b):
-    """LU and substitution for each matrix of the batch."""
-    *batch, _, columns = shape_of(b) if len(shape_of(b)) > 1 else (n, 1)
-    each = n and max1(2 * n**3 // 3 + 2 * n * n * columns)
-    return math.prod(np.broadcast_shapes(shape[:-2], batch)) * each
-
-
-@quantity
-def ranked(shape, tol, rtol):
-    """matrix_rank: singular values, each compared with its tolerances."""
-    if len(shape) < 2:
-        return max1(math.prod(shape))
-    *batch, m, n = shape
-    pairs = np.broadcast_shapes(batch, *[shape_of(t) for t in (tol, rtol) if t is not None])
-    return math.prod(batch) * svd(m, n, vectors=False) + min(m, n) * math.prod(pairs)
-
-
-def measured(x, ord, axis, rank, book):
-    """Norms of vectors, or of matrices if of this rank. Book 0.7 forgets that there may be more than one."""
-    extents, early = [shape_of(x)[i] for i in axes_of(shape_of(x), axis)], book == "0.7"
-    n, matrix = math.prod(extents), len(extents) == rank
-    groups = 1 if early else count(x) // (n or 1)
-    if matrix and ord in (2, -2, "nuc"):
-        return 4 * n * min(extents) if early else groups * svd(*extents, vectors=False)
-    simple = early or matrix or ord in (None, 0, 1, 2, np.inf, -np.inf)
-    return (2 * max1(n) if simple else 18 * n + 16) * groups
-
-
-@quantity
-def chained(arrays, book):
+def chained(arrays, early):
     """multi_dot: the cheapest order of the products. Book 0.7 takes vectors at the ends for matrices."""
-    shapes, early = [shape_of(a) for a in arrays], book == "0.7"
+    shapes = [shape_of(a) for a in arrays]
     if not early:
         shapes[0], shapes[-1] = (1, *shapes[0])[-2:], (*shapes[-1], 1)[:2]
     dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
@@ -819,199 +683,101 @@ def chained(arrays, book):
     return max1(best(0, len(arrays)))
 
 
-def fourier(n, real=False):
-    """One transform (Cooley and Tukey), complex or half of that."""
-    return 2 if n == 1 else 5 * (n // 2 if real else n) * levels(n)
-
-
-def staged(a, s, axes, real=None):
-    """N-d transform, one axis after the other, each on the extents that those before it left."""
-    shape = list(shape_of(a))
-    axes = axes_of(shape, range(-len(s), 0) if axes is None and s is not None else axes)
-    points, last, units = spectrum(shape, s, axes, real), len(axes) - 1, 0
-    for j in range(last + 1) if real == "back" else range(last, -1, -1):
-        i, n = axes[j], shape[axes[j]] if points[j] == -1 else points[j]
+def staged(shape, axes, points, half):
+    """Transforms (Cooley and Tukey) axis by axis, each on the extents that those before it left."""
+    shape, units, steps = list(shape), 0, list(zip(axes, points))
+    for i, n in steps if half == "back" else steps[::-1]:
+        n, real = shape[i] if n == -1 else n, half and i == axes[-1]
         shape[i] = 1
-        units += math.prod(shape) * fourier(n, real and j == last)
-        shape[i] = n // 2 + 1 if real == "forth" and j == last else n
+        units += math.prod(shape) * (2 if n == 1 else 5 * (n // 2 if real else n) * levels(n))
+        shape[i] = n // 2 + 1 if real and half == "forth" else n
     return units
-
-
-def spectrum(shape, s, axes, real):
-    """Lengths of the transformed axes; of a half spectrum, the length of the real signal behind it."""
-    points = list(s or [shape[i] for i in axes])
-    return [*points[:-1], 2 * points[-1] - 2] if real == "back" and s is None else points
-
-
-def at_once(a, s, axes, real=None):
-    """Book 0.7: all axes as one transform; a batch is seen only where axes are named."""
-    shape, named = shape_of(a), axes_of(shape_of(a), axes)
-    points = spectrum(shape, s, named, real)
-    batch = 1 if axes is None else count(a) // (math.prod([shape[i] for i in named]) or 1)
-    return max(batch * 5 * (math.prod(points) // (2 if real else 1)) * sum(map(levels, points)), 0)
-
-
-def pool(a, axis=0):
-    """How many things there are to choose from or to shuffle."""
-    return a if isinstance(a, (int, np.integer)) else shape_of(a)[axis]
-
-
-@quantity
-def chosen(a, axis, replace, p, O):
-    """choice, with or without replacement and weights."""
-    n = pool(a, axis)
-    if p is None:
-        return max1(O if replace else n)
-    return 3 * n + max1(O) * (lg(n) + 1) if replace else n * lg(n)
-
-
-@quantity
-def coloured(colors, nsample, method, O):
-    """multivariate_hypergeometric, by its marginals or ball by ball."""
-    balls = int(np.sum(np.asarray(colors)))
-    drawn = 2 * (O // count(colors)) * min(nsample, balls - nsample)
-    return max1(O) if method == "marginals" else balls + drawn + O
-
-
-@quantity
-def segments(a, indices, axis):
-    """reduceat: additions in each segment, but at least one operation."""
-    length, starts = shape_of(a)[axis], [int(i) for i in np.asarray(indices)]
-    steps = sum([max1(stop - start) - 1 for start, stop in zip(starts, starts[1:] + [length])])
-    return max1(count(a) // (length or 1) * max(steps, len(starts)))
-
-
-def touched(a, indices):
-    """Elements that an index picks."""
-    return max1(count(np.broadcast_to(np.False_, shape_of(a))[indices]))
 
 
 # ---- the books -------------------------------------------------------------------------------------------
 
-Row = namedtuple("Row", "units weight dtype factor parameters notes bare")
+Row = namedtuple("Row", "units weight dtype factor notes parameters")
+_LINES = re.sub(r"\n +", " ", PRICE_TABLE)
+QUANTITIES = dict(re.findall(r"(?m)^(\w+) = (.*)", _LINES))
 
 
-def _read(table):
-    """{book: {operation: Row}}: the table, taken apart."""
-    books = {"0.7": {}, "0.12": {}}
-    for line in re.sub(r"\n +", " ", table.strip()).splitlines():
-        names, *cells = [cell.strip() for cell in line.split("|")]
-        keyed = dict(re.findall(r"(?m)^(weight|dtype|complex|notes) (.*)", "\n".join(cells)))
-        keyed |= zip(("late", "early"), cells[:len(cells) - len(keyed)])
+def read_prices(book):
+    """{operation: Row} of a book: the table, taken apart."""
+    unsaid = {"late": "", "early": "", "weight": "1", "dtype": "main", "complex": "2", "notes": ""}
+    rows, side = {}, 0 if book == "0.12" else -1
+    for line in re.findall(r"(?m)^(?!\w+ = ).+", _LINES):
+        names, *cells = re.split(r" *\| *", line)
+        said = dict(cell.split(" ", 1) for cell in cells if cell.startswith(tuple(unsaid)))
+        said |= zip(("late", "early"), cells[:len(cells) - len(said)])
         if line.startswith("["):
             prefix = names[1:names.index("]")]
-            section = dict(late="", early="", weight="1", dtype="main", complex="2", notes="") | keyed
+            section = unsaid | said
             continue
-        cells = (section | keyed).values()
         for i, (name, parameters) in enumerate(re.findall(r"([\w.]+)(?:\((.*?)\))?", names)):
             late, early, weight, dtype, factor, notes = [
-                re.sub(r"{(.*?)}", lambda choice: choice[1].split(";")[i].strip(), cell) for cell in cells]
-            for book, units, weight in zip(("0.12", "0.7"), (late, early or late), weight.split("/") * 2):
-                seen = {*notes.replace(book, "").split()}
-                if re.search(r"\b(O|result|made)\b", units + " " + dtype * (book == "0.12")):
-                    seen.add("after")
-                bare = None if "value" in seen else _SCALARS if dtype == "loop" else frozenset()
-                if units != "-":
-                    row = Row(units, int(weight), dtype, factor, parameters, seen, bare)
-                    books[book][prefix + name] = row
-    return books
+                re.sub(r"{(.*?;.*?)}", lambda choice, i=i: choice[1].split("; ")[i], cell)
+                for cell in (section | said).values()]
+            units, weight = (late, early or late)[side], int(weight.split("/")[side])
+            notes = {note.removesuffix(book) for note in notes.split()}
+            if units != "-":
+                rows[prefix + name] = Row(units, weight, dtype, factor, notes, parameters)
+    return rows
 
 
 class Call(dict):
-    """One call: its arguments, by name, and whatever else the cells of a row ask for."""
-
-    def __init__(self, name, parameters, book, args, kwargs, result):
-        names, defaults = parameters_of(name, parameters)
-        first = args[0] if args else next(iter(kwargs.values()), None)
-        super().__init__(defaults, name=name, book=book, args=args, result=result, first=first)
-        self.update(zip(names, args), **kwargs)
-        self["kwargs"] = kwargs
+    """The names in the cells of a row: the arguments of one call, and the QUANTITIES that it needs."""
 
     def __missing__(self, name):
-        formula = self if name == "call" else QUANTITIES[name]
-        if isinstance(formula, str):
-            formula = self.evaluate(formula)
-        elif callable(formula):
-            needs = formula.__code__.co_varnames[:formula.__code__.co_argcount]
-            formula = formula(*[self[need] for need in needs])
-        self[name] = formula
-        return formula
+        self[name] = self.evaluate(QUANTITIES[name])
+        return self[name]
 
     def evaluate(self, cell):
-        return eval(_compiled(cell), globals(), self)
+        return eval(compiled(cell), globals(), self)
 
 
 @functools.cache
-def _compiled(cell):
+def compiled(cell):
     return compile(cell, "<price table>", "eval")
 
 
 @functools.cache
 def parameters_of(name, parameters):
     """(names of the positional parameters, defaults of all), as the row says, or else as NumPy does."""
-    function = eval(f"lambda {parameters}: 0") if parameters else np
-    for part in name.split(".") if not parameters else ():
-        function = getattr(function, part, None)
     try:
+        function = eval(f"lambda {parameters}: 0") if parameters else operator.attrgetter(name)(np)
         found = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return [], {}
-    names = [p.name for p in itertools.takewhile(lambda p: p.kind <= p.POSITIONAL_OR_KEYWORD, found)]
+    names = [p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD]
     return names, {p.name: p.default for p in found if p.default is not p.empty}
-
-
-def _seen(a, bare=frozenset()):
-    """What a price can depend on: shape, dtype and symmetry of an array; value, or just type, of others."""
-    if isinstance(a, np.ndarray):
-        return a.shape, a.dtype, getattr(a, "_group", None), None if a.shape or bare else a.item()
-    if type(a) in bare:
-        return type(a)
-    return (type(a), *map(_seen, a)) if isinstance(a, (list, tuple)) else (type(a), a)
 
 
 class PriceBook:
     """The prices of one version of the rules."""
 
-    def __init__(self, name, rows):
-        self.name, self.rows, self._known = name, rows, {}
+    def __init__(self, name: str):
+        self.name, self.rows = name, read_prices(name)
         self.immutable = name != "0.7"                      # 0.12 refuses item assignment, and charges rates
-        self.after = {op for op in rows if "after" in rows[op].notes}
-        self.plain = {op for op in rows if "plain" in rows[op].notes}
-        self.alike = {op for op in rows if "alike" in rows[op].notes}
-        self.unlogged = {op for op in rows if rows[op].units == "free"}
+        self.plain, self.alike, self.after = [{op for op, row in self.rows.items() if note in row.notes}
+                                              for note in ("plain", "alike", "after")]
+        self.after |= {op for op, row in self.rows.items() if re.search(
+            r"\b(O|result|made)\b", row.units + " " + row.dtype * self.immutable)}
+        self.unlogged = {op for op, row in self.rows.items() if row.units == "free"}
 
-    def __repr__(self):
-        return f"PriceBook({self.name!r})"
-
-    def charge(self, name, args, kwargs, result=None):
+    def charge(self, name: str, args: tuple, kwargs: dict, result=None) -> tuple[int, np.dtype | None]:
         """(FLOPs, dtype charged or None) of the call `name(*args, **kwargs)`."""
-        row, key = self.rows.get(name) or self._method(name), None
-        if row.bare is not None and ("twins" not in row.notes or len({*map(id, args)}) == len(args)):
-            try:
-                key = (name, *[_seen(a, row.bare) for a in args])
-                if kwargs or result is not None:
-                    key += _seen(result), *[(k, _seen(a)) for k, a in kwargs.items()]
-                return self._known[key]
-            except KeyError:
-                if len(self._known) > 20_000:
-                    self._known.clear()
-            except TypeError:                               # something unhashable
-                key = None
-        price = self._price(row, Call(name, row.parameters, self.name, args, kwargs, result))
-        if key is not None:
-            self._known[key] = price
-        return price
-
-    def _price(self, row, call):
+        row = self.rows.get(name) or self._method(name)
+        names, defaults = parameters_of(name, row.parameters)
+        call = Call({**defaults, **dict(zip(names, args)), **kwargs}, name=name, book=self.name, args=args,
+                    kwargs=kwargs, result=result, factor=row.factor)
         units = call.evaluate(row.units)
         if not self.immutable or row.dtype == "-":
             return int(units * row.weight), None
-        dtype = call.evaluate(row.dtype)
-        factor = call.get("factor", None if dtype.kind == "c" else 1)
-        if factor is None:
-            if row.factor == "-":
-                raise UnsupportedDtypeError(f"{call['name']} has no meaning for complex numbers")
-            factor = call.evaluate(row.factor)
+        dtype, factor = call.evaluate(row.dtype), 1
+        if dtype.kind == "c":
+            if call["factor"] == "-":
+                raise UnsupportedDtypeError(f"{name} has no meaning for complex numbers")
+            factor = call.evaluate(call["factor"])
         return int(units * rate_of(dtype) * factor * row.weight), dtype
 
     def _method(self, name):
@@ -1025,7 +791,7 @@ class PriceBook:
         return self.rows[name]
 
 
-PRICES = {name: PriceBook(name, rows) for name, rows in _read(PRICE_TABLE).items()}
+PRICES = {name: PriceBook(name) for name in ("0.7", "0.12")}
 UFUNCS = {op: getattr(np, op) for op, row in PRICES["0.12"].rows.items() if row.dtype == "loop"}
 
 
