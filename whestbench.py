@@ -1022,21 +1022,21 @@ UFUNCS = {op: getattr(np, op) for op, row in PRICES["0.12"].rows.items() if row.
 
 # ---- symmetries and contractions -----------------------------------------------------------------
 #
-# A symmetry is a group of axis permutations: a frozenset of tuples, closed, each over *all* axes of the
-# array ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
+# A symmetry is a group of axis permutations: a frozenset of tuples, each over *all* axes of the array
+# ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LARGEST_GROUP = 240     # 0.12 gives up looking for symmetries of larger ones, and prices without any
 
 
 def proper(permutations):
-    """The symmetry of these permutations, which form a group; None if it is the identity alone."""
+    """The symmetry of these permutations, which form a group."""
     group = frozenset(permutations)
     return group if len(group) > 1 else None
 
 
 def closure(*generators):
-    """The smallest symmetry that holds all elements of these sets of permutations (None is an empty set)."""
+    """The smallest symmetry that holds all elements of these, which may be None."""
     group = new = generators = set().union(*(g or () for g in generators))
     while new:
         new = {tuple([p[i] for i in g]) for p in new for g in generators} - group
@@ -1049,7 +1049,7 @@ def orbits(symmetry, shape):
     """How many elements are distinct: Burnside, the mean over the group of the index tuples left in place."""
     total = 0
     for g in symmetry or [range(len(shape))]:
-        left, fixed = set(range(len(shape))), 1
+        left, fixed = {*range(len(shape))}, 1
         while left:                             # one free index for each cycle
             fixed *= shape[axis := left.pop()]
             while (axis := g[axis]) in left:
@@ -1059,7 +1059,6 @@ def orbits(symmetry, shape):
 
 
 def moved(symmetry):
-    """The axes that some permutation moves."""
     return {a for g in symmetry or () for a, b in enumerate(g) if a != b}
 
 
@@ -1076,7 +1075,6 @@ def stabiliser(symmetry, kept):
 
 
 def distinct(symmetry, kept, shape):
-    """How many elements differ once only these axes are kept."""
     return orbits(stabiliser(symmetry, kept), tuple([shape[a] for a in kept]))
 
 
@@ -1111,17 +1109,16 @@ def broadcast_symmetry(symmetry, shape, to):
 def binary(symmetries, shapes, to):
     """For binary ufuncs: 0-d operands do not count, one without symmetry spoils all, stretched axes not."""
     operands = [(s, shape) for s, shape in zip(symmetries, shapes) if shape]
-    if not all(s for s, _ in operands):
-        return None
-    return common([a for s, shape in operands if (a := broadcast_symmetry(s, shape, to))])
+    left = [broadcast_symmetry(s, shape, to) for s, shape in operands]
+    return common([s for s in left if s]) if all(s for s, _ in operands) else None
 
 
 def indexed(symmetry, shape, key):
     """For basic indexing: what leaves integer axes in place; none if a slice cuts a moved axis."""
     key = list(key) if isinstance(key, tuple) else [key]
-    at = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
+    dots = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
     given = sum(k is not None and k is not Ellipsis for k in key)
-    key[at:at + 1] = [slice(None)] * (len(shape) - given)
+    key[dots:dots + 1] = [slice(None)] * (len(shape) - given)
     place, axis, ndim = {}, 0, 0
     for k in key:
         if isinstance(k, slice):
@@ -1130,42 +1127,43 @@ def indexed(symmetry, shape, key):
             place[axis] = ndim
         axis += k is not None
         ndim += k is None or isinstance(k, slice)
-    left = [g for g in symmetry or () if all(a in place or g[a] == a for a in range(axis))]
-    return carried(left, place, ndim)
+    still = [g for g in symmetry or () if all(a in place or g[a] == a for a in range(axis))]
+    return carried(still, place, ndim)
 
 
 def reshaped(symmetry, old, new):
     """Kept if every axis that moves survives: with its extent, and as many elements before it."""
-    before, place = [(n, math.prod(new[:i])) for i, n in enumerate(new)], {}
+    spots = [(n, math.prod(new[:i])) for i, n in enumerate(new)]
+    place, start = {}, 0
     for axis in sorted(moved(symmetry)):
-        here = old[axis], math.prod(old[:axis])
-        if here not in before:
+        try:
+            place[axis] = spots.index((old[axis], math.prod(old[:axis])), start)
+        except ValueError:
             return None
-        place[axis] = before.index(here)
-        before[place[axis]] = None
+        start = place[axis] + 1
     return carried(symmetry, place, len(new))
 
 
 class SymmetryGroup:
     """Permutations of some axes of an array; each generator permutes positions in `axes`."""
 
-    def __init__(self, *generators: typing.Sequence[int], axes: typing.Sequence[int] | None = None):
+    def __init__(self, *generators: Iterable[int], axes: Iterable[int] | None = None):
         self.generators = [tuple(g) for g in generators]
-        self.axes = tuple(range(len(generators[0])) if axes is None else axes)
+        self.axes = tuple(range(len(self.generators[0])) if axes is None else axes)
 
     @classmethod
-    def symmetric(cls, *, axes: typing.Sequence[int]) -> SymmetryGroup:
+    def symmetric(cls, *, axes: Iterable[int]) -> SymmetryGroup:
         """All permutations of these axes."""
         return cls.young([axes])
 
     @classmethod
-    def young(cls, blocks: typing.Sequence[typing.Sequence[int]]) -> SymmetryGroup:
+    def young(cls, blocks: Iterable[Iterable[int]]) -> SymmetryGroup:
         """All permutations within each of these blocks of axes; ValueError if they overlap."""
-        axes, ends = sum(map(tuple, blocks), ()), {*itertools.accumulate(map(len, blocks))}
-        if len(set(axes)) < len(axes):
+        axes = [*itertools.chain(*blocks)]
+        if len({*axes}) < len(axes):
             raise ValueError("blocks of symmetric axes overlap")
-        swaps = [[*range(i - 1), i, i - 1, *range(i + 1, len(axes))] for i in range(1, len(axes)) if i not in ends]
-        return cls(*swaps or [range(len(axes))], axes=axes)
+        swaps = [{a: b, b: a} for block in blocks for a, b in itertools.pairwise(block)]
+        return cls(*[[axes.index(swap.get(a, a)) for a in axes] for swap in swaps or [{}]], axes=axes)
 
     @classmethod
     def of(cls, symmetry: frozenset) -> SymmetryGroup:
@@ -1188,20 +1186,22 @@ def symmetry_group(symmetry):
     """What `symmetry=` means: a SymmetryGroup, axes that may all be permuted, or disjoint blocks of such."""
     if isinstance(symmetry, SymmetryGroup):
         return symmetry
-    return SymmetryGroup.young([symmetry] if isinstance(symmetry[0], int) else symmetry)
+    return SymmetryGroup.young(symmetry if isinstance(symmetry[0], (tuple, list)) else [symmetry])
 
 
-# --- Counting one product of operands -------------------------------------------------------------
+# A factor of a product: its labels, their extents, its symmetry; equal `same` tells the same object.
+Term = namedtuple("Term", "part shape sym same")
 
-def label_group(parts, syms, same, needed=None):
-    """(labels in order, the symmetry of their index tuples) for a product of operands.
 
-    Each operand's labels may go to those of an identical operand, permuted by its own symmetry, as long as
-    labels map one to one. With `needed`, the labels still to be used must also stay among themselves, and
-    identical operands with identical labels may permute summed axes in step.
+def label_group(terms, needed=None):
+    """(labels in order, the symmetry of their index tuples) for a product of terms.
+
+    Each term's labels may go to those of an identical one, permuted by its own symmetry, if labels map one to
+    one. With `needed`, labels to be used later, these must stay among themselves, and identical terms with
+    identical labels may permute summed axes in step.
     """
-    labels = sorted(set("".join(parts)))
-    if not any(syms) and len(set(same)) == len(same):
+    labels = sorted({c for term in terms for c in term.part})
+    if not any(term.sym for term in terms) and len({term.same for term in terms}) == len(terms):
         return labels, None
     needed = labels if needed is None else needed
 
@@ -1209,45 +1209,36 @@ def label_group(parts, syms, same, needed=None):
         one_to_one = len(dict(pairs)) == len(pairs) == len({d for _, d in pairs})
         return one_to_one and all((c in needed) == (d in needed) for c, d in pairs)
 
-    maps = {(frozenset(), frozenset(range(len(parts))))}        # (pairs of labels, operands not yet met)
-    for k, part in enumerate(parts):
-        twins = [j for j, s in enumerate(same) if s == same[k]]
-        in_step = len(twins) > 1 and {parts[j] for j in twins} == {part}
+    maps = {(frozenset(), frozenset(range(len(terms))))}        # (pairs of labels, terms not yet met)
+    for part, _, _, same in terms:
+        twins = [j for j, term in enumerate(terms) if term.same == same]
+        in_step = len(twins) > 1 and {terms[j].part for j in twins} == {part}
         summed = tuple([i for i, c in enumerate(part) if in_step and c not in needed])
-        own = closure(syms[twins[0]], full_symmetry((1,) * len(part), summed)) or [range(len(part))]
+        own = closure(terms[twins[0]].sym, full_symmetry((1,) * len(part), summed)) or [range(len(part))]
         maps = {(pairs, left - {j}) for known, left in maps for j in left.intersection(twins) for g in own
-                if allowed(pairs := known.union(zip(part, [parts[j][i] for i in g])))}
+                if allowed(pairs := known.union(zip(part, [terms[j].part[i] for i in g])))}
     return labels, proper(tuple([labels.index(d) for _, d in sorted(pairs)]) for pairs, _ in maps)
-
-
-def patterns(sizes, blocks=(), tuples=1):
-    """All ways in which indices can be equal, and how many index tuples are; only equal sizes may agree."""
-    if len(blocks) == len(sizes):
-        yield blocks, tuples
-        return
-    n = sizes[len(blocks)]
-    alike = {b for b, size in zip(blocks, sizes) if size == n}
-    for b in alike:
-        yield from patterns(sizes, (*blocks, b), tuples)
-    if n > len(alike):
-        yield from patterns(sizes, (*blocks, len(blocks)), tuples * (n - len(alike)))
 
 
 def meetings(symmetry, shown, sizes):
     """Pairs (orbit of index tuples, orbit of output tuples) that meet: each is an addition or a store.
 
-    One per orbit, unless the symmetry carries output labels into summed ones: then pattern by pattern.
+    One per orbit, unless the symmetry carries output labels into summed ones. Then it depends on which
+    indices are equal: count pattern by pattern, where each index names the first that is equal to it.
     """
     if all(g[i] in shown for g in symmetry or () for i in shown):
         return orbits(symmetry, sizes)
     free = sorted(moved(symmetry))
-    group, total = stabiliser(symmetry, free), 0
+    group, extents, total = stabiliser(symmetry, free), [sizes[i] for i in free], 0
     shown = [n for n, i in enumerate(free) if i in shown]
     views = stabiliser(group, shown) or [range(len(shown))]
-    for pattern, tuples in patterns([sizes[i] for i in free]):
-        orbit = {tuple([pattern[i] for i in g]) for g in group}
-        visible = {min(tuple([p[shown[i]] for i in v]) for v in views) for p in orbit}
-        total += tuples * len(visible) * (len(group) // len(orbit))
+    alike = [[j for j in range(i + 1) if extents[j] == n] for i, n in enumerate(extents)]
+    for pattern in itertools.product(*alike):
+        if all(pattern[i] == i for i in pattern):
+            tuples = math.prod(extents[i] + 1 - len({*pattern} & {*alike[i]}) for i in {*pattern})
+            orbit = {tuple([pattern[i] for i in g]) for g in group}
+            visible = {min(tuple([p[shown[i]] for i in v]) for v in views) for p in orbit}
+            total += tuples * len(visible) * (len(group) // len(orbit))
     return math.prod(n for i, n in enumerate(sizes) if i not in free) * total // len(group)
 
 
@@ -1261,84 +1252,86 @@ def additions(symmetry, shown, sizes, book):
 def summing(shape, axes, symmetry, book):
     """Additions that reduce these axes of an array."""
     large = book != "0.7" and len(symmetry or ()) > LARGEST_GROUP
-    return additions(None if large else symmetry, [a for a in range(len(shape)) if a not in axes], shape, book)
+    kept = [a for a in range(len(shape)) if a not in axes]
+    return additions(None if large else symmetry, kept, shape, book)
 
 
-# --- Contractions ---------------------------------------------------------------------------------
+def step_cost(terms, needed, size, merged, book):
+    """(operations, multiplications) of the product of one or two terms, with the labels needed later.
 
-def step_cost(terms, needed, size, same, merged, book):
-    """(operations, multiplications) of one step: labels of one term that nobody needs are added up, and then there
-    is one product per orbit and its additions, or what the distinct elements of `merged`, if given, would take.
+    Labels of one term alone are added up first. Then one product per orbit, and its additions; or, if that is
+    less, what the orbits of all operands behind the terms take, their (labels, symmetry) being `merged`.
     """
-    before, ready = 0, []
-    for (part, shape, sym), (other, _, _) in zip(terms, reversed(terms)):
-        kept = [i for i, c in enumerate(part) if c in needed or c in other]
-        before += additions(sym, kept, shape, book)
-        ready.append(("".join(part[i] for i in kept), stabiliser(sym, kept)))
-    parts, syms = zip(*ready)
-    if same[0] == same[-1] and len(parts[0]) != len(parts[-1]):
+    def sizes_and_shown(labels):
+        return tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in needed]
+
+    before, left = 0, []
+    for term, other in zip(terms, reversed(terms)):
+        kept = [i for i, c in enumerate(term.part) if c in needed or c in other.part]
+        before += additions(term.sym, kept, term.shape, book)
+        left.append(term._replace(part="".join(term.part[i] for i in kept), sym=stabiliser(term.sym, kept)))
+    if terms[0].same == terms[-1].same and len(left[0].part) != len(left[-1].part):
         raise IndexError("flopscope cannot price one operand used twice but summed to different ranks")
-    labels, group = label_group(parts, syms, same)
-    sizes, shown = tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in needed]
-    products = orbits(group, sizes) * (len(parts) - 1)
+    labels, group = label_group(left)
+    sizes, shown = sizes_and_shown(labels)
+    products = orbits(group, sizes) * (len(terms) - 1)
     costs = [(products + additions(group, shown, sizes, book), products)]
     if merged:
         labels, group = merged
-        sizes, shown = [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
-        alive = [i for i, c in enumerate(labels) if c in "".join(parts)]
+        sizes, shown = sizes_and_shown(labels)
+        alive = [i for i, c in enumerate(labels) if any(c in term.part for term in left)]
         if not alive or any(sizes[i] != sizes[j] for g in group for i, j in enumerate(g)):
-            raise ValueError("flopscope cannot price equal operands summed wholly, or along unequal axes")
-        stored, inner = distinct(group, shown, sizes), math.prod(sizes[i] for i in alive if i not in shown)
-        if {*labels} <= {*terms[0][0], *terms[1][0]}:           # none was summed before
+            raise ValueError("flopscope cannot price equal operands summed wholly, or over unequal axes")
+        stored = distinct(group, shown, sizes)
+        inner = math.prod(sizes[i] for i in alive if i not in shown)
+        if {*labels} <= {*terms[0].part, *terms[1].part}:           # none was summed before
             costs.append((max(2 * distinct(group, alive, sizes) - stored, 0), products))
         if stored < math.prod(sizes[i] for i in shown):
             costs.append((stored * (2 * inner - 1), stored * (inner - 1)))
-    cost, products = min(costs, key=lambda cost: cost[0])
+    cost, products = min(costs, key=operator.itemgetter(0))
     return before + cost, products
 
 
 @functools.lru_cache(4096)
-def contraction(parts, out, shapes, syms, same, book):
-    """(operations, multiplications, symmetry of the result) of an einsum of any number of operands.
+def contraction(operands, out, book):
+    """(operations, multiplications, symmetry of the result) of an einsum of any number of operands, Terms.
 
-    parts, out: strings of labels; same: equal entries for operands that are the same object. Three or more go
-    pairwise along opt_einsum's path, whatever the caller asks for.
+    Three or more go pairwise along opt_einsum's path, whatever the caller asks for.
     """
-    size = {}
-    for c, n in zip("".join(parts), sum(shapes, ())):
-        size[c] = max(n, size.get(c, n))
-    labels, group = label_group(parts, syms, same, frozenset(out))
+    size = dict(sorted(item for term in operands for item in zip(term.part, term.shape)))   # the larger wins
+    many = len(operands) > 2
+    labels, group = label_group(operands, out)
     # 0.7 takes the labels of the output for sorted, and so marks the wrong axes where they are not.
-    mark = stabiliser(group, [labels.index(c) for c in (sorted(out) if book == "0.7" and parts[1:] else out)])
-    if book != "0.7" and len(label_group(parts, syms, same)[1] or ()) > LARGEST_GROUP:
-        return len(parts) * math.prod(size.values()), 0, mark
-    if len(parts) > 2:
-        shapes = [tuple([size[c] for c in part]) for part in parts]
-    costs, terms = [], [((k,), term) for k, term in enumerate(zip(parts, shapes, syms))]
-    for pair in find_path(parts, out, size) or [(0,)]:
-        members, pair = zip(*[terms[k] for k in pair])
-        inside = sorted(sum(members, ()))
-        needed = frozenset(out).union(*(p for k, p in enumerate(parts) if k not in inside))
-        labels, group = label_group(*([x[k] for k in inside] for x in (parts, syms, same)), needed)
-        ids = [same[m[0]] if len(m) == 1 else m for m in members]
-        costs.append(step_cost(pair, needed, size, ids, group and len(parts) > 2 and (labels, group), book))
-        result = "".join(c for c in labels if c in needed)
-        left = stabiliser(group, [labels.index(c) for c in result])
-        terms.append((tuple(inside), (result, tuple([size[c] for c in result]), left)))
+    shown = sorted(out) if book == "0.7" and len(operands) > 1 else out
+    mark = stabiliser(group, [labels.index(c) for c in shown])
+    if book != "0.7" and len(label_group(operands)[1] or ()) > LARGEST_GROUP:
+        return len(operands) * math.prod(size.values()), 0, mark
+    if many:
+        operands = [term._replace(shape=tuple([size[c] for c in term.part])) for term in operands]
+    costs, terms, members = [], [*operands], [(k,) for k in range(len(operands))]
+    for pair in find_path([term.part for term in operands], out, size) or [(0,)]:
+        inside = tuple(sorted(m for k in pair for m in members[k]))
+        needed = {*out}.union(*[term.part for k, term in enumerate(operands) if k not in inside])
+        labels, group = label_group([operands[k] for k in inside], needed)
+        merged = (labels, group) if many and group else None
+        costs.append(step_cost([terms[k] for k in pair], needed, size, merged, book))
+        part = "".join(c for c in labels if c in needed)
+        left = stabiliser(group, [labels.index(c) for c in part])
+        terms.append(Term(part, tuple([size[c] for c in part]), left, inside))
+        members.append(inside)
     return *map(sum, zip(*costs)), mark
 
 
 def find_path(terms, out, size):
     """The pairs that opt_einsum's optimize="auto" contracts in turn; each result gets the next free number.
 
-    A depth-first search for the fewest operations: of everything for up to 4 operands, then only of the pairs
-    that share labels, those that shrink most first, giving up on partial paths 4 times worse than others of
-    their length; all pairs for up to 6 operands, the best two up to 8, then the best one. Beyond 14 opt_einsum
-    does otherwise, and we refuse.
+    A depth-first search for the fewest operations: of everything for up to 4 operands, then only of pairs that
+    share labels, those that shrink most first, and no partial path 4 times worse than others of its length: all
+    pairs for up to 6 operands, the best two up to 8, then the best one. Beyond 14 opt_einsum does otherwise.
     """
-    out, n = frozenset(out), len(terms)
+    out, n = {*out}, len(terms)
     if n > 14:
-        raise UnsupportedFunctionError("an einsum of more than 14 operands has no price here: contract some first")
+        raise UnsupportedFunctionError("an einsum of more than 14 operands has no price: contract some first")
     exhaustive, branches = n < 5, None if n < 7 else 2 if n < 9 else 1
     best, least, known = (math.inf, math.inf, ()), defaultdict(lambda: math.inf), {}
 
@@ -1375,29 +1368,25 @@ def find_path(terms, out, size):
     return best[2]
 
 
-# --- Subscripts -----------------------------------------------------------------------------------
-
 @functools.lru_cache(4096)
 def subscripts(text, ranks):
     """(parts, out) of einsum's subscripts for operands of these ranks, each axis with a letter of its own."""
     inputs, arrow, out = text.replace(" ", "").partition("->")
     if not arrow:
-        letters = inputs.replace(",", "").replace("...", "")
-        out = "..." * ("..." in inputs) + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
+        once = sorted(c for c in inputs if c.isalpha() and inputs.count(c) == 1)
+        out = "".join(["..." * ("..." in inputs), *once])
     inputs = inputs.split(",")
     wide = [(rank - len(part) + 3) * ("..." in part) for part, rank in zip(inputs, ranks)]
     spare = "".join(c for c in _LETTERS if c not in text)[:max(wide)]
-    parts = [part.replace("...", spare[max(wide) - n:]) for part, n in zip(inputs, wide)]
+    parts = tuple([part.replace("...", spare[max(wide) - n:]) for part, n in zip(inputs, wide)])
     if tuple(map(len, parts)) != ranks:
         raise ValueError(f"subscripts {text!r} do not fit operands of {ranks} axes")
-    return tuple(parts), out.replace("...", spare)
+    return parts, out.replace("...", spare)
 
 
-# ---- the operations that are contractions --------------------------------------------------------
-
-CONTRACTIONS = "einsum matmul dot inner outer vdot vecdot matvec vecmat tensordot".split()
 _FIXED = {"outer": "a,b->ab", "vdot": "a,a->", "vecdot": "...i,...i->...", "matvec": "...ij,...j->...i",
           "vecmat": "...i,...ij->...j"}
+CONTRACTIONS = ["einsum", "matmul", "dot", "inner", "tensordot", *_FIXED]
 
 
 def meeting(m, n, a_axes, b_axes):
@@ -1427,19 +1416,19 @@ def product_of(name, args, kwargs, book):
         axes = args[2] if len(args) > 2 else kwargs.get("axes", 2)
         axes = (range(m - axes, m), range(axes)) if isinstance(axes, (int, np.integer)) else axes
         axes = [tuple(np.atleast_1d(side).tolist()) for side in axes]
-        if book != "0.7":
-            axes = [*map(axes_of, shapes, axes)]
+        axes = [*map(axes_of, shapes, axes)] if book != "0.7" else axes
         text = meeting(m, n, *axes)
     parts, out = subscripts(text, tuple(map(len, shapes)))
     same = [[*map(id, operands)].index(id(a)) for a in operands]
-    cost, products, symmetry = contraction(parts, out, *map(tuple, (shapes, syms, same)), book)
+    cost, products, symmetry = contraction(tuple(map(Term, parts, shapes, syms, same)), out, book)
     if name == "tensordot":                 # marks what its operands' symmetries leave, not what they make
-        kept = [[i for i in range(len(shape)) if i not in side] for shape, side in zip(shapes, axes)]
-        symmetry = side_by_side(*[x for s, left in zip(syms, kept) for x in (stabiliser(s, left), len(left))])
+        a, b = [[i for i in range(len(shape)) if i not in side] for shape, side in zip(shapes, axes)]
+        symmetry = side_by_side(stabiliser(syms[0], a), len(a), stabiliser(syms[1], b), len(b))
         if book == "0.7" and not axes[0] == axes[1] == (*range(max(m, n)),):
             # Products alone, shared out to the distinct elements; negative axes are taken for kept.
-            result = tuple([shape[i] for shape, left in zip(shapes, kept) for i in left])
-            dense = math.prod([*shapes[1], *(shapes[0][i] for i in kept[0])])
+            left = [shapes[0][i] for i in a]
+            result = *left, *(shapes[1][i] for i in b)
+            dense = math.prod([*left, *shapes[1]])
             cost, products = max1(dense * orbits(symmetry, result) // (math.prod(result) or 1)), 0
     return cost, products, symmetry, f"{','.join(parts)}->{out}"
 
@@ -1447,17 +1436,16 @@ def product_of(name, args, kwargs, book):
 # ======================================================================================
 # Budget
 #
-# A BudgetContext is a purse: it knows the price book in force, pays for every operation before it
-# runs, and keeps the log. It keeps the time too: inside NumPy (backend), inside the counter
-# (overhead), and all the rest (residual), which contest rounds price by the clock. The session adds
-# up every context of the process.
+# A BudgetContext is a purse: it knows the price book in force, pays for every operation before it runs, and
+# keeps the log. It keeps the time too: inside NumPy (backend), inside the counter (overhead), and the rest
+# (residual), which contest rounds price by the clock. The session adds up every context of the process.
 # ======================================================================================
 
 
 class BudgetExhaustedError(FlopscopeError):
     """The operation would cost more than remains; it was neither charged nor run."""
 
-    def __init__(self, op_name: str, *, flop_cost: int, flops_remaining: int):
+    def __init__(self, op_name: str, *, flop_cost: int, flops_remaining: float):
         super().__init__(f"{op_name} costs {flop_cost:,} FLOPs, but only {flops_remaining:,} are left")
         self.op_name, self.flop_cost, self.flops_remaining = op_name, flop_cost, flops_remaining
 
@@ -1493,7 +1481,7 @@ def use_prices(book: str) -> None:
     _default_book, _default_context = PRICES[book].name, None
 
 
-class BudgetContext:
+class BudgetContext(contextlib.ContextDecorator):
     """Counts the FLOPs of what is done through fnp: `with BudgetContext(1e9) as budget:`, or as a decorator.
 
     Raises BudgetExhaustedError instead of running an operation that costs more than remains, and
@@ -1511,18 +1499,17 @@ class BudgetContext:
         self.flop_budget, self.wall_time_limit_s, self._quiet = flop_budget, wall_time_limit_s, quiet
         self.book, self.namespace = PRICES[prices or _default_book], namespace
         self.flops_used = 0
-        self.flopscope_backend_time_s = 0.0         # seconds inside NumPy
-        self.flopscope_overhead_time_s = 0.0        # seconds inside this counter
-        self._start = self._end = 0.0               # when it was entered and left last, 0 if it was not
-        self._deadline = math.inf
+        self.flopscope_backend_time_s = self.flopscope_overhead_time_s = 0.0    # in NumPy, in this counter
+        self._start, self._end, self._deadline = 0.0, 0.0, math.inf     # of the last time that it was entered
         self._log: list[list] = []
-        self._collected: tuple[object, int] = (None, 0)     # the session that knows it, and how much of its log
+        self._collected: tuple = None, 0            # the session that knows it, and how much of its log
 
     def charge(self, bill: Bill, start: float = 0.0) -> None:
         """Pay for one operation and log it: a Bill, and when its call began."""
         used = self.flops_used + bill.cost
         if used > self.flop_budget:
-            raise BudgetExhaustedError(bill.op_name, flop_cost=bill.cost, flops_remaining=self.flops_remaining)
+            left = self.flops_remaining
+            raise BudgetExhaustedError(bill.op_name, flop_cost=bill.cost, flops_remaining=left)
         self.flops_used = used
         self._log.append([bill, used, self.namespace, start, 0.0, 0.0])
         if self.on_charge is not None:
@@ -1542,7 +1529,7 @@ class BudgetContext:
     def _out_of_time(self, bill):
         raise TimeExhaustedError(bill.op_name, elapsed_s=self.elapsed_s, limit_s=self.wall_time_limit_s)
 
-    def __enter__(self) -> BudgetContext:
+    def __enter__(self):
         if _thread.active is not None:
             raise RuntimeError("Cannot nest BudgetContexts")
         _thread.active = self
@@ -1553,17 +1540,10 @@ class BudgetContext:
             self._deadline = self._start + self.wall_time_limit_s
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self._end, _thread.active = _clock(), None
         _session.collect(self)
         _session.closed_s += self.elapsed_s
-
-    def __call__(self, function: Callable) -> Callable:
-        @functools.wraps(function)
-        def metered(*args, **kwargs):
-            with self:
-                return function(*args, **kwargs)
-        return metered
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -1583,7 +1563,6 @@ class BudgetContext:
 
     @property
     def flops_remaining(self) -> float:
-        """What may still be spent."""
         return self.flop_budget - self.flops_used
 
     @property
@@ -1606,12 +1585,12 @@ class BudgetContext:
     @property
     def residual_wall_time_s(self) -> float | None:
         """Seconds spent elsewhere: Python, plain NumPy, other libraries."""
-        spent = self.flopscope_backend_time_s + self.flopscope_overhead_time_s
-        return max(0.0, self.elapsed_s - spent) if self._start else None
+        return _residual(self.wall_time_s, self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
 
     def summary_dict(self, by_namespace: bool = False) -> dict:
         """Totals, by operation and, if asked, by namespace."""
-        rows = _add_up(defaultdict(Counter), self._log)
+        rows: dict = defaultdict(Counter)
+        _add_up(rows, self._log)
         return _summary(self.flop_budget, rows, self.wall_time_s, by_namespace)
 
     def summary(self, by_namespace: bool = False) -> str:
@@ -1623,7 +1602,7 @@ class _Session:
     """Totals of the process: of every context that was closed, and of those that are open now."""
 
     def __init__(self):
-        self.flop_budget, self.rows, self.closed_s = 0, defaultdict(Counter), 0.0
+        self.flop_budget, self.closed_s, self.rows = 0, 0.0, defaultdict(Counter)
 
     def collect(self, context):
         """Add what this context did since it was collected last."""
@@ -1632,36 +1611,33 @@ class _Session:
         _add_up(self.rows, context._log[done:])
         context._collected = self, len(context._log)
 
-    def summary_dict(self, by_namespace):
-        live = [c for c in (_thread.active, _default_context) if c and c._log]
-        for context in live:
-            self.collect(context)
-        wall = self.closed_s + sum(context.elapsed_s for context in live)
-        return _summary(self.flop_budget, self.rows, wall or None, by_namespace)
 
-
-_session, _default_context = _Session(), None
+_session = _Session()
+_default_context: BudgetContext | None = None
 
 
 def _add_up(rows, log):
-    """Add this log to rows[namespace, operation]."""
+    """Add a log to the Counters rows[namespace, operation]."""
     for (op_name, cost, *_), _, space, _, backend, overhead in log:
         rows[space, op_name].update(flop_cost=cost, calls=1, flopscope_backend_time_s=backend,
                                     flopscope_overhead_time_s=overhead)
-    return rows
+
+
+def _residual(wall, backend, overhead):
+    return None if wall is None else max(0.0, wall - backend - overhead)
 
 
 def _summary(flop_budget, rows, wall, by_namespace):
-    operations, spaces, total = defaultdict(Counter), defaultdict(Counter), Counter(flop_cost=0)
+    operations, spaces = defaultdict(Counter), defaultdict(Counter)
     for (space, op_name), row in rows.items():
-        for sums in (operations[op_name], spaces[space], total):
-            sums.update(row)
-    backend, overhead = total["flopscope_backend_time_s"], total["flopscope_overhead_time_s"]
-    summary = {"flop_budget": flop_budget, "flops_used": total["flop_cost"],
-               "flops_remaining": flop_budget - total["flop_cost"],
+        operations[op_name].update(row)
+        spaces[space].update(row)
+    used, backend, overhead = [sum(row[key] for row in rows.values()) for key in (
+        "flop_cost", "flopscope_backend_time_s", "flopscope_overhead_time_s")]
+    summary = {"flop_budget": flop_budget, "flops_used": used, "flops_remaining": flop_budget - used,
                "operations": {name: dict(row) for name, row in operations.items()}, "wall_time_s": wall,
                "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead,
-               "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead)}
+               "residual_wall_time_s": _residual(wall, backend, overhead)}
     if by_namespace:
         summary["by_namespace"] = {space: {
             "flops_used": sums.pop("flop_cost"), **sums,
@@ -1673,30 +1649,30 @@ def _summary(flop_budget, rows, wall, by_namespace):
 def _summary_text(total, by_namespace, label=None):
     if not total["operations"]:
         return "No budget data recorded yet."
-    title, used, wall = "flopscope FLOP Budget Summary", total["flops_used"], total["wall_time_s"]
-    lines = [title + (f" [{label}]" if label else ""), "=" * len(title)]
-    for name, key in (("Total budget", "flop_budget"), ("Used", "flops_used"), ("Remaining", "flops_remaining")):
-        lines.append(f"  {name + ':':<17} {total[key]:>19,}  ({total[key] / total['flop_budget']:.1%})")
-    tables = [("namespace", total["by_namespace"], "flops_used")] * by_namespace
-    for title, rows, key in [*tables, ("operation", total["operations"], "flop_cost")]:
-        lines.append(f"\n  By {title}:")
-        for name, row in sorted(rows.items(), key=lambda item: -item[1][key]):
-            share = row[key] / max(used, 1)
-            lines.append(f"    {name or '(unlabeled)':<20} {row[key]:>15,}  ({share:6.1%})  [{row['calls']} calls]")
-    if wall is not None:
-        lines.append(f"\n  Total Wall Time:     {wall:.3f}s")
-        for name in ("flopscope_backend", "flopscope_overhead", "residual_wall"):
-            seconds = total[name + "_time_s"]
-            lines.append(f"  {name.replace('_', ' ').title() + ':':<20} {seconds:.3f}s  ({seconds / wall:.1%})")
+    amounts = {key: total[key] for key in ("flop_budget", "flops_used", "flops_remaining")}
+    tables = [(label or "Budget", total["flop_budget"], amounts)]
+    for of, key in (("namespace", "flops_used"),) * by_namespace + (("operation", "flop_cost"),):
+        rows = total["by_namespace" if of == "namespace" else "operations"].items()
+        amounts = {f"{name or '(unlabeled)'} [{row['calls']} calls]": row[key] for name, row in rows}
+        tables.append((f"By {of}", total["flops_used"], amounts))
+    seconds = {key: n for key, n in total.items() if key.endswith("_time_s") and n is not None}
+    tables.append(("Seconds", total["wall_time_s"], seconds))
+    lines = ["flopscope FLOP Budget Summary"]
+    for title, whole, amounts in tables:
+        lines.append(f"\n  {title}:")
+        for name, n in sorted(amounts.items(), key=lambda item: -item[1]):
+            lines.append(f"    {name:<32}{round(n, 3):>24,}  ({n / (whole or 1):6.1%})")
     return "\n".join(lines)
 
 
 def active_budget() -> BudgetContext:
     """The context in force in this thread; outside any, the default context of the process."""
     global _default_context
-    if _thread.active is None and _default_context is None:
+    if _thread.active is not None:
+        return _thread.active
+    if _default_context is None:
         _default_context = BudgetContext(DEFAULT_BUDGET, quiet=True)
-    return _thread.active or _default_context
+    return _default_context
 
 
 budget = BudgetContext          # @budget(1e9) above a function reads better than @BudgetContext(1e9)
@@ -1718,12 +1694,16 @@ def namespace(segment: str) -> Iterator[BudgetContext]:
 
 def budget_summary_dict(by_namespace: bool = False) -> dict:
     """Totals of this process, all contexts together."""
-    return _session.summary_dict(by_namespace)
+    live = [context for context in (_thread.active, _default_context) if context and context._log]
+    for context in live:
+        _session.collect(context)
+    wall = _session.closed_s + sum(context.elapsed_s for context in live)
+    return _summary(_session.flop_budget, _session.rows, wall or None, by_namespace)
 
 
 def budget_summary(by_namespace: bool = False) -> None:
     """Print the totals of this process."""
-    print(_summary_text(_session.summary_dict(True), by_namespace))
+    print(_summary_text(budget_summary_dict(True), by_namespace))
 
 
 def budget_reset() -> None:
@@ -1763,7 +1743,7 @@ def _fall(z):
 
 # (pdf, cdf, ppf) in standard form: of z = (x - loc) / scale, or of the probability q; then shape parameters.
 STANDARD = {
-    "norm": (lambda z: phi(z), Phi, ndtri),
+    "norm": (phi, Phi, ndtri),
     "uniform": (lambda z: (z >= 0) & (z <= 1),
                 lambda z: np.clip(z, 0, 1),
                 lambda q: q),
@@ -1790,7 +1770,7 @@ STANDARD = {
 
 
 def _distribution_method(name, method, standard):
-    names = [*list(inspect.signature(STANDARD[name][0]).parameters)[1:], "loc", "scale"]
+    names = [*inspect.signature(STANDARD[name][1]).parameters][1:] + ["loc", "scale"]
 
     def value(x, *parameters, **named):
         given = {"loc": 0, "scale": 1} | dict(zip(names, parameters)) | named
@@ -1801,7 +1781,7 @@ def _distribution_method(name, method, standard):
                 return np.where((x >= 0) & (x <= 1), loc + scale * standard(np.clip(x, 0, 1), *shape), np.nan)
             z = (x - loc) / scale
             result = np.where(np.isnan(z), np.nan, standard(z, *shape))
-            return np.asarray(result / scale if method == "pdf" else result)
+            return result / scale if method == "pdf" else result
     value.__doc__ = f"{method} of the {name} distribution, parameters {', '.join(names)}; float64, broadcast."
     return value
 
