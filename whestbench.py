@@ -1257,10 +1257,10 @@ def summing(shape, axes, symmetry, book):
 
 
 def step_cost(terms, needed, size, merged, book):
-    """(operations, multiplications) of the product of one or two terms, with the labels needed later.
+    """(operations, multiplications) of the product of one or two terms; needed: the labels used later.
 
     Labels of one term alone are added up first. Then one product per orbit, and its additions; or, if that is
-    less, what the orbits of all operands behind the terms take, their (labels, symmetry) being `merged`.
+    less, what the orbits of all operands behind the terms take: `merged`, their (labels, symmetry).
     """
     def sizes_and_shown(labels):
         return tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in needed]
@@ -1280,8 +1280,9 @@ def step_cost(terms, needed, size, merged, book):
         labels, group = merged
         sizes, shown = sizes_and_shown(labels)
         alive = [i for i, c in enumerate(labels) if any(c in term.part for term in left)]
-        if not alive or any(sizes[i] != sizes[j] for g in group for i, j in enumerate(g)):
+        if group and (not alive or any(sizes[i] != sizes[j] for g in group for i, j in enumerate(g))):
             raise ValueError("flopscope cannot price equal operands summed wholly, or over unequal axes")
+        before = max(before, 0)                                     # of empty operands, in book 0.7
         stored = distinct(group, shown, sizes)
         inner = math.prod(sizes[i] for i in alive if i not in shown)
         if {*labels} <= {*terms[0].part, *terms[1].part}:           # none was summed before
@@ -1313,7 +1314,7 @@ def contraction(operands, out, book):
         inside = tuple(sorted(m for k in pair for m in members[k]))
         needed = {*out}.union(*[term.part for k, term in enumerate(operands) if k not in inside])
         labels, group = label_group([operands[k] for k in inside], needed)
-        merged = (labels, group) if many and group else None
+        merged = (labels, group) if many else None
         costs.append(step_cost([terms[k] for k in pair], needed, size, merged, book))
         part = "".join(c for c in labels if c in needed)
         left = stabiliser(group, [labels.index(c) for c in part])
