@@ -1030,13 +1030,13 @@ LARGEST_GROUP = 240     # 0.12 gives up looking for symmetries of larger ones, a
 
 
 def proper(permutations):
-    """The symmetry of these permutations, which form a group."""
+    """The symmetry of these permutations, which form a group: None if it is the identity alone."""
     group = frozenset(permutations)
     return group if len(group) > 1 else None
 
 
 def closure(*generators):
-    """The smallest symmetry that holds all elements of these, which may be None."""
+    """The smallest symmetry that holds all these sets of permutations; None counts as an empty one."""
     group = new = generators = set().union(*(g or () for g in generators))
     while new:
         new = {tuple([p[i] for i in g]) for p in new for g in generators} - group
@@ -1070,7 +1070,7 @@ def carried(symmetry, place, ndim):
 
 
 def stabiliser(symmetry, kept):
-    """What is left on these axes, in this order: for reductions, and for transpositions that keep all."""
+    """What is left on these axes, in this order."""
     return carried(symmetry, {axis: i for i, axis in enumerate(kept)}, len(kept))
 
 
@@ -1326,9 +1326,9 @@ def contraction(operands, out, book):
 def find_path(terms, out, size):
     """The pairs that opt_einsum's optimize="auto" contracts in turn; each result gets the next free number.
 
-    A depth-first search for the fewest operations: of everything for up to 4 operands, then only of pairs that
-    share labels, those that shrink most first, and no partial path 4 times worse than others of its length: all
-    pairs for up to 6 operands, the best two up to 8, then the best one. Beyond 14 opt_einsum does otherwise.
+    A depth-first search for the fewest operations: of everything for up to 4 operands, then of pairs that
+    share labels, those that shrink most first, and no partial path 4 times worse than others of its length:
+    all for up to 6 operands, the best two up to 8, then the best one. Beyond 14 opt_einsum does otherwise.
     """
     out, n = {*out}, len(terms)
     if n > 14:
@@ -1477,7 +1477,7 @@ _thread = _Thread()
 
 
 def use_prices(book: str) -> None:
-    """Choose the price book ("0.7" or "0.12") of the contexts that are opened from now on."""
+    """Choose the price book, "0.7" or "0.12", of the contexts that are opened from now on."""
     global _default_book, _default_context
     _default_book, _default_context = PRICES[book].name, None
 
@@ -1564,6 +1564,7 @@ class BudgetContext(contextlib.ContextDecorator):
 
     @property
     def flops_remaining(self) -> float:
+        """What may still be spent."""
         return self.flop_budget - self.flops_used
 
     @property
