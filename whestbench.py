@@ -797,21 +797,21 @@ UFUNCS = {op: getattr(np, op) for op, row in PRICES["0.12"].rows.items() if row.
 
 # ---- symmetries and contractions -----------------------------------------------------------------
 #
-# A symmetry is a group of axis permutations: a frozenset of tuples, closed, each over *all* axes of the
-# array ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
+# A symmetry is a group of axis permutations: a frozenset of tuples, each over *all* axes of the array
+# ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LARGEST_GROUP = 240     # 0.12 gives up looking for symmetries of larger ones, and prices without any
 
 
 def proper(permutations):
-    """The symmetry of these permutations, which form a group; None if it is the identity alone."""
+    """The symmetry of these permutations, which form a group: None if it is the identity alone."""
     group = frozenset(permutations)
     return group if len(group) > 1 else None
 
 
 def closure(*generators):
-    """The smallest symmetry that holds all elements of these sets of permutations (None is an empty set)."""
+    """The smallest symmetry that holds all these sets of permutations; None counts as an empty one."""
     group = new = generators = set().union(*(g or () for g in generators))
     while new:
         new = {tuple([p[i] for i in g]) for p in new for g in generators} - group
@@ -824,7 +824,7 @@ def orbits(symmetry, shape):
     """How many elements are distinct: Burnside, the mean over the group of the index tuples left in place."""
     total = 0
     for g in symmetry or [range(len(shape))]:
-        left, fixed = set(range(len(shape))), 1
+        left, fixed = {*range(len(shape))}, 1
         while left:                             # one free index for each cycle
             fixed *= shape[axis := left.pop()]
             while (axis := g[axis]) in left:
@@ -834,7 +834,6 @@ def orbits(symmetry, shape):
 
 
 def moved(symmetry):
-    """The axes that some permutation moves."""
     return {a for g in symmetry or () for a, b in enumerate(g) if a != b}
 
 
@@ -846,12 +845,11 @@ def carried(symmetry, place, ndim):
 
 
 def stabiliser(symmetry, kept):
-    """What is left on these axes, in this order: for reductions, and for transpositions that keep all."""
+    """What is left on these axes, in this order."""
     return carried(symmetry, {axis: i for i, axis in enumerate(kept)}, len(kept))
 
 
 def distinct(symmetry, kept, shape):
-    """How many elements differ once only these axes are kept."""
     return orbits(stabiliser(symmetry, kept), tuple([shape[a] for a in kept]))
 
 
@@ -872,8 +870,8 @@ def common(symmetries):
 def side_by_side(symmetry, ndim, other, other_ndim):
     """The direct product, for outer ufuncs and tensordot."""
     total = ndim + other_ndim
-    shifted = {a: ndim + a for a in range(other_ndim)}
-    return closure(carried(symmetry, {a: a for a in range(ndim)}, total), carried(other, shifted, total))
+    return closure(carried(symmetry, {a: a for a in range(ndim)}, total),
+                   carried(other, {a: ndim + a for a in range(other_ndim)}, total))
 
 
 def broadcast_symmetry(symmetry, shape, to):
@@ -886,170 +884,137 @@ def broadcast_symmetry(symmetry, shape, to):
 def binary(symmetries, shapes, to):
     """For binary ufuncs: 0-d operands do not count, one without symmetry spoils all, stretched axes not."""
     operands = [(s, shape) for s, shape in zip(symmetries, shapes) if shape]
-    if not all(s for s, _ in operands):
-        return None
-    return common([a for s, shape in operands if (a := broadcast_symmetry(s, shape, to))])
+    left = [broadcast_symmetry(s, shape, to) for s, shape in operands]
+    return common([s for s in left if s]) if all(s for s, _ in operands) else None
 
 
 def indexed(symmetry, shape, key):
     """For basic indexing: what leaves integer axes in place; none if a slice cuts a moved axis."""
     key = list(key) if isinstance(key, tuple) else [key]
-    at = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
+    dots = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
     given = sum(k is not None and k is not Ellipsis for k in key)
-    key[at:at + 1] = [slice(None)] * (len(shape) - given)
-    left, axis, place, new = symmetry, 0, {}, []
+    key[dots:dots + 1] = [slice(None)] * (len(shape) - given)
+    place, axis, ndim = {}, 0, 0
     for k in key:
-        if k is None:
-            new.append(len(place) + len(new))
-            continue
-        if not isinstance(k, slice):
-            left = proper(g for g in left or () if g[axis] == axis)
-        else:
-            place[axis] = len(place) + len(new)
+        if isinstance(k, slice):
             if axis in moved(symmetry) and k.indices(shape[axis]) != (0, shape[axis], 1):
-                left = None
-        axis += 1
-    ndim = len(place) + len(new)
-    return closure(carried(left, place, ndim), symmetry and full_symmetry((1,) * ndim, tuple(new)))
+                return None
+            place[axis] = ndim
+        axis += k is not None
+        ndim += k is None or isinstance(k, slice)
+    still = [g for g in symmetry or () if all(a in place or g[a] == a for a in range(axis))]
+    return carried(still, place, ndim)
 
 
 def reshaped(symmetry, old, new):
     """Kept if every axis that moves survives: with its extent, and as many elements before it."""
-    before, place = [(n, math.prod(new[:i])) for i, n in enumerate(new)], {}
+    spots = [(n, math.prod(new[:i])) for i, n in enumerate(new)]
+    place, start = {}, 0
     for axis in sorted(moved(symmetry)):
-        here = old[axis], math.prod(old[:axis])
-        if here not in before:
+        try:
+            place[axis] = spots.index((old[axis], math.prod(old[:axis])), start)
+        except ValueError:
             return None
-        place[axis] = before.index(here)
-        before[place[axis]] = None
+        start = place[axis] + 1
     return carried(symmetry, place, len(new))
 
 
 class SymmetryGroup:
-    """Permutations of some axes of an array; the generators permute positions in `axes`."""
+    """Permutations of some axes of an array; each generator permutes positions in `axes`."""
 
-    def __init__(self, *generators, axes=None):
-        self.generators, self.degree = [tuple(g) for g in generators], len(generators[0])
-        self.axes = tuple(range(self.degree) if axes is None else axes)
-
-    @classmethod
-    def from_generators(cls, generators, *, axes):
-        return cls(*generators, axes=axes)
+    def __init__(self, *generators: Iterable[int], axes: Iterable[int] | None = None):
+        self.generators = [tuple(g) for g in generators]
+        self.axes = tuple(range(len(self.generators[0])) if axes is None else axes)
 
     @classmethod
-    def symmetric(cls, *, axes):
-        n = len(axes)
-        return cls(*[[*range(i), i + 1, i, *range(i + 2, n)] for i in range(n - 1)] or [[0]], axes=axes)
+    def symmetric(cls, *, axes: Iterable[int]) -> SymmetryGroup:
+        """All permutations of these axes."""
+        return cls.young([axes])
 
     @classmethod
-    def cyclic(cls, *, axes):
-        return cls([*range(1, len(axes)), 0], axes=axes)
-
-    @classmethod
-    def dihedral(cls, *, axes):
-        return cls([*range(1, len(axes)), 0], [0, *range(len(axes) - 1, 0, -1)], axes=axes)
-
-    @classmethod
-    def direct_product(cls, *groups):
-        axes = [a for group in groups for a in group.axes]
-        if len(set(axes)) < len(axes):
+    def young(cls, blocks: Iterable[Iterable[int]]) -> SymmetryGroup:
+        """All permutations within each of these blocks of axes; ValueError if they overlap."""
+        axes = [*itertools.chain(*blocks)]
+        if len({*axes}) < len(axes):
             raise ValueError("blocks of symmetric axes overlap")
-        images = [{a: b.axes[i] for a, i in zip(b.axes, g)} for b in groups for g in b.generators]
-        return cls(*[[axes.index(image.get(a, a)) for a in axes] for image in images], axes=axes)
+        swaps = [{a: b, b: a} for block in blocks for a, b in itertools.pairwise(block)]
+        return cls(*[[axes.index(swap.get(a, a)) for a in axes] for swap in swaps or [{}]], axes=axes)
 
     @classmethod
-    def young(cls, blocks):
-        return cls.direct_product(*(cls.symmetric(axes=block) for block in blocks))
-
-    @classmethod
-    def of(cls, symmetry):
+    def of(cls, symmetry: frozenset) -> SymmetryGroup:
         """The group of an array's symmetry, on the axes that it moves."""
         axes = sorted(moved(symmetry))
         return cls(*sorted(stabiliser(symmetry, axes))[1:], axes=axes)
 
-    def over(self, ndim):
-        """The symmetry of an array of that many axes."""
+    def over(self, ndim: int) -> frozenset | None:
+        """The symmetry of an array of that many axes; ValueError if there are too few."""
         if not 0 <= min(self.axes) <= max(self.axes) < ndim:
             raise ValueError(f"symmetry axes {self.axes} are out of range for ndim={ndim}")
         return carried(closure(self.generators), dict(enumerate(self.axes)), ndim)
 
-    def elements(self):
-        return sorted(closure(self.generators) or [tuple(range(self.degree))])
-
-    def order(self):
-        return len(self.elements())
+    def order(self) -> int:
+        """How many permutations there are."""
+        return len(closure(self.generators) or "1")
 
 
 def symmetry_group(symmetry):
     """What `symmetry=` means: a SymmetryGroup, axes that may all be permuted, or disjoint blocks of such."""
     if isinstance(symmetry, SymmetryGroup):
         return symmetry
-    if not isinstance(symmetry, (tuple, list)) or not symmetry:
-        raise TypeError("symmetry must be a SymmetryGroup, axes or blocks of axes")
     return SymmetryGroup.young(symmetry if isinstance(symmetry[0], (tuple, list)) else [symmetry])
 
 
-# --- Counting one product of operands -------------------------------------------------------------
+# A factor of a product: its labels, their extents, its symmetry; equal `same` tells the same object.
+Term = namedtuple("Term", "part shape sym same")
 
-def label_group(parts, syms, same, needed=None):
-    """(labels in order, the symmetry of their index tuples) for a product of operands.
 
-    Each operand's labels may go to those of an identical operand, permuted by its own symmetry, as long as
-    labels map one to one. With `needed`, the labels still to be used must also stay among themselves, and
-    identical operands with identical labels may permute summed axes in step.
+def label_group(terms, needed=None):
+    """(labels in order, the symmetry of their index tuples) for a product of terms.
+
+    Each term's labels may go to those of an identical one, permuted by its own symmetry, if labels map one to
+    one. With `needed`, labels to be used later, these must stay among themselves, and identical terms with
+    identical labels may permute summed axes in step.
     """
-    labels = sorted(set("".join(parts)))
-    if not any(syms) and len(set(same)) == len(same):
+    labels = sorted({c for term in terms for c in term.part})
+    if not any(term.sym for term in terms) and len({term.same for term in terms}) == len(terms):
         return labels, None
     needed = labels if needed is None else needed
-    maps = {(frozenset(), frozenset(range(len(parts))))}        # (pairs of labels, operands not yet met)
-    for k, part in enumerate(parts):
-        twins = [j for j, s in enumerate(same) if s == same[k]]
-        in_step = len(twins) > 1 and {parts[j] for j in twins} == {part}
+
+    def allowed(pairs):
+        one_to_one = len(dict(pairs)) == len(pairs) == len({d for _, d in pairs})
+        return one_to_one and all((c in needed) == (d in needed) for c, d in pairs)
+
+    maps = {(frozenset(), frozenset(range(len(terms))))}        # (pairs of labels, terms not yet met)
+    for part, _, _, same in terms:
+        twins = [j for j, term in enumerate(terms) if term.same == same]
+        in_step = len(twins) > 1 and {terms[j].part for j in twins} == {part}
         summed = tuple([i for i, c in enumerate(part) if in_step and c not in needed])
-        own = closure(syms[twins[0]], full_symmetry((1,) * len(part), summed)) or [range(len(part))]
+        own = closure(terms[twins[0]].sym, full_symmetry((1,) * len(part), summed)) or [range(len(part))]
         maps = {(pairs, left - {j}) for known, left in maps for j in left.intersection(twins) for g in own
-                if one_to_one(pairs := known.union(zip(part, [parts[j][i] for i in g])), needed)}
+                if allowed(pairs := known.union(zip(part, [terms[j].part[i] for i in g])))}
     return labels, proper(tuple([labels.index(d) for _, d in sorted(pairs)]) for pairs, _ in maps)
-
-
-def one_to_one(pairs, needed):
-    """Whether the pairs map labels one to one and keep the needed ones among themselves."""
-    onto = {d for _, d in pairs}
-    kept = all((c in needed) == (d in needed) for c, d in pairs)
-    return kept and len(dict(pairs)) == len(pairs) == len(onto)
-
-
-def patterns(sizes, blocks=(), tuples=1):
-    """All ways in which indices can be equal, and how many index tuples are; only equal sizes may agree."""
-    if len(blocks) == len(sizes):
-        yield blocks, tuples
-        return
-    n = sizes[len(blocks)]
-    alike = {b for b, size in zip(blocks, sizes) if size == n}
-    for b in alike:
-        yield from patterns(sizes, (*blocks, b), tuples)
-    if n > len(alike):
-        yield from patterns(sizes, (*blocks, len(blocks)), tuples * (n - len(alike)))
 
 
 def meetings(symmetry, shown, sizes):
     """Pairs (orbit of index tuples, orbit of output tuples) that meet: each is an addition or a store.
 
-    One per orbit, unless the symmetry carries output labels into summed ones: then pattern by pattern.
+    One per orbit, unless the symmetry carries output labels into summed ones. Then it depends on which
+    indices are equal: count pattern by pattern, where each index names the first that is equal to it.
     """
     if all(g[i] in shown for g in symmetry or () for i in shown):
         return orbits(symmetry, sizes)
     free = sorted(moved(symmetry))
-    still = math.prod(n for i, n in enumerate(sizes) if i not in free)
-    group, total = stabiliser(symmetry, free), 0
+    group, extents, total = stabiliser(symmetry, free), [sizes[i] for i in free], 0
     shown = [n for n, i in enumerate(free) if i in shown]
     views = stabiliser(group, shown) or [range(len(shown))]
-    for pattern, tuples in patterns([sizes[i] for i in free]):
-        orbit = {tuple([pattern[i] for i in g]) for g in group}
-        visible = {min(tuple([p[shown[i]] for i in v]) for v in views) for p in orbit}
-        total += tuples * len(visible) * (len(group) // len(orbit))
-    return still * total // len(group)
+    alike = [[j for j in range(i + 1) if extents[j] == n] for i, n in enumerate(extents)]
+    for pattern in itertools.product(*alike):
+        if all(pattern[i] == i for i in pattern):
+            tuples = math.prod(extents[i] + 1 - len({*pattern} & {*alike[i]}) for i in {*pattern})
+            orbit = {tuple([pattern[i] for i in g]) for g in group}
+            visible = {min(tuple([p[shown[i]] for i in v]) for v in views) for p in orbit}
+            total += tuples * len(visible) * (len(group) // len(orbit))
+    return math.prod(n for i, n in enumerate(sizes) if i not in free) * total // len(group)
 
 
 def additions(symmetry, shown, sizes, book):
@@ -1061,98 +1026,91 @@ def additions(symmetry, shown, sizes, book):
 @functools.lru_cache(4096)
 def summing(shape, axes, symmetry, book):
     """Additions that reduce these axes of an array."""
-    if book != "0.7" and len(symmetry or ()) > LARGEST_GROUP:
-        symmetry = None
-    return additions(symmetry, [a for a in range(len(shape)) if a not in axes], shape, book) if axes else 0
+    large = book != "0.7" and len(symmetry or ()) > LARGEST_GROUP
+    kept = [a for a in range(len(shape)) if a not in axes]
+    return additions(None if large else symmetry, kept, shape, book)
 
 
-# --- Contractions ---------------------------------------------------------------------------------
+def step_cost(terms, needed, size, merged, book):
+    """(operations, multiplications) of the product of one or two terms; needed: the labels used later.
 
-def presummed(parts, shapes, syms, needed, book):
-    """(additions, parts, symmetries) once labels of one operand alone that nobody needs are added up."""
-    additions, ready = 0, []
-    for part, shape, sym, other in zip(parts, shapes, syms, reversed(parts)):
-        kept = [i for i, c in enumerate(part) if c in needed or c in other]
-        additions += summing(shape, tuple(set(range(len(part))) - set(kept)), sym, book)
-        ready.append(("".join(part[i] for i in kept), stabiliser(sym, kept)))
-    return additions, *zip(*ready)
-
-
-def product_cost(parts, out, size, syms, same, book):
-    """(operations, multiplications) of one or two operands: one product per orbit, then additions."""
-    if same[0] == same[-1] and len(parts[0]) != len(parts[-1]):
-        raise IndexError("flopscope cannot price one operand used twice but summed to different ranks")
-    labels, symmetry = label_group(parts, syms, same)
-    sizes, shown = tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in out]
-    products = orbits(symmetry, sizes) * (len(parts) - 1)
-    return products + additions(symmetry, shown, sizes, book), products
-
-
-def contraction(parts, out, shapes, syms, same, book):
-    """(operations, multiplications, symmetry of the result) of an einsum of any number of operands.
-
-    parts, out: strings of labels; same: equal entries for operands that are the same object. Three or more go
-    pairwise along opt_einsum's path, whatever the caller asks for: each step costs the least of what its two
-    terms, all operands merged so far, or the distinct elements of its result would take.
+    Labels of one term alone are added up first. Then one product per orbit, and its additions; or, if that is
+    less, what the orbits of all operands behind the terms take: `merged`, their (labels, symmetry).
     """
-    size = {}
-    for c, n in zip("".join(parts), sum(shapes, ())):
-        size[c] = max(n, size.get(c, n))
-    labels, group = label_group(parts, syms, same, frozenset(out))
+    def sizes_and_shown(labels):
+        return tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in needed]
+
+    before, left = 0, []
+    for term, other in zip(terms, reversed(terms)):
+        kept = [i for i, c in enumerate(term.part) if c in needed or c in other.part]
+        before += additions(term.sym, kept, term.shape, book)
+        left.append(term._replace(part="".join(term.part[i] for i in kept), sym=stabiliser(term.sym, kept)))
+    if terms[0].same == terms[-1].same and len(left[0].part) != len(left[-1].part):
+        raise IndexError("flopscope cannot price one operand used twice but summed to different ranks")
+    labels, group = label_group(left)
+    sizes, shown = sizes_and_shown(labels)
+    products = orbits(group, sizes) * (len(terms) - 1)
+    costs = [(products + additions(group, shown, sizes, book), products)]
+    if merged:
+        labels, group = merged
+        sizes, shown = sizes_and_shown(labels)
+        alive = [i for i, c in enumerate(labels) if any(c in term.part for term in left)]
+        if group and (not alive or any(sizes[i] != sizes[j] for g in group for i, j in enumerate(g))):
+            raise ValueError("flopscope cannot price equal operands summed wholly, or over unequal axes")
+        before = max(before, 0)                                     # of empty operands, in book 0.7
+        stored = distinct(group, shown, sizes)
+        inner = math.prod(sizes[i] for i in alive if i not in shown)
+        if {*labels} <= {*terms[0].part, *terms[1].part}:           # none was summed before
+            costs.append((max(2 * distinct(group, alive, sizes) - stored, 0), products))
+        if stored < math.prod(sizes[i] for i in shown):
+            costs.append((stored * (2 * inner - 1), stored * (inner - 1)))
+    cost, products = min(costs, key=operator.itemgetter(0))
+    return before + cost, products
+
+
+@functools.lru_cache(4096)
+def contraction(operands, out, book):
+    """(operations, multiplications, symmetry of the result) of an einsum of any number of operands, Terms.
+
+    Three or more go pairwise along opt_einsum's path, whatever the caller asks for.
+    """
+    size = dict(sorted(item for term in operands for item in zip(term.part, term.shape)))   # the larger wins
+    many = len(operands) > 2
+    labels, group = label_group(operands, out)
     # 0.7 takes the labels of the output for sorted, and so marks the wrong axes where they are not.
-    mark = stabiliser(group, [labels.index(c) for c in (sorted(out) if book == "0.7" and parts[1:] else out)])
-    if book != "0.7" and len(label_group(parts, syms, same)[1] or ()) > LARGEST_GROUP:
-        return len(parts) * math.prod(size.values()), 0, mark
-    if len(parts) > 2:
-        shapes = [tuple([size[c] for c in part]) for part in parts]
-    elif len(parts) == 1:
-        return *product_cost(parts, out, size, syms, same, book), mark
-    total = products = 0
-    terms = [((k,), *term) for k, term in enumerate(zip(parts, shapes, syms))]
-    for pair in find_path(parts, out, size) if len(parts) > 2 else [(0, 1)]:
-        members, two, extents, two_syms = zip(*[terms[k] for k in pair])
-        inside = sorted(sum(members, ()))
-        needed = frozenset(out).union(*(p for k, p in enumerate(parts) if k not in inside))
-        before, summed, two_syms = presummed(two, extents, two_syms, needed, book)
-        ids = [same[m[0]] if len(m) == 1 else m for m in members]
-        costs = [product_cost(summed, needed, size, two_syms, ids, book)]
-        labels, group = label_group(*([x[k] for k in inside] for x in (parts, syms, same)), needed)
-        sizes, shown = [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
-        if len(parts) > 2:
-            before = max(before, 0)         # empty operands, in book 0.7
-            alive = [i for i, c in enumerate(labels) if c in "".join(summed)]
-            if any(not alive or sizes[i] != sizes[j] for g in group or () for i, j in enumerate(g)):
-                raise ValueError("flopscope cannot price equal operands summed wholly, or along unequal axes")
-            merged = carried(group, {i: i for i in alive}, len(labels))
-            if merged and set(labels) <= set("".join(two)):         # none was summed before
-                met = 2 * distinct(merged, alive, sizes) - distinct(merged, shown, sizes)
-                costs.append((max(met, 0), costs[0][1]))
-            stored = distinct(group, shown, sizes)
-            inner = math.prod(sizes[i] for i in alive if i not in shown)
-            if stored < math.prod(sizes[i] for i in shown):
-                costs.append((stored * (2 * inner - 1), stored * (inner - 1)))
-        best = min(costs, key=lambda cost: cost[0])
-        total, products = total + before + best[0], products + best[1]
-        result = "".join(labels[i] for i in shown)
-        terms.append((tuple(inside), result, tuple([size[c] for c in result]), stabiliser(group, shown)))
-    return total, products, mark
+    shown = sorted(out) if book == "0.7" and len(operands) > 1 else out
+    mark = stabiliser(group, [labels.index(c) for c in shown])
+    if book != "0.7" and len(label_group(operands)[1] or ()) > LARGEST_GROUP:
+        return len(operands) * math.prod(size.values()), 0, mark
+    if many:
+        operands = [term._replace(shape=tuple([size[c] for c in term.part])) for term in operands]
+    costs, terms, members = [], [*operands], [(k,) for k in range(len(operands))]
+    for pair in find_path([term.part for term in operands], out, size) or [(0,)]:
+        inside = tuple(sorted(m for k in pair for m in members[k]))
+        needed = {*out}.union(*[term.part for k, term in enumerate(operands) if k not in inside])
+        labels, group = label_group([operands[k] for k in inside], needed)
+        merged = (labels, group) if many else None
+        costs.append(step_cost([terms[k] for k in pair], needed, size, merged, book))
+        part = "".join(c for c in labels if c in needed)
+        left = stabiliser(group, [labels.index(c) for c in part])
+        terms.append(Term(part, tuple([size[c] for c in part]), left, inside))
+        members.append(inside)
+    return *map(sum, zip(*costs)), mark
 
 
 def find_path(terms, out, size):
     """The pairs that opt_einsum's optimize="auto" contracts in turn; each result gets the next free number.
 
-    A depth-first search for the fewest operations: of everything for up to 4 operands, then only of the pairs
-    that share labels, those that shrink most first, giving up on partial paths 4 times worse than others of
-    their length; all pairs for up to 6 operands, the best two up to 8, then the best one. Beyond 14 opt_einsum
-    does otherwise, and we refuse.
+    A depth-first search for the fewest operations: of everything for up to 4 operands, then of pairs that
+    share labels, those that shrink most first, and no partial path 4 times worse than others of its length:
+    all for up to 6 operands, the best two up to 8, then the best one. Beyond 14 opt_einsum does otherwise.
     """
-    terms, out, n = tuple(map(frozenset, terms)), frozenset(out), len(terms)
+    out, n = {*out}, len(terms)
     if n > 14:
-        raise UnsupportedFunctionError("an einsum of more than 14 operands has no price here: contract some of them first")
+        raise UnsupportedFunctionError("an einsum of more than 14 operands has no price: contract some first")
     exhaustive, branches = n < 5, None if n < 7 else 2 if n < 9 else 1
     best, least, known = (math.inf, math.inf, ()), defaultdict(lambda: math.inf), {}
 
-    @functools.lru_cache(None)
     def volume(labels):
         return math.prod(size[c] for c in labels)
 
@@ -1182,108 +1140,96 @@ def find_path(terms, out, size):
         for _, _, after, top, pair, ab in pairs:
             descend((*path, pair), (*terms, ab), left - {*pair} | {len(terms)}, after, top)
 
-    descend((), terms, frozenset(range(n)), 0, 0)
+    descend((), tuple(map(frozenset, terms)), frozenset(range(n)), 0, 0)
     return best[2]
 
-
-# --- Subscripts -----------------------------------------------------------------------------------
 
 @functools.lru_cache(4096)
 def subscripts(text, ranks):
     """(parts, out) of einsum's subscripts for operands of these ranks, each axis with a letter of its own."""
     inputs, arrow, out = text.replace(" ", "").partition("->")
     if not arrow:
-        letters = inputs.replace(",", "").replace("...", "")
-        out = "..." * ("..." in inputs) + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
-    inputs, spare = inputs.split(","), [c for c in _LETTERS if c not in text]
+        once = sorted(c for c in inputs if c.isalpha() and inputs.count(c) == 1)
+        out = "".join(["..." * ("..." in inputs), *once])
+    inputs = inputs.split(",")
     wide = [(rank - len(part) + 3) * ("..." in part) for part, rank in zip(inputs, ranks)]
-    fill = lambda part, n: part.replace("...", "".join(spare[max(wide) - n:max(wide)]))
-    return tuple(map(fill, inputs, wide)), fill(out, max(wide))
+    spare = "".join(c for c in _LETTERS if c not in text)[:max(wide)]
+    parts = tuple([part.replace("...", spare[max(wide) - n:]) for part, n in zip(inputs, wide)])
+    if tuple(map(len, parts)) != ranks:
+        raise ValueError(f"subscripts {text!r} do not fit operands of {ranks} axes")
+    return parts, out.replace("...", spare)
 
 
-def axes_labels(m, n, a_axes, b_axes):
-    """(parts, out) where these axes of operands of ranks m and n meet: dot, inner, outer, vdot, tensordot."""
+_FIXED = {"outer": "a,b->ab", "vdot": "a,a->", "vecdot": "...i,...i->...", "matvec": "...ij,...j->...i",
+          "vecmat": "...i,...ij->...j"}
+CONTRACTIONS = ["einsum", "matmul", "dot", "inner", "tensordot", *_FIXED]
+
+
+def meeting(m, n, a_axes, b_axes):
+    """Subscripts where these axes of operands of ranks m and n meet: dot, inner, tensordot."""
     a, b = _LETTERS[:m], list(_LETTERS[m:m + n])
     for i, j in zip(a_axes, b_axes):
         b[j] = a[i]
-    return (a, "".join(b)), "".join(c for c in (*a, *b) if (c in a) != (c in b))
-
-
-# ---- the operations that are contractions --------------------------------------------------------
-
-CONTRACTIONS = "einsum matmul dot inner outer vdot vecdot matvec vecmat tensordot".split()
-_FIXED = {"outer": "a,b->ab", "vdot": "a,a->", "vecdot": "...i,...i->...", "matvec": "...ij,...j->...i",
-          "vecmat": "...i,...ij->...j"}
-
-
-@functools.lru_cache(4096)
-def priced_product(name, meeting, shapes, syms, same, book):
-    """(operations, multiplications, symmetry of the result, subscripts) of a contraction.
-
-    meeting: subscripts, or for each of two operands the axes where they meet.
-    """
-    ranks = tuple(map(len, shapes))
-    parts, out = subscripts(meeting, ranks) if isinstance(meeting, str) else axes_labels(*ranks, *meeting)
-    cost, products, symmetry = contraction(parts, out, shapes, syms, same, book)
-    if name == "tensordot":                 # marks what its operands' symmetries leave, not what they make
-        kept = [[i for i in range(rank) if i not in axes] for rank, axes in zip(ranks, meeting)]
-        symmetry = side_by_side(*[x for s, axes in zip(syms, kept) for x in (stabiliser(s, axes), len(axes))])
-        if book == "0.7" and not meeting[0] == meeting[1] == (*range(max(ranks)),):
-            # Products alone, shared out to the distinct elements; negative axes are taken for kept.
-            result = tuple([shape[i] for shape, axes in zip(shapes, kept) for i in axes])
-            dense = math.prod([*shapes[1], *(shapes[0][i] for i in kept[0])])
-            cost, products = max1(dense * orbits(symmetry, result) // (math.prod(result) or 1)), 0
-    return cost, products, symmetry, f"{','.join(parts)}->{out}"
+    return f"{a},{''.join(b)}->{''.join(c for c in (*a, *b) if (c in a) != (c in b))}"
 
 
 def product_of(name, args, kwargs, book):
-    """priced_product of a call."""
-    operands, meeting = [*args, *kwargs.values()][:2], _FIXED.get(name)
+    """(operations, multiplications, symmetry of the result, subscripts) of the call of a contraction."""
+    operands, text = [*args, *kwargs.values()][:2], _FIXED.get(name)
     if name == "einsum":
-        meeting, *operands = args
-    shapes = tuple([shape_of(a) for a in operands])
+        text, *operands = args
+    shapes, syms = [shape_of(a) for a in operands], [getattr(a, "_group", None) for a in operands]
     m, n = [*map(len, shapes), 0][:2]
     if name in ("outer", "vdot"):
-        shapes = tuple([(math.prod(shape),) for shape in shapes])
+        shapes, syms = [(math.prod(shape),) for shape in shapes], [None, None]
     elif name in ("dot", "inner"):
-        meeting = ((m - 1,), (max(n - 2, 0) if name == "dot" else n - 1,)) if m and n else ((), ())
+        last = max(n - 2, 0) if name == "dot" else n - 1
+        text = meeting(m, n, *([m - 1], [last]) if m and n else ((), ()))
     elif name == "matmul":
         i, k = "i" * (m > 1), "k" * (n > 1)
-        meeting = f"{i and '...'}{i}j,{k and '...'}j{k}->...{i}{k}"
+        text = f"...{i}j,...j{k}->...{i}{k}"
     elif name == "tensordot":
         axes = args[2] if len(args) > 2 else kwargs.get("axes", 2)
-        if isinstance(axes, (int, np.integer)):
-            axes = range(m - axes, m), range(axes)
-        meeting = tuple([tuple(np.atleast_1d(side).tolist()) for side in axes])
-        if book != "0.7":
-            meeting = axes_of(shapes[0], meeting[0]), axes_of(shapes[1], meeting[1])
-    syms = tuple([None if name in ("outer", "vdot") else getattr(a, "_group", None) for a in operands])
-    ids = [id(a) for a in operands]
-    return priced_product(name, meeting, shapes, syms, tuple([ids.index(i) for i in ids]), book)
+        axes = (range(m - axes, m), range(axes)) if isinstance(axes, (int, np.integer)) else axes
+        axes = [tuple(np.atleast_1d(side).tolist()) for side in axes]
+        axes = [*map(axes_of, shapes, axes)] if book != "0.7" else axes
+        text = meeting(m, n, *axes)
+    parts, out = subscripts(text, tuple(map(len, shapes)))
+    same = [[*map(id, operands)].index(id(a)) for a in operands]
+    cost, products, symmetry = contraction(tuple(map(Term, parts, shapes, syms, same)), out, book)
+    if name == "tensordot":                 # marks what its operands' symmetries leave, not what they make
+        a, b = [[i for i in range(len(shape)) if i not in side] for shape, side in zip(shapes, axes)]
+        symmetry = side_by_side(stabiliser(syms[0], a), len(a), stabiliser(syms[1], b), len(b))
+        if book == "0.7" and not axes[0] == axes[1] == (*range(max(m, n)),):
+            # Products alone, shared out to the distinct elements; negative axes are taken for kept.
+            left = [shapes[0][i] for i in a]
+            result = *left, *(shapes[1][i] for i in b)
+            dense = math.prod([*left, *shapes[1]])
+            cost, products = max1(dense * orbits(symmetry, result) // (math.prod(result) or 1)), 0
+    return cost, products, symmetry, f"{','.join(parts)}->{out}"
 
 
 # ======================================================================================
 # Budget
 #
-# A BudgetContext is a purse: it knows the price book in force, pays for every operation before it
-# runs, and keeps the log. It keeps the time too: inside NumPy (backend), inside the counter
-# (overhead), and all the rest (residual), which contest rounds price by the clock. The session adds
-# up every context of the process.
+# A BudgetContext is a purse: it knows the price book in force, pays for every operation before it runs, and
+# keeps the log. It keeps the time too: inside NumPy (backend), inside the counter (overhead), and the rest
+# (residual), which contest rounds price by the clock. The session adds up every context of the process.
 # ======================================================================================
 
 
 class BudgetExhaustedError(FlopscopeError):
     """The operation would cost more than remains; it was neither charged nor run."""
 
-    def __init__(self, op_name, *, flop_cost, flops_remaining):
+    def __init__(self, op_name: str, *, flop_cost: int, flops_remaining: float):
         super().__init__(f"{op_name} costs {flop_cost:,} FLOPs, but only {flops_remaining:,} are left")
         self.op_name, self.flop_cost, self.flops_remaining = op_name, flop_cost, flops_remaining
 
 
 class TimeExhaustedError(FlopscopeError):
-    """The context's wall-clock limit has passed."""
+    """The context's wall-clock limit has passed; times in seconds."""
 
-    def __init__(self, op_name, *, elapsed_s, limit_s):
+    def __init__(self, op_name: str, *, elapsed_s: float, limit_s: float):
         super().__init__(f"{op_name}: {elapsed_s:.3f} s have passed; the wall-clock limit is {limit_s:.3f} s")
         self.op_name, self.elapsed_s, self.limit_s = op_name, elapsed_s, limit_s
 
@@ -1298,19 +1244,20 @@ _default_book = os.environ.get("WHESTBENCH_PRICES", "0.7")
 
 
 class _Thread(threading.local):
-    active, drawing = None, False       # its context; whether a random draw is under way
+    active: BudgetContext | None = None
+    drawing = False                     # whether a random draw is under way
 
 
 _thread = _Thread()
 
 
-def use_prices(book):
-    """Choose the price book ("0.7" or "0.12") of the contexts that are opened from now on."""
+def use_prices(book: str) -> None:
+    """Choose the price book, "0.7" or "0.12", of the contexts that are opened from now on."""
     global _default_book, _default_context
     _default_book, _default_context = PRICES[book].name, None
 
 
-class BudgetContext:
+class BudgetContext(contextlib.ContextDecorator):
     """Counts the FLOPs of what is done through fnp: `with BudgetContext(1e9) as budget:`, or as a decorator.
 
     Raises BudgetExhaustedError instead of running an operation that costs more than remains, and
@@ -1318,53 +1265,45 @@ class BudgetContext:
     entered again goes on counting. `prices` names the book, the session's (`use_prices`) unless given.
     """
 
-    on_charge = None        # a profiler's hook: on_charge(context, bill) after each charge
-    observer = None         # sees values: observer(name, args, kwargs, result, FLOPs); has a book of its own
+    on_charge: Callable | None = None   # a profiler's hook: on_charge(context, bill) after each charge
+    observer: Callable | None = None    # sees values: observer(name, args, kwargs, result, FLOPs)
 
-    def __init__(self, flop_budget, quiet=False, namespace=None, wall_time_limit_s=None, *, prices=None):
+    def __init__(self, flop_budget: float, quiet: bool = False, namespace: str | None = None,
+                 wall_time_limit_s: float | None = None, *, prices: str | None = None):
         if not flop_budget > 0:
             raise ValueError(f"flop_budget must be a positive number, not {flop_budget}")
         self.flop_budget, self.wall_time_limit_s, self._quiet = flop_budget, wall_time_limit_s, quiet
-        self.book = PRICES[prices or _default_book]
-        self.namespace = self._label = namespace
+        self.book, self.namespace = PRICES[prices or _default_book], namespace
         self.flops_used = 0
-        self.exhausted = None               # the last BudgetExhaustedError or TimeExhaustedError, if any
-        self._log, self._records = [], []
-        self.flopscope_backend_time_s = 0.0         # seconds inside NumPy
-        self.flopscope_overhead_time_s = 0.0        # seconds inside this counter
-        self._paused, self._deadline, self._start, self._wall = 0.0, math.inf, None, None
-        self.mark_collected(None)
+        self.flopscope_backend_time_s = self.flopscope_overhead_time_s = 0.0    # in NumPy, in this counter
+        self._start, self._end, self._deadline = 0.0, 0.0, math.inf     # of the last time that it was entered
+        self._log: list[list] = []
+        self._collected: tuple = None, 0            # the session that knows it, and how much of its log
 
-    def charge(self, bill, start=None):
+    def charge(self, bill: Bill, start: float = 0.0) -> None:
         """Pay for one operation and log it: a Bill, and when its call began."""
         used = self.flops_used + bill.cost
         if used > self.flop_budget:
-            self.exhausted = BudgetExhaustedError(bill.op_name, flop_cost=bill.cost, flops_remaining=self.flops_remaining)
-            raise self.exhausted
+            left = self.flops_remaining
+            raise BudgetExhaustedError(bill.op_name, flop_cost=bill.cost, flops_remaining=left)
         self.flops_used = used
         self._log.append([bill, used, self.namespace, start, 0.0, 0.0])
         if self.on_charge is not None:
             self.on_charge(self, bill)
-        if start is not None and start > self._deadline:
-            self._out_of_time(bill.op_name)
+        if start > self._deadline:
+            self._out_of_time(bill)
 
-    def settle(self, backend, overhead, now):
+    def settle(self, backend: float, overhead: float, now: float) -> None:
         """Book the seconds that the operation charged last took in NumPy and in the counter."""
         self.flopscope_backend_time_s += backend
         self.flopscope_overhead_time_s += overhead
         entry = self._log[-1]
         entry[4], entry[5] = backend, overhead
         if now > self._deadline:
-            self._out_of_time(entry[0].op_name)
+            self._out_of_time(entry[0])
 
-    def mark_collected(self, session):
-        """Remember how far the totals of this session include this context."""
-        self._collected = (session, len(self._log), self.wall_time_s or 0.0,
-                           self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
-
-    def _out_of_time(self, op_name):
-        self.exhausted = TimeExhaustedError(op_name, elapsed_s=self.elapsed_s, limit_s=self.wall_time_limit_s)
-        raise self.exhausted
+    def _out_of_time(self, bill):
+        raise TimeExhaustedError(bill.op_name, elapsed_s=self.elapsed_s, limit_s=self.wall_time_limit_s)
 
     def __enter__(self):
         if _thread.active is not None:
@@ -1372,169 +1311,152 @@ class BudgetContext:
         _thread.active = self
         if not self._quiet:
             print(f"flopscope prices {self.prices} | budget: {self.flop_budget:.2e} FLOPs", file=sys.stderr)
-        self._wall, self._paused, self._start = None, 0.0, _clock()
-        self._collected = (*self._collected[:2], 0.0, *self._collected[3:])
+        self._start, self._end = _clock(), 0.0
         if self.wall_time_limit_s is not None:
             self._deadline = self._start + self.wall_time_limit_s
         return self
 
     def __exit__(self, *_):
-        self._wall, self._deadline, _thread.active = self.elapsed_s, math.inf, None
+        self._end, _thread.active = _clock(), None
         _session.collect(self)
-
-    def __call__(self, function):
-        @functools.wraps(function)
-        def metered(*args, **kwargs):
-            with self:
-                return function(*args, **kwargs)
-        return metered
+        _session.closed_s += self.elapsed_s
 
     @contextlib.contextmanager
-    def pause(self):
+    def pause(self) -> Iterator[None]:
         """Stop all clocks, for a debugger: this time belongs neither to the wall time nor to the residual."""
         begun = _clock()
         try:
             yield
         finally:
             paused = _clock() - begun
-            self._paused += paused
+            self._start += paused
             self._deadline += paused
 
     @property
-    def prices(self):
+    def prices(self) -> str:
         """Name of the price book in force."""
         return self.book.name
 
     @property
-    def flops_remaining(self):
+    def flops_remaining(self) -> float:
+        """What may still be spent."""
         return self.flop_budget - self.flops_used
 
     @property
-    def op_log(self):
+    def op_log(self) -> list[OpRecord]:
         """One OpRecord for each charge, in order."""
-        for bill, used, space, start, backend, overhead in self._log[len(self._records):]:
-            op_name, cost, dtype, shapes, subscripts = bill
-            offset = 0.0 if start is None or self._start is None else start - self._start
-            self._records.append(OpRecord(op_name, subscripts, shapes, cost, used, space, offset, backend, overhead,
-                                          dtype and str(dtype)))
-        return self._records
+        return [OpRecord(bill.op_name, bill.subscripts, bill.shapes, bill.cost, used, space,
+                         max(0.0, start - self._start), backend, overhead, bill.dtype and str(bill.dtype))
+                for bill, used, space, start, backend, overhead in self._log]
 
     @property
-    def elapsed_s(self):
-        """Seconds since the context was entered, pauses excluded."""
-        return 0.0 if self._start is None else _clock() - self._start - self._paused
+    def elapsed_s(self) -> float:
+        """Seconds since it was entered, until it was left, pauses excluded."""
+        return (self._end or _clock()) - self._start if self._start else 0.0
 
     @property
-    def wall_time_s(self):
-        """Seconds inside the context (so far, while it is open); None before it is entered."""
-        return self._wall if self._wall is not None or self._start is None else self.elapsed_s
+    def wall_time_s(self) -> float | None:
+        """The same; None before it is entered."""
+        return self.elapsed_s if self._start else None
 
     @property
-    def residual_wall_time_s(self):
+    def residual_wall_time_s(self) -> float | None:
         """Seconds spent elsewhere: Python, plain NumPy, other libraries."""
-        spent = self.flopscope_backend_time_s + self.flopscope_overhead_time_s
-        return None if self._start is None else max(0.0, self.wall_time_s - spent)
+        return _residual(self.wall_time_s, self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
 
-    def summary_dict(self, by_namespace=False):
+    def summary_dict(self, by_namespace: bool = False) -> dict:
         """Totals, by operation and, if asked, by namespace."""
-        rows = _totals(defaultdict(Counter), self._log)
-        return _summary(self.flop_budget, rows, by_namespace, self.wall_time_s,
-                        self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
+        rows: dict = defaultdict(Counter)
+        _add_up(rows, self._log)
+        return _summary(self.flop_budget, rows, self.wall_time_s, by_namespace)
 
-    def summary(self, by_namespace=False):
+    def summary(self, by_namespace: bool = False) -> str:
         """The same as text."""
-        return _summary_text(self.summary_dict(by_namespace=True), by_namespace, self._label)
-
-
-def _totals(rows, log):
-    """rows[namespace, operation], Counters, with this log added."""
-    for (op_name, cost, *_), _, space, _, backend, overhead in log:
-        rows[space, op_name].update(flop_cost=cost, calls=1, flopscope_backend_time_s=backend,
-                                    flopscope_overhead_time_s=overhead)
-    return rows
-
-
-def _summary(flop_budget, rows, by_namespace, wall, backend, overhead):
-    operations, spaces, used = defaultdict(Counter), {}, 0
-    for (space, op_name), row in rows.items():
-        operations[op_name].update(row)
-        total = spaces.setdefault(space, Counter(flops_used=0))
-        total.update(flops_used=row["flop_cost"], **{key: row[key] for key in [*row][1:]})
-        used += row["flop_cost"]
-    summary = {"flop_budget": flop_budget, "flops_used": used, "flops_remaining": flop_budget - used,
-               "operations": {name: dict(row) for name, row in operations.items()},
-               "wall_time_s": wall, "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead,
-               "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead)}
-    if by_namespace:
-        summary["by_namespace"] = {space: {**total, "operations": {}} for space, total in spaces.items()}
-        for (space, op_name), row in rows.items():
-            summary["by_namespace"][space]["operations"][op_name] = dict(row)
-    return summary
-
-
-def _summary_text(total, by_namespace, label=None):
-    if not total["operations"]:
-        return "No budget data recorded yet."
-    used, given, wall = total["flops_used"], total["flop_budget"], total["wall_time_s"]
-    title = "flopscope FLOP Budget Summary"
-    lines = [title + (f" [{label}]" if label else ""), "=" * len(title),
-             f"  Total budget:     {given:>19,}", f"  Used:             {used:>19,}  ({used / given:.1%})",
-             f"  Remaining:        {given - used:>19,}  ({1 - used / given:.1%})"]
-    for name, key in (("namespace", "flops_used"),) * by_namespace + (("operation", "flop_cost"),):
-        lines.append(f"\n  By {name}:")
-        rows = total["operations" if name == "operation" else "by_namespace"]
-        for name, row in sorted(rows.items(), key=lambda item: -item[1][key]):
-            calls = f"[{row['calls']} call{'s' * (row['calls'] != 1)}]"
-            lines.append(f"    {name or '(unlabeled)':<20} {row[key]:>15,}  ({row[key] / max(used, 1):6.1%})  {calls}")
-    if wall is not None:
-        lines.append(f"\n  Total Wall Time:     {wall:.3f}s")
-        for name in ("Flopscope Backend", "Flopscope Overhead", "Residual Wall Time"):
-            seconds = total[name.lower().replace(" ", "_").removesuffix("_time") + "_time_s"]
-            lines.append(f"  {name + ':':<20} {seconds:.3f}s  ({seconds / (wall or 1):.1%})")
-    return "\n".join(lines)
+        return _summary_text(self.summary_dict(True), by_namespace, self.namespace)
 
 
 class _Session:
     """Totals of the process: of every context that was closed, and of those that are open now."""
 
     def __init__(self):
-        self.rows = defaultdict(Counter)
-        self.flop_budget, self.wall, self.backend, self.overhead = 0, None, 0.0, 0.0
+        self.flop_budget, self.closed_s, self.rows = 0, 0.0, defaultdict(Counter)
 
     def collect(self, context):
         """Add what this context did since it was collected last."""
-        known, done, wall, backend, overhead = context._collected
+        known, done = context._collected
         self.flop_budget += 0 if known is self else context.flop_budget
-        _totals(self.rows, context._log[done:])
-        if context.wall_time_s is not None:
-            self.wall = (self.wall or 0.0) + context.wall_time_s - wall
-        self.backend += context.flopscope_backend_time_s - backend
-        self.overhead += context.flopscope_overhead_time_s - overhead
-        context.mark_collected(self)
-
-    def summary_dict(self, by_namespace):
-        for live in (_thread.active, _default_context):
-            if live is not None and live._log:
-                self.collect(live)
-        return _summary(self.flop_budget, self.rows, by_namespace, self.wall, self.backend, self.overhead)
+        _add_up(self.rows, context._log[done:])
+        context._collected = self, len(context._log)
 
 
-_session, _default_context = _Session(), None
+_session = _Session()
+_default_context: BudgetContext | None = None
 
 
-def active_budget():
+def _add_up(rows, log):
+    """Add a log to the Counters rows[namespace, operation]."""
+    for (op_name, cost, *_), _, space, _, backend, overhead in log:
+        rows[space, op_name].update(flop_cost=cost, calls=1, flopscope_backend_time_s=backend,
+                                    flopscope_overhead_time_s=overhead)
+
+
+def _residual(wall, backend, overhead):
+    return None if wall is None else max(0.0, wall - backend - overhead)
+
+
+def _summary(flop_budget, rows, wall, by_namespace):
+    operations, spaces = defaultdict(Counter), defaultdict(Counter)
+    for (space, op_name), row in rows.items():
+        operations[op_name].update(row)
+        spaces[space].update(row)
+    used, backend, overhead = [sum(row[key] for row in rows.values()) for key in (
+        "flop_cost", "flopscope_backend_time_s", "flopscope_overhead_time_s")]
+    summary = {"flop_budget": flop_budget, "flops_used": used, "flops_remaining": flop_budget - used,
+               "operations": {name: dict(row) for name, row in operations.items()}, "wall_time_s": wall,
+               "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead,
+               "residual_wall_time_s": _residual(wall, backend, overhead)}
+    if by_namespace:
+        summary["by_namespace"] = {space: {
+            "flops_used": sums.pop("flop_cost"), **sums,
+            "operations": {name: dict(row) for (within, name), row in rows.items() if within == space},
+        } for space, sums in spaces.items()}
+    return summary
+
+
+def _summary_text(total, by_namespace, label=None):
+    if not total["operations"]:
+        return "No budget data recorded yet."
+    amounts = {key: total[key] for key in ("flop_budget", "flops_used", "flops_remaining")}
+    tables = [(label or "Budget", total["flop_budget"], amounts)]
+    for of, key in (("namespace", "flops_used"),) * by_namespace + (("operation", "flop_cost"),):
+        rows = total["by_namespace" if of == "namespace" else "operations"].items()
+        amounts = {f"{name or '(unlabeled)'} [{row['calls']} calls]": row[key] for name, row in rows}
+        tables.append((f"By {of}", total["flops_used"], amounts))
+    seconds = {key: n for key, n in total.items() if key.endswith("_time_s") and n is not None}
+    tables.append(("Seconds", total["wall_time_s"], seconds))
+    lines = ["flopscope FLOP Budget Summary"]
+    for title, whole, amounts in tables:
+        lines.append(f"\n  {title}:")
+        for name, n in sorted(amounts.items(), key=lambda item: -item[1]):
+            lines.append(f"    {name:<32}{round(n, 3):>24,}  ({n / (whole or 1):6.1%})")
+    return "\n".join(lines)
+
+
+def active_budget() -> BudgetContext:
     """The context in force in this thread; outside any, the default context of the process."""
     global _default_context
-    if _thread.active is None and _default_context is None:
+    if _thread.active is not None:
+        return _thread.active
+    if _default_context is None:
         _default_context = BudgetContext(DEFAULT_BUDGET, quiet=True)
-    return _thread.active or _default_context
+    return _default_context
 
 
 budget = BudgetContext          # @budget(1e9) above a function reads better than @BudgetContext(1e9)
 
 
 @contextlib.contextmanager
-def namespace(segment):
+def namespace(segment: str) -> Iterator[BudgetContext]:
     """Log the operations inside under this name, below the name that is in force."""
     if not isinstance(segment, str) or not segment.strip() or "." in segment:
         raise ValueError(f"a namespace is a non-empty string without dots, not {segment!r}")
@@ -1547,22 +1469,26 @@ def namespace(segment):
         context.namespace = outer
 
 
-def budget_summary_dict(by_namespace=False):
+def budget_summary_dict(by_namespace: bool = False) -> dict:
     """Totals of this process, all contexts together."""
-    return _session.summary_dict(by_namespace)
+    live = [context for context in (_thread.active, _default_context) if context and context._log]
+    for context in live:
+        _session.collect(context)
+    wall = _session.closed_s + sum(context.elapsed_s for context in live)
+    return _summary(_session.flop_budget, _session.rows, wall or None, by_namespace)
 
 
-def budget_summary(by_namespace=False):
+def budget_summary(by_namespace: bool = False) -> None:
     """Print the totals of this process."""
-    print(_summary_text(_session.summary_dict(True), by_namespace))
+    print(_summary_text(budget_summary_dict(True), by_namespace))
 
 
-def budget_reset():
-    """Forget the totals of this process: what open contexts do from now on is counted anew."""
+def budget_reset() -> None:
+    """Forget the totals of this process: what an open context does from now on is counted anew."""
     global _session, _default_context
     _session, _default_context = _Session(), None
     if _thread.active is not None:
-        _thread.active.mark_collected(None)
+        _thread.active._collected = None, len(_thread.active._log)
 
 
 # ---- flops.stats: the distributions in closed form, right in both tails -----------------------------------
@@ -1583,22 +1509,9 @@ def Phi(z):
     return erfc(-z / math.sqrt(2)) / 2
 
 
-def _between(a, b, of):
-    """of(low, high, side) of a truncated normal, mirrored to have its mass in the left tail: nothing cancels."""
-    mirror = a > 0
-    return of(np.where(mirror, -b, a), np.where(mirror, -a, b), np.where(mirror, -1, 1))
-
-
-def _truncated_cdf(z, a, b):
-    def share(low, high, side):
-        below = Phi(np.clip(side * z, low, high))
-        return np.where(side > 0, below - Phi(low), Phi(high) - below) / (Phi(high) - Phi(low))
-    return _between(a, b, share)
-
-
-def _truncated_ppf(q, a, b):
-    return _between(a, b, lambda low, high, side: np.clip(side * ndtri(
-        Phi(low) + np.where(side > 0, q, 1 - q) * (Phi(high) - Phi(low))), a, b))
+def _mass(a, b):
+    """Normal probability of [a, b], from the tail that a lies in: nothing cancels."""
+    return np.where(a > 0, Phi(-a) - Phi(-b), Phi(b) - Phi(a))
 
 
 def _fall(z):
@@ -1608,36 +1521,36 @@ def _fall(z):
 # (pdf, cdf, ppf) in standard form: of z = (x - loc) / scale, or of the probability q; then shape parameters.
 STANDARD = {
     "norm": (phi, Phi, ndtri),
-    "uniform": (lambda z: np.where((z >= 0) & (z <= 1), 1.0, 0.0),
-                lambda z: np.clip(z, 0.0, 1.0),
+    "uniform": (lambda z: (z >= 0) & (z <= 1),
+                lambda z: np.clip(z, 0, 1),
                 lambda q: q),
-    "expon": (lambda z: np.where(z >= 0, _fall(z), 0.0),
-              lambda z: -np.expm1(-np.maximum(z, 0.0)),
+    "expon": (lambda z: np.where(z >= 0, _fall(z), 0),
+              lambda z: -np.expm1(-np.maximum(z, 0)),
               lambda q: -np.log1p(-q)),
     "cauchy": (lambda z: 1 / (math.pi * (1 + z * z)),
-               lambda z: np.arctan2(1.0, -z) / math.pi,
-               lambda q: np.where(q == 0.5, 0.0, np.sign(q - 0.5) / np.tan(math.pi * np.minimum(q, 1 - q)))),
+               lambda z: np.arctan2(1, -z) / math.pi,
+               lambda q: np.where(q == 0.5, 0, np.sign(q - 0.5) / np.tan(math.pi * np.minimum(q, 1 - q)))),
     "logistic": (lambda z: _fall(z) / (1 + _fall(z)) ** 2,
-                 lambda z: np.where(z < 0, _fall(z), 1.0) / (1 + _fall(z)),
+                 lambda z: np.where(z < 0, _fall(z), 1) / (1 + _fall(z)),
                  lambda q: np.log(q) - np.log1p(-q)),
     "laplace": (lambda z: _fall(z) / 2,
                 lambda z: np.where(z < 0, _fall(z) / 2, 1 - _fall(z) / 2),
                 lambda q: np.where(q < 0.5, np.log(2 * q), -np.log(2 * (1 - q)))),
-    "lognorm": (lambda z, s: np.where(z > 0, phi(np.log(np.abs(z)) / s) / (s * np.abs(z)), 0.0),
-                lambda z, s: np.where(z > 0, Phi(np.log(np.abs(z)) / s), 0.0),
+    "lognorm": (lambda z, s: np.where(z > 0, phi(np.log(z) / s) / (s * z), 0),
+                lambda z, s: np.where(z > 0, Phi(np.log(z) / s), 0),
                 lambda q, s: np.exp(s * ndtri(q))),
-    "truncnorm": (lambda z, a, b: np.where((z >= a) & (z <= b), phi(z) / _between(
-                      a, b, lambda low, high, _: Phi(high) - Phi(low)), 0.0),
-                  _truncated_cdf, _truncated_ppf),
+    "truncnorm": (lambda z, a, b: np.where((z >= a) & (z <= b), phi(z) / _mass(a, b), 0),
+                  lambda z, a, b: _mass(a, np.clip(z, a, b)) / _mass(a, b),
+                  lambda q, a, b: np.clip(np.where(a > 0, -ndtri(Phi(-b) + (1 - q) * _mass(a, b)),
+                                                   ndtri(Phi(a) + q * _mass(a, b))), a, b)),
 }
-_SHAPES = {"lognorm": ["s"], "truncnorm": ["a", "b"]}
 
 
 def _distribution_method(name, method, standard):
-    names = [*_SHAPES.get(name, ()), "loc", "scale"]
+    names = [*inspect.signature(STANDARD[name][1]).parameters][1:] + ["loc", "scale"]
 
     def value(x, *parameters, **named):
-        given = {"loc": 0.0, "scale": 1.0} | dict(zip(names, parameters)) | named
+        given = {"loc": 0, "scale": 1} | dict(zip(names, parameters)) | named
         *shape, loc, scale = [np.asarray(given[key], float) for key in names]
         x = np.asarray(x, float)
         with np.errstate(all="ignore"):
@@ -1645,7 +1558,7 @@ def _distribution_method(name, method, standard):
                 return np.where((x >= 0) & (x <= 1), loc + scale * standard(np.clip(x, 0, 1), *shape), np.nan)
             z = (x - loc) / scale
             result = np.where(np.isnan(z), np.nan, standard(z, *shape))
-            return np.asarray(result / scale if method == "pdf" else result)
+            return result / scale if method == "pdf" else result
     value.__doc__ = f"{method} of the {name} distribution, parameters {', '.join(names)}; float64, broadcast."
     return value
 
