@@ -54,7 +54,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 import typing
-from typing import Any, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 if __name__ == "__main__" and (
         _missing := [name for name in ("numba", "numpy", "plac") if not importlib.util.find_spec(name)]):
@@ -894,16 +895,18 @@ def indexed(symmetry, shape, key):
     dots = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
     given = sum(k is not None and k is not Ellipsis for k in key)
     key[dots:dots + 1] = [slice(None)] * (len(shape) - given)
-    place, axis, ndim = {}, 0, 0
+    place, new, axis, cut = {}, [], 0, False
     for k in key:
+        if k is None:
+            new.append(len(place) + len(new))
+            continue
         if isinstance(k, slice):
-            if axis in moved(symmetry) and k.indices(shape[axis]) != (0, shape[axis], 1):
-                return None
-            place[axis] = ndim
-        axis += k is not None
-        ndim += k is None or isinstance(k, slice)
-    still = [g for g in symmetry or () if all(a in place or g[a] == a for a in range(axis))]
-    return carried(still, place, ndim)
+            cut |= axis in moved(symmetry) and k.indices(shape[axis]) != (0, shape[axis], 1)
+            place[axis] = len(place) + len(new)
+        axis += 1
+    still = [g for g in symmetry or () if not cut and all(a in place or g[a] == a for a in range(axis))]
+    ndim = len(place) + len(new)
+    return closure(carried(still, place, ndim), symmetry and full_symmetry((1,) * ndim, tuple(new)))
 
 
 def reshaped(symmetry, old, new):
@@ -924,21 +927,43 @@ class SymmetryGroup:
 
     def __init__(self, *generators: Iterable[int], axes: Iterable[int] | None = None):
         self.generators = [tuple(g) for g in generators]
-        self.axes = tuple(range(len(self.generators[0])) if axes is None else axes)
+        self.degree = len(self.generators[0])
+        self.axes = tuple(range(self.degree) if axes is None else axes)
 
     @classmethod
-    def symmetric(cls, *, axes: Iterable[int]) -> SymmetryGroup:
+    def from_generators(cls, generators: Iterable[Iterable[int]], *, axes: Iterable[int]) -> SymmetryGroup:
+        """The group that these permutations of positions in `axes` make."""
+        return cls(*generators, axes=axes)
+
+    @classmethod
+    def symmetric(cls, *, axes: Sequence[int]) -> SymmetryGroup:
         """All permutations of these axes."""
-        return cls.young([axes])
+        n = len(axes)
+        return cls(*[[*range(i), i + 1, i, *range(i + 2, n)] for i in range(n - 1)] or [[0]], axes=axes)
 
     @classmethod
-    def young(cls, blocks: Iterable[Iterable[int]]) -> SymmetryGroup:
-        """All permutations within each of these blocks of axes; ValueError if they overlap."""
-        axes = [*itertools.chain(*blocks)]
-        if len({*axes}) < len(axes):
+    def cyclic(cls, *, axes: Sequence[int]) -> SymmetryGroup:
+        """The rotations of these axes."""
+        return cls([*range(1, len(axes)), 0], axes=axes)
+
+    @classmethod
+    def dihedral(cls, *, axes: Sequence[int]) -> SymmetryGroup:
+        """The rotations and reflections of these axes."""
+        return cls([*range(1, len(axes)), 0], [0, *range(len(axes) - 1, 0, -1)], axes=axes)
+
+    @classmethod
+    def direct_product(cls, *groups: SymmetryGroup) -> SymmetryGroup:
+        """Groups that act side by side; ValueError if their axes overlap."""
+        axes = [a for group in groups for a in group.axes]
+        if len(set(axes)) < len(axes):
             raise ValueError("blocks of symmetric axes overlap")
-        swaps = [{a: b, b: a} for block in blocks for a, b in itertools.pairwise(block)]
-        return cls(*[[axes.index(swap.get(a, a)) for a in axes] for swap in swaps or [{}]], axes=axes)
+        images = [{a: b.axes[i] for a, i in zip(b.axes, g)} for b in groups for g in b.generators]
+        return cls(*[[axes.index(image.get(a, a)) for a in axes] for image in images], axes=axes)
+
+    @classmethod
+    def young(cls, blocks: Iterable[Sequence[int]]) -> SymmetryGroup:
+        """All permutations within each of these blocks of axes."""
+        return cls.direct_product(*(cls.symmetric(axes=block) for block in blocks))
 
     @classmethod
     def of(cls, symmetry: frozenset) -> SymmetryGroup:
@@ -952,9 +977,13 @@ class SymmetryGroup:
             raise ValueError(f"symmetry axes {self.axes} are out of range for ndim={ndim}")
         return carried(closure(self.generators), dict(enumerate(self.axes)), ndim)
 
+    def elements(self) -> list[tuple[int, ...]]:
+        """Its permutations."""
+        return sorted(closure(self.generators) or [tuple(range(self.degree))])
+
     def order(self) -> int:
         """How many permutations there are."""
-        return len(closure(self.generators) or "1")
+        return len(self.elements())
 
 
 def symmetry_group(symmetry):
