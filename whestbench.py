@@ -2976,7 +2976,7 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
 
 def find_estimator_class(module: types.ModuleType, file: str, class_name: str | None) -> type[BaseEstimator]:
     """Apply the loader's rules to a file's module; a WhestError names the nearest class where none fits."""
-    known = {c.__name__: c for c in vars(module).values()
+    known = {name: c for name, c in vars(module).items()
              if inspect.isclass(c) and issubclass(c, BaseEstimator) and c is not BaseEstimator}
     own = [name for name, c in known.items() if c.__module__ == module.__name__]
     name = class_name or (own[0] if len(own) == 1 else "Estimator")
