@@ -2546,10 +2546,12 @@ class MLP:
         """Raise ValueError if the weights do not have the declared shape."""
         require_positive(width=self.width, depth=self.depth)
         if len(self.weights) != self.depth:
-            raise ValueError(f"MLP depth is declared as {self.depth}, but there are {len(self.weights)} weight matrices.")
+            raise ValueError(f"MLP depth is declared as {self.depth}, but there are "
+                             f"{len(self.weights)} weight matrices.")
         for layer, weight in enumerate(self.weights):
             if np.shape(weight) != (self.width, self.width):
-                raise ValueError(f"Weight matrix {layer} has shape {np.shape(weight)}, expected {(self.width, self.width)}.")
+                raise ValueError(f"Weight matrix {layer} has shape {np.shape(weight)}, "
+                                 f"expected {(self.width, self.width)}.")
 
     def copy(self) -> MLP:
         """The same network with weights of its own: what an estimator may scribble on."""
@@ -2558,7 +2560,7 @@ class MLP:
 
 @dataclass(frozen=True)
 class SetupContext:
-    """What `setup` is told: the shape and budget to come, and where the submission lives."""
+    """What `setup` is told: the shape and budget (FLOPs) to come, and where the submission lives."""
 
     width: int
     depth: int
@@ -2570,7 +2572,7 @@ class SetupContext:
 
 
 class BaseEstimator(abc.ABC):
-    """Subclass this as `Estimator` and write `predict`; `setup` and `teardown` are optional and not billed."""
+    """Subclass this as `Estimator` and write `predict`; `setup` and `teardown` are optional, never billed."""
 
     @abc.abstractmethod
     def predict(self, mlp: MLP, budget: int) -> np.ndarray:
@@ -2583,17 +2585,16 @@ class BaseEstimator(abc.ABC):
         """Called once, after the last network."""
 
 
-def sample_mlp(width: int, depth: int, rng=None, *, seed: int = 0) -> MLP:
+def sample_mlp(width: int, depth: int, rng: Any = None, *, seed: int = 0) -> MLP:
     """Draw a He-initialised network: entries `N(0, 2 / width)`, drawn in float64 and cast to float32.
 
-    `rng` is a NumPy or counted Generator (fresh if None); `seed` is only attached to the result.
+    `rng` is a NumPy or counted Generator (fresh if None); `seed` is only attached to the result. Raises
+    ValueError unless both sizes are positive.
     """
     require_positive(width=width, depth=depth)
-    rng = np.random.default_rng() if rng is None else rng
-    scale = math.sqrt(2.0 / width)
-    weights = [fnp.asarray((np.asarray(rng.standard_normal((width, width))) * scale).astype(np.float32))
-               for _ in range(depth)]
-    return MLP(width, depth, weights, seed=seed)
+    rng, scale = rng or np.random.default_rng(), math.sqrt(2.0 / width)
+    weights = [np.asarray(rng.standard_normal((width, width))) * scale for _ in range(depth)]
+    return MLP(width, depth, [fnp.asarray(w.astype(np.float32)) for w in weights], seed)
 
 
 def sample_suite(n_mlps: int, width: int, depth: int, seed: int) -> Iterator[MLP]:
@@ -2614,22 +2615,23 @@ def build_mlp(width: int = 256, depth: int = 8, seed: int = 0) -> MLP:
     return next(sample_suite(1, width, depth, seed))
 
 
-def relu(x):
+def relu(x: np.ndarray) -> np.ndarray:
     """`max(x, 0)`, counted; keeps the dtype of floating-point input."""
     return fnp.maximum(x, np.float32(0))
 
 
-def run_mlp_all_layers(mlp: MLP, inputs) -> list:
+def run_mlp_all_layers(mlp: MLP, inputs: np.ndarray) -> list[np.ndarray]:
     """The activations of every layer, `depth` arrays `(n, width)`, for inputs `(n, width)`; counted."""
-    return list(itertools.accumulate(mlp.weights, lambda x, weight: relu(fnp.matmul(x, weight)), initial=inputs))[1:]
+    return list(itertools.accumulate(mlp.weights, lambda x, w: relu(fnp.matmul(x, w)), initial=inputs))[1:]
 
 
-def run_mlp(mlp: MLP, inputs):
+def run_mlp(mlp: MLP, inputs: np.ndarray) -> np.ndarray:
     """The last layer's activations `(n, width)`; counted."""
     return run_mlp_all_layers(mlp, inputs)[-1]
 
 
-def sample_layer_statistics(mlp: MLP, n_samples: int, rng=None, *, progress: Callable | None = None):
+def sample_layer_statistics(mlp: MLP, n_samples: int, rng: Any = None, *, progress: Callable | None = None
+                            ) -> tuple[np.ndarray, np.ndarray, float]:
     """Plain Monte Carlo: `(means (depth, width) float32, last layer's means, its mean variance)`; counted.
 
     Draws what the real package draws, in chunks of as many rows, so that a seeded `rng` gives its numbers.
@@ -2651,6 +2653,11 @@ def sample_layer_statistics(mlp: MLP, n_samples: int, rng=None, *, progress: Cal
     return fnp.asarray(means), fnp.asarray(means[-1].copy()), float(variance)
 
 
+def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -> np.ndarray:
+    """Plain sampling means of every layer, `(depth, width)`; counted."""
+    return sample_layer_statistics(mlp, n_samples, fnp.random.default_rng(seed))[0]
+
+
 SUBMISSION = "_whestbench_submission_"      # how the module names of loaded files begin
 
 
@@ -2661,47 +2668,46 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     The file's folder goes first on `sys.path`, so it may import its siblings. Raises WhestError.
     """
     path = Path(path).expanduser().resolve()
+    failed = functools.partial(WhestError, code="SCORING_RUNTIME_ERROR")
     if not path.is_file():
-        raise WhestError(f"Estimator file not found: {path}. Check the path, or run from its folder.", "SCORING_RUNTIME_ERROR")
+        raise failed(f"Estimator file not found: {path}. Check the path, or run from its folder.")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     name = SUBMISSION + hashlib.sha1(str(path).encode()).hexdigest()[:12]
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
-        return find_estimator_class(module, path, class_name)()
+        importlib.machinery.SourceFileLoader(name, str(path)).exec_module(module)
+        return find_estimator_class(module, path.name, class_name)()
     except (WhestError, TimeExhaustedError):
         raise
     except SyntaxError as exc:
-        raise WhestError(f"{path.name}, line {exc.lineno}: {exc.msg}.", "SCORING_RUNTIME_ERROR") from exc
+        raise failed(f"{path.name}, line {exc.lineno}: {exc.msg}.") from exc
     except ModuleNotFoundError as exc:
-        raise WhestError(f"{path.name} imports {exc.name!r}, which is not installed: install it or drop the import.",
-                         "ESTIMATOR_MISSING_MODULE") from exc
+        raise WhestError(f"{path.name} imports {exc.name!r}, which is not installed: install it or drop "
+                         "the import.", "ESTIMATOR_MISSING_MODULE") from exc
     except Exception as exc:
-        raise WhestError(f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({participant_line(exc, path)})",
-                         "SCORING_RUNTIME_ERROR") from exc
+        where = participant_line(exc, path)
+        raise failed(f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({where})") from exc
 
 
-def find_estimator_class(module: types.ModuleType, path: Path, class_name: str | None) -> type[BaseEstimator]:
-    """Apply the loader's rules; a WhestError names the nearest class where none fits."""
-    classes = {c.__name__: c for c in vars(module).values() if inspect.isclass(c)}
-    own = {n: c for n, c in classes.items() if issubclass(c, BaseEstimator) and c.__module__ == module.__name__}
-    if class_name is not None:
-        if issubclass(classes.get(class_name, object), BaseEstimator) and class_name != "BaseEstimator":
-            return classes[class_name]
-        near = difflib.get_close_matches(class_name, own, 1, 0.4) or list(own)
-        raise WhestError(f"{path.name} has no estimator class named {class_name!r}"
+def find_estimator_class(module: types.ModuleType, file: str, class_name: str | None) -> type[BaseEstimator]:
+    """Apply the loader's rules to a file's module; a WhestError names the nearest class where none fits."""
+    known = {name: c for name, c in vars(module).items()
+             if inspect.isclass(c) and issubclass(c, BaseEstimator) and c is not BaseEstimator}
+    own = [name for name, c in known.items() if c.__module__ == module.__name__]
+    name = class_name or (own[0] if len(own) == 1 else "Estimator")
+    if name in known:
+        return known[name]
+    if class_name:
+        near = difflib.get_close_matches(class_name, own, 1, 0)
+        raise WhestError(f"{file} has no estimator class named {class_name!r}"
                          + (f"; did you mean --class {near[0]}?" if near else "."))
-    if "Estimator" in own or len(own) == 1:
-        return own.get("Estimator") or next(iter(own.values()))
     if own:
-        raise WhestError(f"{path.name} has several estimator classes ({', '.join(own)}): "
+        raise WhestError(f"{file} has several estimator classes ({', '.join(own)}): "
                          "name one of them Estimator, or choose with --class.")
-    duck = [n for n, c in classes.items() if hasattr(c, "predict") and c is not BaseEstimator]
-    raise WhestError(f"{path.name} defines no estimator class: "
-                     + (f"make it `class {duck[0]}(BaseEstimator)`." if duck else
-                        "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method."))
+    raise WhestError(f"{file} defines no estimator class: "
+                     "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method.")
 
 
 def participant_line(exc: BaseException, path: Path | str) -> str:
@@ -2712,43 +2718,37 @@ def participant_line(exc: BaseException, path: Path | str) -> str:
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else Path(path).name
 
 
-def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -> np.ndarray:
-    """Plain sampling means of every layer, `(depth, width)`."""
-    return sample_layer_statistics(mlp, n_samples, fnp.random.default_rng(seed))[0]
-
-
 # ======================================================================================
 # Engine
 #
-# A block is a pure function of (network, key, index): any thread, process or machine may compute
-# it, in any order. After a ReLU half of the activations are zero; the kernels skip most of them,
-# exactly, and so pass the rate at which a dense matrix product would run at best.
+# A block of samples is a pure function of (network, key, index): any thread, process or machine may
+# compute it, in any order. After a ReLU half of the activations are zero; the kernels skip most of
+# them, exactly, and so pass the rate at which a dense matrix product would run at best.
 # ======================================================================================
 
 GROUP = 16      # samples in a group: 8 draws of x, then their mirror images -x
 COLUMNS = 64    # activations lie as [slab of 64 columns][sample][column]: zeros are a 64-bit mask; weights as
                 # [slab of 64 outputs][input][output]: the 64 inputs of a slab fill half an L1 cache
+TILE = 1        # rows that share a mask: as few as hide the latency of an FMA; load_kernels sets it
 _LOAD = threading.Lock()
 _n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def limit_threads(n_threads: int | None) -> None:
-    """Use at most `n_threads` threads for sampling and in NumPy's bundled OpenBLAS; None leaves both alone."""
+    """Use at most so many threads for sampling and in NumPy's own OpenBLAS; None leaves both alone."""
     global _n_threads
     if n_threads:
         import ctypes
-        _n_threads, root = n_threads, Path(np.__file__).parent
-        for path in itertools.chain(root.parent.glob("numpy.libs/*openblas*"), root.glob(".dylibs/*openblas*")):
-            setter = getattr(ctypes.CDLL(str(path)), "scipy_openblas_set_num_threads64_", None)
-            if setter:
-                setter(n_threads)
+        _n_threads, folder = n_threads, Path(np.__file__).parent
+        for library in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
+            with contextlib.suppress(AttributeError):
+                ctypes.CDLL(str(library)).scipy_openblas_set_num_threads64_(n_threads)
 
 
 class PackedNetwork(typing.NamedTuple):
     """The weights of a network as the kernels want them; made by `pack_weights`."""
     weights: np.ndarray         # float32 (depth, slabs, padded width, COLUMNS)
     width: int
-    depth: int
 
 
 class BlockSums(typing.NamedTuple):
@@ -2763,7 +2763,7 @@ class BlockSums(typing.NamedTuple):
 
 
 def pack_weights(weights) -> PackedNetwork:
-    """Pad and lay out matrices (depth, width, width). ValueError unless they are square and finite."""
+    """Lay out matrices (depth, width, width) for the kernels. ValueError unless square and finite."""
     weights = np.asarray(weights, np.float32)
     if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or weights.size == 0:
         raise ValueError(f"weights must have shape (depth, width, width), not {weights.shape}")
@@ -2772,38 +2772,34 @@ def pack_weights(weights) -> PackedNetwork:
     depth, width, _ = weights.shape
     padded = _padded(width)
     packed = _aligned((depth, padded // COLUMNS, padded, COLUMNS))
-    packed[:] = 0
-    for start in range(0, width, COLUMNS):
-        slab = weights[:, :, start:start + COLUMNS]
-        packed[:, start // COLUMNS, :width, :slab.shape[2]] = slab
-    return PackedNetwork(packed, width, depth)
+    square = np.pad(weights, ((0, 0), *[(0, padded - width)] * 2))
+    packed[:] = square.reshape(depth, padded, -1, COLUMNS).swapaxes(1, 2)
+    return PackedNetwork(packed, width)
 
 
 def samples_per_block(width: int) -> int:
     """The number of samples in a block of a network of this width, a power of two from 512 to 4096."""
-    return min(4096, max(1 << (2 ** 18 // _padded(width)).bit_length() - 1, 512))
+    return min(4096, max(1 << (2**18 // _padded(width)).bit_length() - 1, 512))
 
 
 def simulate_block(network: PackedNetwork, key: int, index: int, n_samples: int | None = None) -> BlockSums:
     """The sums over block `index` of the stream `key` (integers below 2**64), or over its first `n_samples`.
 
-    The same bits whenever and wherever it is computed. Releases the GIL. Samples beyond `n_samples` are zeros:
-    without biases they add nothing to any sum.
+    The same bits whenever and wherever it is computed. Releases the GIL. ValueError if a block has fewer.
     """
     load_kernels()
-    weights, width, depth = network
-    full, padded = samples_per_block(width), _padded(width)
+    weights, width = network
+    full = samples_per_block(width)
     n_samples = full if n_samples is None else n_samples
     if not 0 < n_samples <= full:
         raise ValueError(f"a block holds 1 to {full} samples, not {n_samples}")
-    n_groups = -(-n_samples // GROUP)
-    groups = np.zeros((4, n_groups, padded), np.float32)
-    sums = np.zeros((2 * depth + 1, padded))
-    activations = _aligned((2, padded // COLUMNS, n_groups * GROUP, COLUMNS))
-    network_sums(weights, np.uint64(key), np.uint64(index), n_samples, activations, groups, sums)
-    groups, sums = groups[..., :width], sums[:, :width].copy()
-    return BlockSums(n_samples, groups[0].copy(), groups[1].copy(), groups[2].copy(),
-                     sums[:depth], sums[depth:-1], sums[-1])
+    x, y = _aligned((2, weights.shape[1], -(-n_samples // GROUP) * GROUP, COLUMNS))
+    groups, sums = network_sums(weights, np.uint64(key), np.uint64(index), n_samples, x, y)
+    first, last, square_z2, squares = groups[..., :width]
+    layer_sums, layer_squares = sums[..., :width]
+    # |z| sums to twice relu(z), as every z comes with -z
+    return BlockSums(n_samples, last if len(weights) > 1 else first, 2 * first, square_z2,
+                     layer_sums, layer_squares, squares.sum(0, dtype=np.float64))
 
 
 def block_inputs(width: int, key: int, index: int) -> np.ndarray:
@@ -2811,7 +2807,7 @@ def block_inputs(width: int, key: int, index: int) -> np.ndarray:
     load_kernels()
     x = np.zeros((_padded(width) // COLUMNS, samples_per_block(width), COLUMNS), np.float32)
     draw_normals(x, np.uint64(key), np.uint64(index))
-    x = x.transpose(1, 0, 2).reshape(-1, 2, GROUP // 2, _padded(width))[..., :width]
+    x = x.swapaxes(0, 1).reshape(-1, 2, GROUP // 2, _padded(width))[..., :width]
     x[:, 1] = -x[:, 0]
     return x.reshape(-1, width)
 
@@ -2820,9 +2816,9 @@ def _padded(width: int) -> int:
     return -(-width // COLUMNS) * COLUMNS
 
 
-def _aligned(shape) -> np.ndarray:
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     """An empty float32 array that starts on a cache line: a load across two lines costs double."""
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     raw = np.empty(size + 16, np.float32)
     start = -raw.ctypes.data % 64 // 4
     return raw[start:start + size].reshape(shape)
@@ -2837,21 +2833,74 @@ def load_kernels() -> None:
         if not hasattr(network_sums, "py_func"):
             from numba import njit
             from numba.extending import intrinsic
-            for function in (tile_rows, multiply_tile, relu_group):
-                globals()[function.__name__] = intrinsic(function)
-            for function in (box_muller, draw_normals, add_squares, finish_slab, network_sums, add_product):
-                globals()[function.__name__] = njit(
-                    function, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+            jit = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+            names = globals()
+            names["TILE"] = vector_type()[2]
+            names |= {f.__name__: intrinsic(f) for f in (multiply_tile, relu_group)}
+            names |= {f.__name__: jit(f) for f in (
+                box_muller, draw_normals, add_squares, finish_slab, network_sums, add_product)}
+
+
+def network_sums(weights, key, index, n_samples, x, y):
+    """Draw a block and take it through all layers; x and y have room for a layer's activations.
+
+    Returns the group sums of the first layer, of the last if there are more, of z2**2, and of the last's
+    squares; and every layer's sums of activations and of their squared group sums.
+    """
+    depth, n_slabs, width, _ = weights.shape
+    n_rows = x.shape[1]
+    groups, sums = np.zeros((4, n_rows // GROUP, width), np.float32), np.zeros((2, depth, width))
+    masks, y_masks = np.full((2, n_slabs, n_rows // TILE), ~np.uint64(0))
+    draw_normals(x, key, index)
+    for layer in range(depth):
+        rows = GROUP if layer else GROUP // 2           # -x @ w is known from x @ w
+        for slab in range(n_slabs):
+            for k in range(n_slabs):
+                w = weights[layer, slab, k * COLUMNS:].ctypes.data
+                x_k, y_slab = x[k].ctypes.data, y[slab].ctypes.data
+                for group in range(0, n_rows, GROUP):
+                    for row in range(group, group + rows, TILE):
+                        at = row * COLUMNS * 4
+                        multiply_tile(x_k + at, masks[k, row // TILE], w, y_slab + at, k > 0)
+            finish_slab(y[slab], y_masks[slab], n_samples, layer, depth, slab * COLUMNS, groups, sums)
+        x, y, masks, y_masks = y, x, y_masks, masks
+    return groups, sums
+
+
+def finish_slab(y, masks, n_samples, layer, depth, column, groups, sums):
+    """Turn 64 columns of pre-activations into activations, masks and sums."""
+    for group in range(len(y) // GROUP):
+        z = y[group * GROUP:(group + 1) * GROUP]
+        total = groups[min(layer, 1), group, column:column + COLUMNS]
+        if layer == 0:
+            for pair in range(GROUP // 2):
+                left = n_samples - group * GROUP - 2 * pair     # without biases, zeros add nothing to any sum
+                for c in range(COLUMNS):
+                    z[pair + GROUP // 2, c] = -z[pair, c] if left > 1 else np.float32(0)
+                    z[pair, c] = z[pair, c] if left > 0 else np.float32(0)
+        if layer == 1:
+            add_squares(z, groups[2, group, column:])
+        relu_group(z.ctypes.data, masks[group * GROUP // TILE:].ctypes.data, total.ctypes.data)
+        if layer == depth - 1:
+            add_squares(z, groups[3, group, column:])
+        for c in range(COLUMNS):
+            t = np.float64(total[c])
+            sums[0, layer, column + c] += t
+            sums[1, layer, column + c] += t * t
+
+
+def add_squares(rows, total):
+    for r in range(GROUP):
+        for c in range(COLUMNS):
+            total[c] += rows[r, c] * rows[r, c]
 
 
 def draw_normals(x, key, index):
     """Fill the draws among the rows of x: Philox-4x32-7 (Salmon et al., SC 2011), then Box and Muller."""
-    n_slabs, n_rows, _ = x.shape
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    words = np.empty((4, 16), np.int32)
-    for slab in range(n_slabs):
-        for row in range(n_rows):
-            if row & 8:
+    for slab in range(len(x)):
+        for row in range(x.shape[1]):
+            if row % GROUP >= GROUP // 2:
                 continue
             for i in range(16):
                 a, b = np.uint64(row * 16 + i) & low, np.uint64(slab)
@@ -2861,11 +2910,8 @@ def draw_normals(x, key, index):
                     p, q = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
                     a, b, c, d = (q >> shift) ^ b ^ k, q & low, (p >> shift) ^ d ^ l, p & low
                     k, l = (k + np.uint64(0x9E3779B9)) & low, (l + np.uint64(0xBB67AE85)) & low
-                words[0, i], words[1, i], words[2, i], words[3, i] = a, b, c, d
-            for j in range(0, 4, 2):
-                for i in range(16):
-                    x[slab, row, 16 * j + i], x[slab, row, 16 * j + 16 + i] = box_muller(
-                        words[j, i], words[j + 1, i])
+                x[slab, row, i], x[slab, row, i + 16] = box_muller(np.int32(a), np.int32(b))
+                x[slab, row, i + 32], x[slab, row, i + 48] = box_muller(np.int32(c), np.int32(d))
 
 
 def box_muller(a, b):
@@ -2888,66 +2934,93 @@ def box_muller(a, b):
     return radius * (cosine * cosine - sine * sine), radius * f(2) * sine * cosine
 
 
-def network_sums(weights, key, index, n_samples, activations, groups, sums):
-    """Draw a block, take it through all layers, fill `groups` (final, |z1|, z2**2, scratch) and `sums`."""
-    depth, _, width, _ = weights.shape
-    _, n_slabs, n_rows, _ = activations.shape
-    tile = tile_rows()
-    active = np.empty((2, n_slabs, n_rows // tile), np.uint64)
-    active[0] = ~np.uint64(0)
-    draw_normals(activations[0], key, index)
-    n_pairs = (n_samples - n_rows + GROUP + 1) // 2         # of the last group
-    activations[0, :, n_rows - GROUP + n_pairs:] = 0
-    for layer in range(depth):
-        x, y = activations[layer & 1], activations[1 - layer & 1]
-        masks = active[layer & 1]
-        rows = GROUP if layer else GROUP // 2           # -x @ w is known from x @ w
-        for slab in range(n_slabs):
-            for k in range(n_slabs):
-                w, x_k, y_slab = weights[layer, slab, k * COLUMNS:].ctypes.data, x[k].ctypes.data, y[slab].ctypes.data
-                for group in range(0, n_rows, GROUP):
-                    for row in range(group, group + rows, tile):
-                        at = row * COLUMNS * 4
-                        multiply_tile(x_k + at, masks[k, row // tile], w, y_slab + at, k > 0)
-            finish_slab(y[slab], active[1 - layer & 1, slab], n_samples, layer, depth, slab * COLUMNS,
-                        groups, sums)
+# In vector IR, because the compiler's own vectors reach half the chip's rate. All arrays go by address.
+
+def vector_type():
+    """The host's float32 vector, its lanes, and the rows in a tile: as few as hide the latency of an FMA."""
+    from llvmlite import binding, ir
+    features = binding.get_host_cpu_features()
+    lanes, rows = (16, 2) if features.get("avx512f") else (8, 1) if features.get("avx2") else (4, 1)
+    return ir.VectorType(ir.FloatType(), lanes), lanes, rows
 
 
-def finish_slab(y, masks, n_samples, layer, depth, column, groups, sums):
-    """Turn 64 columns of pre-activations into activations, masks and sums."""
-    tiles = GROUP // tile_rows()
-    squares = np.empty(COLUMNS, np.float32)
-    for group in range(len(y) // GROUP):
-        first = group * GROUP
-        total = groups[0 if layer == depth - 1 else 3, group]
-        if layer == 0:
-            for r in range(first, first + GROUP // 2):
-                for c in range(COLUMNS):
-                    y[r + GROUP // 2, c] = -y[r, c] if 2 * r - first + 1 < n_samples else np.float32(0)
-        elif layer == 1:
-            add_squares(y, first, squares)
-            for c in range(COLUMNS):
-                groups[2, group, column + c] = squares[c]
-        relu_group(y[first:].ctypes.data, masks[group * tiles:].ctypes.data, total[column:].ctypes.data)
-        for c in range(column, column + COLUMNS):
-            t = np.float64(total[c])
-            sums[layer, c] += t
-            sums[depth + layer, c] += t * t
-        if layer == 0:
-            for c in range(column, column + COLUMNS):
-                groups[1, group, c] = np.float32(2) * total[c]
-        if layer == depth - 1:
-            add_squares(y, first, squares)
-            for c in range(COLUMNS):
-                sums[2 * depth, column + c] += np.float64(squares[c])
+def _pointer(b, base, index, kind):
+    """The address `base` + 4 `index`, of a `kind`."""
+    return b.inttoptr(b.add(base, b.mul(base.type(4), index)), kind.as_pointer())
 
 
-def add_squares(y, first, squares):
-    """The sums of squares over a group's 16 rows."""
-    squares[:] = 0
-    for r in range(first, first + GROUP):
-        for c in range(COLUMNS):
-            squares[c] += y[r, c] * y[r, c]
+def multiply_tile(typingctx, x, mask, w, y, resume):
+    """y (+)= x @ w for the rows of a tile, over a slab of 64 inputs and 64 outputs.
+
+    Bit k of the mask tells whether any of the rows has a nonzero k-th input; the others are not visited.
+    The sums live in registers: LLVM promotes `alloca`s whose address goes nowhere.
+    """
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    vector, lanes, rows = vector_type()
+    tile, columns = range(0, rows * COLUMNS, COLUMNS), range(0, COLUMNS, lanes)
+
+    def codegen(context, b, signature, args):
+        x, mask, w, y, resume = args
+        i64, zero, to_all = x.type, ir.Constant(vector, None), ir.VectorType(ir.IntType(32), lanes)(None)
+        fma = cgutils.get_or_insert_function(
+            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32")
+        out = {(r, v): _pointer(b, y, i64(r + v), vector) for r in tile for v in columns}
+        sums = {at: cgutils.alloca_once_value(b, zero) for at in out}
+        with b.if_then(resume):
+            for at, here in out.items():
+                b.store(b.load(here, align=4), sums[at])
+        left = cgutils.alloca_once_value(b, mask)
+        test, step, done = map(b.append_basic_block, ("test", "step", "done"))
+        b.branch(test)
+        b.position_at_end(test)
+        bits = b.load(left)
+        b.cbranch(b.icmp_unsigned("!=", bits, i64(0)), step, done)
+        b.position_at_end(step)
+        k = b.cttz(bits, ir.IntType(1)(1))                      # the lowest bit that is set ...
+        b.store(b.and_(bits, b.sub(bits, i64(1))), left)        # ... which is now done
+        w_k = b.mul(k, i64(COLUMNS))
+        weights = {v: b.load(_pointer(b, w, b.add(w_k, i64(v)), vector), align=4) for v in columns}
+        for r in tile:
+            value = b.load(_pointer(b, x, b.add(k, i64(r)), vector.element), align=4)
+            one = b.insert_element(zero, value, ir.IntType(32)(0))
+            broadcast = b.shuffle_vector(one, one, to_all)
+            for v in columns:
+                b.store(b.call(fma, [broadcast, weights[v], b.load(sums[r, v])]), sums[r, v])
+        b.branch(test)
+        b.position_at_end(done)
+        for at, here in out.items():
+            b.store(b.load(sums[at]), here, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint64, types.int64, types.int64, types.boolean), codegen
+
+
+def relu_group(typingctx, z, masks, total):
+    """ReLU of 16 rows of 64 floats in place; each tile's mask of nonzero columns; the sum of the rows."""
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    row = ir.VectorType(ir.FloatType(), COLUMNS)        # LLVM cuts it into the host's vectors
+    rows = vector_type()[2]
+
+    def codegen(context, b, signature, args):
+        z, masks, total = args
+        i64, zero = z.type, ir.Constant(row, None)
+        sums = cgutils.alloca_once_value(b, zero)
+        with cgutils.for_range(b, i64(GROUP // rows)) as tile:
+            active = ir.Constant(ir.VectorType(ir.IntType(1), COLUMNS), None)
+            for r in range(rows):
+                here = _pointer(b, z, b.mul(b.add(b.mul(tile.index, i64(rows)), i64(r)), i64(COLUMNS)), row)
+                value = b.fadd(b.load(here, align=4), zero)     # or LLVM stores by mask: slow on AMD
+                value = b.select(b.fcmp_ordered("<", value, zero), zero, value)     # a NaN stays
+                b.store(value, here, align=4)
+                b.store(b.fadd(b.load(sums), value), sums)
+                active = b.or_(active, b.fcmp_unordered("!=", value, zero))
+            b.store(b.bitcast(active, i64), _pointer(b, masks, b.mul(tile.index, i64(2)), i64))
+        b.store(b.load(sums), _pointer(b, total, i64(0), row), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), codegen
 
 
 def add_product(a, b, out):
@@ -2968,113 +3041,10 @@ def matrix_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b, to the same bits however many threads BLAS has."""
     load_kernels()
     padded = np.pad(a, ((0, -len(a) % 2), (0, -a.shape[1] % 4)))
-    b_padded = np.pad(b, ((0, -len(b) % 4), (0, 16)))       # 16: or all rows start at one place of a memory page
+    b_padded = np.pad(b, ((0, -len(b) % 4), (0, 16)))   # or all rows start at one place of a memory page
     out = np.zeros((len(padded), b_padded.shape[1]), np.result_type(a, b))
     add_product(padded, b_padded, out)
     return out[:len(a), :b.shape[1]]
-
-
-# In vector IR, because the compiler's own vectors reach half the chip's rate. All arrays go by address.
-
-def vector_type():
-    """The host's float32 vector, its lanes, and the rows in a tile: as few as hide the latency of an FMA."""
-    from llvmlite import binding, ir
-    features = binding.get_host_cpu_features()
-    lanes, rows = (16, 2) if features.get("avx512f") else (8, 1) if features.get("avx2") else (4, 1)
-    return ir.VectorType(ir.FloatType(), lanes), lanes, rows
-
-
-def _pointer(b, address, offset, kind):
-    return b.inttoptr(b.add(address, address.type(offset)), kind.as_pointer())
-
-
-def tile_rows(typingctx):
-    """How many rows share a mask and a tile."""
-    from numba import types
-    rows = vector_type()[2]
-    return types.intp(), lambda context, b, signature, args: context.get_constant(types.intp, rows)
-
-
-def multiply_tile(typingctx, x, mask, w, y, resume):
-    """y (+)= x @ w for the rows of a tile, over a slab of 64 inputs and 64 outputs.
-
-    Bit k of the mask tells whether any of the rows has a nonzero k-th input; the others are not visited.
-    The sums live in registers: LLVM promotes `alloca`s whose address goes nowhere.
-    """
-    from llvmlite import ir
-    from numba.core import cgutils, types
-    vector, lanes, rows = vector_type()
-    tile = [(r, v) for r in range(rows) for v in range(COLUMNS // lanes)]
-
-    def codegen(context, b, signature, args):
-        x, mask, w, y, resume = args
-        i64, f32, zeros = x.type, vector.element, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None)
-        fma = cgutils.get_or_insert_function(
-            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32")
-        out = {(r, v): _pointer(b, y, (r * COLUMNS + v * lanes) * 4, vector) for r, v in tile}
-        sums = {at: cgutils.alloca_once(b, vector) for at in tile}
-        left = cgutils.alloca_once_value(b, mask)
-        for at in tile:
-            b.store(ir.Constant(vector, None), sums[at])
-        with b.if_then(resume):
-            for at in tile:
-                b.store(b.load(out[at], align=4), sums[at])
-        test, step, done = map(b.append_basic_block, ("test", "step", "done"))
-        b.branch(test)
-        b.position_at_end(test)
-        bits = b.load(left)
-        b.cbranch(b.icmp_unsigned("!=", bits, i64(0)), step, done)
-        b.position_at_end(step)
-        k = b.cttz(bits, ir.IntType(1)(1))                      # the lowest bit that is set ...
-        b.store(b.and_(bits, b.sub(bits, i64(1))), left)        # ... which is now done
-        x_k, w_k = b.add(x, b.mul(k, i64(4))), b.add(w, b.mul(k, i64(COLUMNS * 4)))
-        columns = [b.load(_pointer(b, w_k, 4 * v, vector), align=4) for v in range(0, COLUMNS, lanes)]
-        for r, v in tile:
-            if v == 0:
-                value = b.load(_pointer(b, x_k, r * COLUMNS * 4, f32), align=4)
-                one = b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
-                broadcast = b.shuffle_vector(one, one, zeros)
-            b.store(b.call(fma, [broadcast, columns[v], b.load(sums[r, v])]), sums[r, v])
-        b.branch(test)
-        b.position_at_end(done)
-        for at in tile:
-            b.store(b.load(sums[at]), out[at], align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.uint64, types.int64, types.int64, types.boolean), codegen
-
-
-def relu_group(typingctx, z, masks, total):
-    """ReLU of 16 rows of 64 floats in place; each tile's mask of nonzero columns; the sum of the rows."""
-    from llvmlite import ir
-    from numba.core import cgutils, types
-    vector, lanes, rows = vector_type()
-
-    def codegen(context, b, signature, args):
-        z, masks, total = args
-        i64, zero, columns = z.type, ir.Constant(vector, None), range(0, COLUMNS, lanes)
-        sums = [cgutils.alloca_once(b, vector) for _ in columns]
-        for s in sums:
-            b.store(zero, s)
-        with cgutils.for_range(b, i64(GROUP // rows)) as tile:
-            z_tile, mask = b.add(z, b.mul(tile.index, i64(rows * COLUMNS * 4))), i64(0)
-            for s, column in zip(sums, columns):
-                any_nonzero = ir.Constant(ir.VectorType(ir.IntType(1), lanes), None)
-                for r in range(rows):
-                    here = _pointer(b, z_tile, (r * COLUMNS + column) * 4, vector)
-                    value = b.fadd(b.load(here, align=4), zero)     # or LLVM stores by mask: slow on AMD
-                    value = b.select(b.fcmp_ordered("<", value, zero), zero, value)     # a NaN stays
-                    b.store(value, here, align=4)
-                    b.store(b.fadd(b.load(s), value), s)
-                    any_nonzero = b.or_(any_nonzero, b.fcmp_unordered("!=", value, zero))
-                bits = b.zext(b.bitcast(any_nonzero, ir.IntType(lanes)), i64)
-                mask = b.or_(mask, b.shl(bits, i64(column)))
-            b.store(mask, _pointer(b, b.add(masks, b.mul(tile.index, i64(8))), 0, i64))
-        for s, column in zip(sums, columns):
-            b.store(b.load(s), _pointer(b, total, column * 4, vector), align=4)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 3), codegen
 
 
 # ======================================================================================
@@ -3097,7 +3067,7 @@ def times(vector, matrix):
     return np.einsum("i,ij->j", vector, matrix)
 
 
-def control_variates(weights):
+def control_variates(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the weights alone say of the features |z1| and z2^2 (depth >= 2).
 
     Returns their exact means (2 * width,); the coefficients (2 * width, width) float32, change of the final
@@ -3112,24 +3082,24 @@ def control_variates(weights):
     norms = np.maximum(np.linalg.norm(first, axis=0), 1e-150)
     abs_z1 = norms * math.sqrt(2 / math.pi)
     cosine = np.clip(matrix_product((first / norms).T, first / norms), -1, 1)
-    kernel = np.sqrt(1 - cosine ** 2) + (math.pi - np.arccos(cosine)) * cosine
+    kernel = np.sqrt(1 - cosine**2) + (math.pi - np.arccos(cosine)) * cosine
     kernel *= np.outer(norms, norms) / (2 * math.pi)
     square_z2 = (matrix_product(kernel, second) * second).sum(0)
 
     mean_z2 = mean = times(abs_z1, second) / 2
-    variance, slopes = square_z2 - mean ** 2, []
-    centre = relu_variance = None           # of the layer before
-    for w in weights[1:]:
-        if slopes:
-            mean, variance = times(centre, w), times(relu_variance, w * w)
+    variance = square_z2 - mean**2
+    slopes: list[np.ndarray] = []
+    for following in [*weights[2:], None]:
         sigma = np.sqrt(np.maximum(variance, 1e-12 * variance.mean() + 1e-36))
         on = np.array([math.erfc(-a / math.sqrt(2)) / 2 for a in mean / sigma])
         density = np.exp(-(mean / sigma) ** 2 / 2) / math.sqrt(2 * math.pi)
         centre = mean * on + sigma * density
-        relu_variance = np.maximum((mean ** 2 + variance) * on + mean * sigma * density - centre ** 2, 0)
+        relu_variance = np.maximum((mean**2 + variance) * on + mean * sigma * density - centre**2, 0)
         # d(mean of relu) / d(mean, variance of z), then the same of its variance
         slopes.append(np.array([on, density / (2 * sigma),
                                 2 * centre * (1 - on), on - centre * density / sigma], np.float32))
+        if following is not None:
+            mean, variance = times(centre, following), times(relu_variance, following * following)
 
     by_mean, by_variance = np.diag(slopes[-1][0]), np.diag(slopes[-1][1])
     for w, (mm, mv, vm, vv) in zip(weights[:1:-1], slopes[-2::-1]):
@@ -3161,58 +3131,61 @@ class Truth:
 
 
 class WhiteBox:
-    """What a network's weights alone say of its truth, and how sums over samples make it one.
+    """What a network's weights, float32 matrices, say of its truth, and how sums over samples make it one.
 
-    Sums are dictionaries of arrays; those of several chunks are added key by key. Even and odd pools are two folds.
+    Sums are dictionaries of arrays; those of several chunks are added key by key. Even and odd pools are
+    two folds.
     """
 
-    def __init__(self, weights):
+    def __init__(self, weights: list[np.ndarray]):
         self.controls = control_variates(weights) if len(weights) > 1 else None
         self.first_mean = np.linalg.norm(weights[0].astype(np.float64), axis=0) / math.sqrt(2 * math.pi)
 
-    def sums(self, blocks):
-        """The sums over one chunk, a list of engine blocks."""
-        groups = np.concatenate([np.minimum(b.n_samples - np.arange(0, b.n_samples, GROUP), GROUP) for b in blocks])
+    def centred(self, sizes, final, features):
+        """Final sums over so many samples less their rough means, F; what the features predict of them, P."""
+        means, coefficients, centre = self.controls
+        P = matrix_product(features - np.outer(sizes, means).astype(features.dtype), coefficients)
+        return final - np.outer(sizes, centre).astype(final.dtype), P
+
+    def sums(self, blocks: list[BlockSums]) -> dict[str, np.ndarray]:
+        """The sums over one chunk; of its blocks only the last may be cut short."""
+        n = sum(b.n_samples for b in blocks)
+        groups = np.minimum(n - np.arange(0, n, GROUP), GROUP)
         starts = np.arange(0, len(groups), POOL)
         size = np.add.reduceat(groups, starts)
 
         def by_fold(x, **kwargs):
             return np.array([x[fold::2].sum(0, **kwargs) for fold in (0, 1)])
-        s = {key: functools.reduce(np.add, [getattr(b, key) for b in blocks])
+        s = {key: sum(getattr(b, key) for b in blocks)
              for key in ("layer_sums", "layer_squares", "final_squares")}
         s |= {"n_samples": by_fold(size), "squared_sizes": np.array([groups @ groups, size @ size])}
         if self.controls is None:
             return s
-        sums = np.concatenate([np.concatenate([b.final, b.abs_z1, b.square_z2], axis=1) for b in blocks])
+        sums = np.block([[b.final, b.abs_z1, b.square_z2] for b in blocks])
         final, features = np.split(np.add.reduceat(sums, starts), [len(self.first_mean)], axis=1)
-        # F: centred final sums, P: predicted from the features, R: what is left. Float32 is enough here:
-        # products carry the error bars and the scale, never the mean.
-        means, coefficients, centre = self.controls
-        F = final - np.outer(size, centre).astype(np.float32)
-        P = matrix_product(features - np.outer(size, means).astype(np.float32), coefficients)
-        return s | {"final": by_fold(final, dtype=np.float64), "features": by_fold(features, dtype=np.float64),
+        # Float32 is enough here: products carry the error bars and the scale, never the mean.
+        F, P = self.centred(size, final, features)
+        return s | {"final": by_fold(final, dtype=np.float64),
+                    "features": by_fold(features, dtype=np.float64),
                     "traces": np.array([by_fold((x * P).sum(1, dtype=np.float64)) for x in (F, P)]),
                     "products": np.array([matrix_product(x.T, x) for x in (F, P, F - P)])}
 
-    def truth(self, s, plain=False):
+    def truth(self, s: dict[str, np.ndarray], plain: bool = False) -> Truth:
         """The Truth that these sums make; `plain` leaves the control variates out."""
         folds = s["n_samples"]
         n = int(folds.sum())
         group_size, pool_size = s["squared_sizes"] / n
-        mean = s["layer_sums"] / n
 
         def error(squares, product_of_means, size):
             """(Co)variance of the mean from sums of squared group sums; the last group may be smaller."""
             return (squares - n * size * product_of_means) / ((n - size) * n or math.nan)
-
+        mean = s["layer_sums"] / n
         sample_variance = np.maximum(s["final_squares"] / n - mean[-1] ** 2, 0)
-        variance = error(s["layer_squares"], mean ** 2, group_size)
+        variance = error(s["layer_squares"], mean**2, group_size)
         mean[0], variance[0] = self.first_mean, 0
         covariance, scales = np.zeros((len(mean[0]),) * 2), np.zeros(2)
         if self.controls is not None:
-            means, coefficients, centre = self.controls
-            F = s["final"] - np.outer(folds, centre)
-            P = matrix_product(s["features"] - np.outer(folds, means), coefficients)
+            F, P = self.centred(folds, s["final"], s["features"])
             if not plain and folds.min() >= MIN_FOLD_GROUPS * POOL * GROUP:
                 # Least squares of F on P, one number for all neurons, each fold's from the other: no sample
                 # judges its own scale. 1 where mean propagation is right, 0 where it says nothing. Rounded,
@@ -3221,9 +3194,9 @@ class WhiteBox:
                 slope = (FP - (F * P).sum(1) * POOL * GROUP / folds) / np.maximum(PP, 1e-30)
                 scales = np.nan_to_num(np.round(slope * 64) / 64)[::-1]
             mean[-1] = (s["final"] - scales[:, None] * P).sum(0) / n
-            # F - aP has covariance (1 - a) FF + (a^2 - a) PP + a RR, as FP + PF = FF + PP - RR.
+            # F - aP has covariance (1 - a) FF + (a^2 - a) PP + a RR, R = F - P, as FP + PF = FF + PP - RR.
             F, P = F.sum(0) / n, P.sum(0) / n
-            parts = np.array([1 - scales, scales ** 2 - scales, scales]) @ folds / n
+            parts = np.array([1 - scales, scales**2 - scales, scales]) @ folds / n
             covariance = sum(part * error(squares, np.outer(m, m), pool_size)
                              for part, squares, m in zip(parts, s["products"], (F, P, F - P)))
             variance[-1] = np.diag(covariance)
