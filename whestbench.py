@@ -5373,7 +5373,6 @@ def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
 
 SEVERITIES = {1: "SPOILS", 2: "COSTS", 3: "NOTE"}      # the score; what is merely worth knowing
 CALL_RESIDUAL = 23e-6           # seconds of residual time that one call leaves with flopscope 0.12.4
-DIAGONALS = {"diag", "diagonal", "trace", "linalg.diagonal", "linalg.trace"}
 UNCHANGED = "use the array itself: it cannot be written to; x[:, None] and squeeze are free"
 FREE_INSTEAD = {        # of what is paid for; UNCHANGED holds for calls that change nothing
     "0.12": dict.fromkeys("copy array astype require reshape ravel flatten".split(), UNCHANGED)
@@ -5393,40 +5392,28 @@ def arrays_in(value: Any) -> Iterator[np.ndarray]:
             yield from arrays_in(item)
 
 
-def content(value: Any) -> str:
-    """What tells a value from others of other content."""
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return fingerprint(bare(value))
-    if isinstance(value, (list, tuple, dict)):
-        return str([*map(content, value.items() if isinstance(value, dict) else value)])
-    return f"{type(value).__name__} {value!r}"
-
-
 class Instrument(ast.NodeTransformer):
     """Hands all that a module calls, and the functions of its operators, to builtins._whest_watch first."""
 
     def visit_Call(self, node):
         self.generic_visit(node)
-        return self.call(node, node.func, node.args, node.keywords)
+        watch = ast.Name("_whest_watch", ast.Load())
+        node.func = ast.copy_location(ast.Call(watch, [node.func], []), node)
+        return ast.fix_missing_locations(node)
 
     def visit_BinOp(self, node):
-        self.generic_visit(node)
         name = type(node.op).__name__.lower()
         name = {"mult": "mul", "matmult": "matmul", "div": "truediv"}.get(name, name)
         function = ast.parse(f"__import__('operator').{name}", mode="eval").body
-        return self.call(node, function, [node.left, node.right], []) if hasattr(operator, name) else node
-
-    def call(self, node, function, args, keywords):
-        watched = ast.Call(ast.Name("_whest_watch", ast.Load()), [function], [])
-        return ast.fix_missing_locations(ast.copy_location(ast.Call(watched, args, keywords), node))
+        call = ast.copy_location(ast.Call(function, [node.left, node.right], []), node)
+        return self.visit_Call(call) if hasattr(operator, name) else self.generic_visit(node)
 
 
 class Watch(Profile):
     """A Profile that looks at values too: `notes[kind][place, operation, detail]` counts calls and FLOPs.
 
-    It sees every counted call. Of plain NumPy it sees, and prices, the functions, ufuncs, methods and operators
-    that the participant's own files use on uncounted arrays in predict(); not in-place operators, comparisons, or
-    what other libraries and compiled code do. Values are compared by their hashes.
+    Of plain NumPy it sees the functions, ufuncs, methods and binary operators that the participant's own
+    files use on uncounted arrays in predict(); not what other libraries and compiled code do.
     """
 
     def __init__(self, home: str | os.PathLike):
@@ -5434,7 +5421,7 @@ class Watch(Profile):
         self.notes: dict[str, dict[tuple, Counter]] = defaultdict(lambda: defaultdict(Counter))
         self.first: dict[tuple, tuple] = {}         # place of each operation on values not seen before
         self.end: tuple | None = None               # place of the last operation
-        self.products: list[tuple] = []             # each: its uses, and the note if only its diagonal is used
+        self.products: list[tuple] = []             # each: its uses, the note if they are of its diagonal
 
     def attach(self, context: BudgetContext) -> None:
         super().attach(context)
@@ -5462,14 +5449,14 @@ class Watch(Profile):
         stack = self.stack(sys._getframe())
         return (stack[0].removeprefix(self.home), stack[1]) if stack else None
 
-    def note(self, kind: str, name: str, flops: int, detail: str = "") -> None:
+    def note(self, kind, name, flops, detail="") -> None:
         self.notes[kind][self.place(), name, detail].update(calls=1, flops=flops)
 
-    def watched(self, function: Any) -> Callable:
-        """The function, or, if it is NumPy's or an operator's, one that notes what it does to plain arrays."""
+    def watched(self, function):
+        """The function, or, if it is NumPy's or an operator, one that notes what it does to plain arrays."""
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-        module = getattr(function, "__module__", None) or type(function if owner is None else owner).__module__
-        package, *space = str(module).split(".")[:2]
+        kind = type(function if owner is None else owner)
+        package, *space = str(getattr(function, "__module__", None) or kind.__module__).split(".")[:2]
         if package not in ("numpy", "_operator") or getattr(function, "__globals__", None) is globals():
             return function
         name = ".".join([*space, _OPERATORS.get(name, name)])
@@ -5486,34 +5473,38 @@ class Watch(Profile):
             return result
         return call
 
-    def observe(self, name: str, args: tuple, kwargs: dict, result: Any, flops: int) -> None:
+    def observe(self, name, args, kwargs, result, flops):
         """Note what there is to say of a counted call; the context's observer."""
         place, arrays = self.place(), list(arrays_in((args, kwargs)))
         self.end = place or self.end
-        self.mark_uses(name, args, arrays)
+        self.observe_uses(name, args, arrays)
         if not (place and flops):
             return
         if name in CONTRACTIONS and len(args) > 1 + (name == "einsum"):
-            self.observe_product(name, args, kwargs, arrays, result, flops)
+            self.observe_product(name, args, kwargs, result, flops)
         free = FREE_INSTEAD[self.context.book.name].get(name)
         if free and (free != UNCHANGED or arrays and arrays[0].dtype == result.dtype
                      and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]):
             self.note("moved", name, flops, free)
         if not (name in _WRITERS or name.startswith("random.") or "out" in kwargs):
-            key = name, content((args, kwargs))
+            others = [not isinstance(a, np.ndarray) and bare(a) for a in (*args, *kwargs.items())]
+            key = name, fingerprint(*map(bare, arrays)), repr(others)
             if first := self.first.get(key):
-                self.note("repeated", name, flops, "in a loop" if first == place else f"first on line {first[1]}")
+                where = "in a loop" if first == place else f"first on line {first[1]}"
+                self.note("repeated", name, flops, where)
             self.first.setdefault(key, place)
 
-    def observe_product(self, name: str, args: tuple, kwargs: dict, arrays: list, result: Any, flops: int) -> None:
-        if all(a.ndim > 1 for a in arrays) and len({n for a in arrays for n in a.shape}) == 1:
+    def observe_product(self, name, args, kwargs, result, flops):
+        """Note products of square matrices and of zeros; have the uses of the result observed."""
+        operands = [np.asarray(bare(a)) for a in args[name == "einsum":]]
+        shapes = [a.shape for a in operands]
+        if min(map(len, shapes)) > 1 and len({n for shape in shapes for n in shape}) == 1:
             self.note("square", name, flops)
+        inputs = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
         alive: dict[str, Any] = {}          # by subscript: where the operands are not all zero
-        parts = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
-        for part, a in zip(parts, args[name == "einsum":]):
-            nonzero = np.asarray(bare(a)) != 0
-            for axis, label in enumerate(part if len(set(part)) == nonzero.ndim else ""):
-                used = nonzero.any(axis=tuple(i for i in range(nonzero.ndim) if i != axis))
+        for subscripts, a in zip(inputs, operands):
+            for axis, label in enumerate(subscripts if len(set(subscripts)) == a.ndim else ""):
+                used = (a != 0).any(axis=tuple({*range(a.ndim)} - {axis}))
                 alive[label] = alive.get(label, True) & used
         if zeros := int(flops * (1 - math.prod(float(np.mean(used)) for used in alive.values()))):
             self.note("zeros", name, zeros)
@@ -5522,9 +5513,10 @@ class Watch(Profile):
             spared = flops - flops // max(result.shape[-2:])
             self.products.append((result.uses, (self.place(), name, ""), spared))
 
-    def mark_uses(self, name: str, args: tuple, arrays: list) -> None:
+    def observe_uses(self, name, args, arrays):
         """Remember of each product in use whether it is for more than its diagonal."""
-        diagonal = name in DIAGONALS or name == "einsum" and args[0].replace(" ", "").split("->")[0] == "ii"
+        diagonal = (name.removeprefix("linalg.") in ("diag", "diagonal", "trace")
+                    or name == "einsum" and args[0].replace(" ", "").split("->")[0] == "ii")
         for a in arrays:
             product = a
             while not hasattr(product, "uses") and isinstance(product.base, np.ndarray):
@@ -5548,22 +5540,23 @@ class Finding:
 
 def gather_evidence(options: Any, rules: Round, screen: Screen) -> Any:
     """All that the questions ask about. Raises WhestError where nothing can be run."""
-    path, class_name = estimator_path(options), options.class_
+    path, class_name, seed = estimator_path(options), options.class_, options.seed
     profile, watch = Profile(Path(path).parent), Watch(Path(path).parent)
     e = types.SimpleNamespace(rules=rules, home=profile.home, until="")
-    e.config = {"estimator": path, "seed": options.seed} | asdict(rules)
+    e.config = {"estimator": path, "seed": seed} | asdict(rules)
     screen.live("validate")
     e.checks = list(validation_checks(options, rules))
     screen.live("predict")
-    suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, options.seed))
-    with LocalRunner(path, class_name, rules, options.seed, profile=profile) as runner:
+    suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, seed))
+    with LocalRunner(path, class_name, rules, seed, profile=profile) as runner:
         e.class_found, e.outcomes = runner.class_found, [runner.predict(mlp) for mlp in suite]
         e.failed = [outcome for outcome in e.outcomes if outcome.failed]
         if not e.failed:
             e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)]
                           for mlp in suite]
-            most = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]     # seconds
-            e.table = convergence_tables([load_estimator(path, class_name)], suite[0], rules.flop_budget, most)[0]
+            few = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]     # seconds
+            fresh = load_estimator(path, class_name)
+            e.table = convergence_tables([fresh], suite[0], rules.flop_budget, few)[0]
     e.truths = grow_truths(suite, [e.outcomes], rules, options, truth_progress(screen))
     e.results = score_suite(suite, e.outcomes, e.truths, rules, options.precision)
     e.score, e.spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
@@ -5573,7 +5566,7 @@ def gather_evidence(options: Any, rules: Round, screen: Screen) -> Any:
     screen.live("watch")
     untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
     try:
-        with watch.instrumented(), LocalRunner(path, class_name, untimed, options.seed, profile=watch) as runner:
+        with watch.instrumented(), LocalRunner(path, class_name, untimed, seed, profile=watch) as runner:
             outcome = runner.predict(next((mlp for mlp, o in zip(suite, e.outcomes) if o.failed), suite[0]))
         if outcome.failed:
             e.until = f", until predict() failed ({outcome.flag or outcome.error['message']})"
@@ -5586,7 +5579,7 @@ def gather_evidence(options: Any, rules: Round, screen: Screen) -> Any:
     return e
 
 
-def waste(e, flops: float, said: str, change: str, place: tuple | None, unseen: float = 0) -> Iterator[Finding]:
+def waste(e, flops, said, change, place, unseen=0.0) -> Iterator[Finding]:
     """A Finding about FLOPs of a network, if they cost half a percent of the score or are 1% of the budget.
 
     `unseen`: what they cost on the real grader and not here. Under the multiplier's floor none is at stake.
@@ -5604,20 +5597,27 @@ def costliest(e, amount: str) -> tuple | None:
     return row and (row["file"], row["line"])
 
 
-def place_of(text: str) -> tuple | None:
-    """(file, line) of "file.py, line 12"."""
-    file, _, line = text.rpartition(", line ")
-    return (file, int(line)) if file else None
-
-
-def ask_prediction(e, word: str):
-    """Whether no prediction was refused with this word in the message."""
-    bad = [o.error for o in e.failed if o.error and "hint" in o.error["details"] and word in o.error["message"]]
-    n = len(e.outcomes)
-    yield (f"no, on {len(bad)} of {n} MLPs" if bad else
-           f"yes, on {n - len(e.failed)} of {n} MLPs, which gave a prediction")
-    if bad:
-        yield Finding(1, bad[0]["message"], bad[0]["details"]["hint"], e.end)
+def ask_failures(e, kind: str, it_is: str):
+    """On how many networks predict() failed so; a Finding for each group of equal failures."""
+    scores = [mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]]
+    groups = defaultdict(list)
+    for i, o in enumerate(e.outcomes):
+        if o.flag:
+            failure = "limit", o.flag, "spend less"
+        elif o.failed:
+            said, hint = f"{o.error['type']}: {o.error['message']}", o.error["details"].get("hint")
+            failure = (("raised", said, "see whest run --debug") if hint is None else
+                       ("finite" if "finite" in said else "shape", said, hint))
+        if o.failed and failure[0] == kind:
+            groups[(*failure, o.line)].append(i)
+    n = sum(map(len, groups.values()))
+    yield f"{it_is} on {n or 'none'} of {len(scores)} MLPs"
+    for (_, said, change, line), members in groups.items():
+        file, _, number = line.rpartition(", line ")
+        place = (file, int(number)) if file else costliest(e, "flops_used") if kind == "limit" else e.end
+        which = ", ".join(f"#{i}" for i in members)
+        yield Finding(1, f"{said} on {len(members)} MLPs ({which}), scored as zeros", change, place,
+                      sum(scores[i] for i in members) / sum(scores))
 
 
 def ask_class(e):
@@ -5634,50 +5634,24 @@ def ask_validation(e):
                       draws[0] if len(draws) == 1 else None, 0.0)
 
 
-def ask_raise(e):
-    scores = [entry["adjusted_final_layer_score"] for entry in e.results["per_mlp"]]
-    groups = defaultdict(list)
-    for i, o in enumerate(e.outcomes):
-        if o.error and "hint" not in o.error["details"]:
-            groups[f"{o.error['type']}: {o.error['message']}", o.line].append(i)
-    n = sum(map(len, groups.values()))
-    yield f"{'yes' if n else 'no'}, on {n or 'none'} of {len(e.outcomes)} MLPs"
-    for (said, line), members in groups.items():
-        yield Finding(1, f"{said}, on MLP {', '.join(f'#{i}' for i in members)}",
-                      "see the traceback: whest run --debug", place_of(line),
-                      sum(scores[i] for i in members) / sum(scores))
-
-
 def ask_zeros(e):
-    theirs = MULTIPLIER_FLOOR * float(np.mean([entry["zeros_final_layer_mse"] for entry in e.results["per_mlp"]]))
+    theirs = MULTIPLIER_FLOOR * statistics.fmean(mlp["zeros_final_layer_mse"] for mlp in e.results["per_mlp"])
     yield f"{'yes' if e.score > theirs else 'no'}: it scores {theirs:.3g}, you {e.score:.3g}"
     if e.score > theirs:
-        yield Finding(1, f"zeros scores {e.score / theirs:.3g} times better: yours is worse than guessing zero",
+        yield Finding(1, f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero",
                       "look for a wrong sign, scale, transpose or layer", e.end, 1 - theirs / e.score)
 
 
 def ask_sampling(e):
     (paid, n_samples), multiplier = sampling_score(e.results, e.config), e.results["mean_score_multiplier"]
     same = paid * n_samples / max(1.0, n_samples * e.spent / (multiplier * e.rules.flop_budget))
-    answer = "yes" if e.score > 2 * same else "no" if e.score < same else "it is about as good"
-    yield (f"{answer}: with your {readable(e.spent)} FLOPs it would score {same:.3g}, you {e.score:.3g}; "
-           f"with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
+    yield (f"{'yes' if e.score > same else 'no'}: with your {readable(e.spent)} FLOPs it scores {same:.3g}, "
+           f"you {e.score:.3g}; with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
     if e.score > 2 * paid:
-        yield Finding(2 if e.score > 2 * same else 3,
-                      f"sampling scores {e.score / paid:.3g} times better at your multiplier",
-                      "find what costs more than it brings, or sample instead" if multiplier > MULTIPLIER_FLOOR
-                      else "spend the first tenth of the budget, which is free, if only on samples",
-                      e.end, 1 - paid / e.score)
-
-
-def ask_exhausted(e):
-    flags, n = Counter((o.flag, o.line) for o in e.failed if o.flag), len(e.outcomes)
-    yield ("; ".join(f"{flag} = true on {hit} of {n} MLPs" for (flag, _), hit in flags.items())
-           or f"no: {e.results['mean_compute_utilization']:.2%} of the budget is used")
-    for (flag, line), hit in flags.items():
-        where = "it gave way here" if line else "this line costs most"
-        yield Finding(1, f"{flag} on {hit} MLPs, so that zeros were scored at the full budget; {where}",
-                      "spend less", place_of(line) or costliest(e, "flops_used"), hit / n)
+        change = ("find what costs more than it brings, or sample instead" if multiplier > MULTIPLIER_FLOOR
+                  else "spend the first tenth of the budget, which is free, if only on samples")
+        yield Finding(2 if e.score > 2 * same else 3, f"sampling scores {e.score / paid:.3g} times better "
+                      "at your multiplier", change, e.end, 1 - paid / e.score)
 
 
 def ask_layers(e):
@@ -5686,11 +5660,8 @@ def ask_layers(e):
     logs = [math.log10(max(mse, 1e-12)) for mse in mine]
     for i, (mse, baseline, log) in enumerate(zip(mine, theirs, logs)):
         growth = f"x{mse / mine[i - 1]:.3g}" if i and mine[i - 1] else ""
-        yield Bar(f"layer {i + 1:>3} {mse:9.2e} {growth:>9} (baseline {baseline:.2e}) ",
+        yield Bar(f"layer {i + 1:>3} {mse:9.2e} {growth:>9} (mean_propagation {baseline:.2e}) ",
                   (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
-    mean = (mine[-1] / mine[1]) ** (1 / (len(mine) - 2)) if len(mine) > 2 and mine[1] else 1.0
-    yield (f"the last layer's MSE is {mine[-1]:.3g}, mean_propagation's {theirs[-1]:.3g}; "
-           f"from layer 2 on yours changes by {mean:.3g}x a layer")
     i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
     if i < len(mine):           # the first layer from which on none is as good
         yield Finding(2, f"from layer {i + 1} on your MSE is over twice mean_propagation's: "
@@ -5700,25 +5671,24 @@ def ask_layers(e):
 
 
 def ask_anatomy(e):
-    if any(prediction is None for again in e.reseeded for prediction in again):
+    runs = [[outcome.prediction, *again] for outcome, again in zip(e.outcomes, e.reseeded)]
+    if any(prediction is None for each in runs for prediction in each):
         yield "not measured: predict() failed with another mlp.seed"
         return
-    runs = np.array([[p[-1] for p in (outcome.prediction, *again)]
-                     for outcome, again in zip(e.outcomes, e.reseeded)], np.float64)
-    truth = np.array([t.mean[-1] for t in e.truths])
-    mse = ((runs - truth[:, None]) ** 2).mean()
-    own = min(1.0, runs.var(axis=1, ddof=1).mean() / mse)
-    error = runs.mean(axis=1) - truth
+    last, truth = np.array(runs, np.float64)[:, :, -1], np.array([t.mean[-1] for t in e.truths])
+    mse, error = ((last - truth[:, None]) ** 2).mean(), last.mean(axis=1) - truth
+    own = min(1.0, last.var(axis=1, ddof=1).mean() / mse)
     scale, offset = (error * truth).sum() / (truth ** 2).sum(), error.mean()
     rest = error - np.polynomial.Polynomial.fit(truth.ravel(), error.ravel(), 1)(truth)
     shares = {"random": own, "offset": offset ** 2 / mse, "scale": scale ** 2 * (truth ** 2).mean() / mse,
-              "rest": max(0.0, (rest ** 2).mean() / mse - own / runs.shape[1])}
+              "rest": max(0.0, (rest ** 2).mean() / mse - own / last.shape[1])}
     yield {part: float(share) for part, share in shares.items()}
-    named = {"offset": f"constant offset of {offset:+.3g}", "scale": f"common factor of {1 + scale:.4g}"}
+    named = {f"constant offset of {offset:+.3g}": shares["offset"],
+             f"common factor of {1 + scale:.4g}": shares["scale"]}
     yield (f"{own:.0%} is your own randomness (3 values of mlp.seed), {1 - own:.0%} is always there; "
-           + "".join(f"a {text} explains {shares[part]:.0%}, " for part, text in named.items())
+           + "".join(f"a {text} explains {share:.0%}, " for text, share in named.items())
            + f"and {shares['rest']:.0%} is neither")
-    share, text = max((shares[part], text) for part, text in named.items())
+    text, share = max(named.items(), key=lambda item: item[1])
     if share > 0.75 and own < 0.5:
         yield Finding(2, f"{share:.0%} of the final error is a {text}", "look for where it comes in",
                       e.end, float(share))
@@ -5739,34 +5709,28 @@ def ask_matmul(e):
 
 def ask_notes(e, kind: str, what: str, said: str, change: str):
     """What the watch noted of a kind, and a Finding for each place; `said` and `change` are templates."""
-    notes = e.notes[kind]
-    total = sum(notes.values(), Counter())
-    yield (f"{what}: {total['calls']:,}, of {readable(total['flops'])} FLOPs, {total['flops'] / e.bill:.1%} of the bill"
-           if notes else f"no {what}") + e.until
-    for (place, name, detail), note in notes.items():
-        facts = {"name": name, "calls": note["calls"], "detail": detail}
-        yield from waste(e, note["flops"], said.format(**facts), change.format(**facts), place)
+    total: Counter = sum(e.notes[kind].values(), Counter())
+    yield (f"{total['calls'] or 'no'} {what}, {readable(total['flops'])} FLOPs, "
+           f"{total['flops'] / e.bill:.1%} of the bill{e.until}")
+    for (place, name, detail), note in e.notes[kind].items():
+        facts, flops = {"name": name, "calls": note["calls"], "detail": detail}, note["flops"]
+        if kind != "uncounted":
+            yield from waste(e, flops, said.format(**facts), change.format(**facts), place)
+        elif flops > max(0.1 * total["flops"], 0.01 * e.bill):
+            yield Finding(1, said.format(**facts), change.format(**facts), place, 1.0, flops)
 
 
 def ask_float64(e):
     for row in e.lines:
-        row["float64"] = sum(charge["flops_used"] for charge in row["charges"] if charge["dtype"] in
-                             ("float64", "complex128") and charge["operation"][:6] != "stats.")    # always are
+        row["float64"] = sum(charge["flops_used"] for charge in row["charges"]
+                             if charge["dtype"] in ("float64", "complex128")
+                             and not charge["operation"].startswith("stats."))      # which always are
     flops = sum(row["float64"] for row in e.lines) // 2 // len(e.outcomes)
     rates = PRICES[e.rules.prices].immutable           # the book that charges rates
     yield (f"float64 costs {readable(flops)} FLOPs too many, {flops / e.bill:.1%} of the bill" if rates else
            f"no: book {e.rules.prices} charges dtypes alike")
     yield from waste(e, flops, "float64 doubles the price of what float32 could do, most at this line",
                      "make arrays and constants float32", costliest(e, "float64"))
-
-
-def ask_uncounted(e):
-    total = sum(note["flops"] for note in e.notes["uncounted"].values())
-    yield f"{readable(total)} FLOPs, {total / e.bill:.1%} of the bill, as far as seen{e.until}"
-    for (place, name, _), note in e.notes["uncounted"].items():
-        if note["flops"] > max(0.1 * total, 0.001 * e.bill):
-            yield Finding(1, f"np.{name} on plain arrays, {note['calls']:,} calls, uncounted: the rules forbid it",
-                          f"fnp.{name} counts, and so do operators on fnp arrays", place, 1.0, note["flops"])
 
 
 def ask_calls(e):
@@ -5778,27 +5742,28 @@ def ask_calls(e):
            + (f", and the gate is {gate:g} s" if gate else ""))
     change, place = "work on whole arrays instead of in Python loops", costliest(e, "calls")
     if gate and seconds > gate:
-        yield Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate of {gate:g} s", change, place)
+        yield Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate", change, place)
     else:
         yield from waste(e, cost, f"{calls:,.0f} calls cost that much there", change, place, cost)
 
 
 ALL, ANY = True, False      # whether the question is about the predictions of all networks
-QUESTIONS = {               # the page: tier: (..., the question, what answers it, with which arguments)
+QUESTIONS = {               # the page: {tier: (..., the question, what answers it, with which arguments)}
     "Pure-Python inner loop (fastest iteration)": (
         (ALL, "FLOPs-vs-MSE convergence table", lambda e: table_lines(e.table)),
     ),
     "Sanity checks (2 minutes)": (
-        (ANY, "Output shape: does predict() return shape (mlp.depth, mlp.width)?", ask_prediction, "shape"),
-        (ANY, "Finite values: are all values finite?", ask_prediction, "finite"),
+        (ANY, "Output shape: does predict() return shape (mlp.depth, mlp.width)?",
+         ask_failures, "shape", "it does not"),
+        (ANY, "Finite values: are all values finite?", ask_failures, "finite", "they are not"),
         (ANY, "Class name: is your class named Estimator?", ask_class),
         (ANY, "Determinism, and the other checks of whest validate", ask_validation),
     ),
     "Correctness checks (5 minutes)": (
-        (ANY, "Did predict() raise?", ask_raise),
+        (ANY, "Did predict() raise?", ask_failures, "raised", "it did"),
         (ALL, "Does zeros beat you?", ask_zeros),
         (ALL, "Does sampling with the same FLOPs beat you?", ask_sampling),
-        (ANY, "Is budget_exhausted true?", ask_exhausted),
+        (ANY, "Is budget_exhausted true?", ask_failures, "limit", "a limit is exhausted"),
         (ALL, "Are errors concentrated at deep layers?", ask_layers),
         (ALL, "What is the final layer's error made of?", ask_anatomy),
     ),
@@ -5806,15 +5771,17 @@ QUESTIONS = {               # the page: tier: (..., the question, what answers i
         (ANY, "Is matmul dominant?", ask_matmul),
         (ANY, "Redundant computation?", ask_notes, "repeated", "repeated operations",
          "{name} on the same values again, {calls:,} times, {detail}", "compute it once and keep the result"),
-        (ANY, "Free operations wasted?", ask_notes, "moved", "copies, casts and reshapes paid for that could be free",
+        (ANY, "Free operations wasted?", ask_notes, "moved", "copies, casts and reshapes that could be free",
          "{calls:,} paid calls of {name}", "{detail}"),
-        (ANY, "A full product for its diagonal?", ask_notes, "diagonal", "products of which only the diagonal is used",
+        (ANY, "A full product for its diagonal?", ask_notes, "diagonal", "products for their diagonal",
          "{calls:,} results of {name}, of which only the diagonal is used",
          "fnp.sum(a * b.T, axis=-1) is the diagonal of a @ b"),
-        (ANY, "Work on rows or columns that are zero?", ask_notes, "zeros", "products with rows or columns of zeros",
+        (ANY, "Work on rows or columns that are zero?", ask_notes, "zeros", "products of zeros",
          "{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"),
         (ANY, "float64 where float32 would do?", ask_float64),
-        (ANY, "Work done in plain NumPy?", ask_uncounted),
+        (ANY, "Work done in plain NumPy?", ask_notes, "uncounted", "operations seen on plain arrays",
+         "np.{name} on plain arrays, {calls:,} calls, uncounted: the rules forbid it",
+         "fnp.{name} counts, and so do operators on fnp arrays"),
         (ANY, "Many small calls?", ask_calls),
     ),
 }
@@ -5823,9 +5790,8 @@ QUESTIONS = {               # the page: tier: (..., the question, what answers i
 def answered(e, needs_all: bool, question: str, ask: Callable, *arguments: str) -> dict:
     """A question's entry in the document: the lines of its answer, what was measured, and its findings."""
     said = ["not measured: predict() failed"] if needs_all and e.failed else list(ask(e, *arguments))
-    findings = []
-    for f in sorted((each for each in said if isinstance(each, Finding)),
-                    key=lambda f: (f.severity, -f.share, -f.flops)):
+    found, findings = [each for each in said if isinstance(each, Finding)], []
+    for f in sorted(found, key=lambda f: (f.severity, -f.share, -f.flops)):
         file, line = f.place or ("", 0)
         findings.append({**asdict(f), "flops": int(f.flops), "file": file, "line": line,
                          "source": linecache.getline(e.home + file, line).strip()})
@@ -5871,8 +5837,8 @@ def at_least(least: float, kind: type = float) -> Callable:
 
 
 INTEGER, POSITIVE = at_least(1, int), at_least(5e-324)
-FILE, FLAG = object(), object()     # the types of the positional argument, and of an option that takes no value
-OPTIONS = {                         # name: (default, help, type, metavar or choices)
+FILE, FLAG = object(), object()     # types of the positional argument, and of an option that takes no value
+OPTIONS: dict[str, tuple] = {       # name: (default, help, type, metavar or choices)
     "file": (None, "estimator file", FILE, "FILE"),
     "estimator": (None, "the same as the positional FILE", str, "FILE"),
     "class_": (None, "estimator class, where the file has several", str, "NAME"),
@@ -5882,7 +5848,7 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "depth": (None, "layers [the round's]", INTEGER, "N"),
     "flop_budget": (None, "FLOP budget B of one network [the round's]", INTEGER, "FLOPS"),
     "prices": (None, "price book [the round's]", str, list(PRICES)),
-    "lambda_flops_per_second": (None, "price of a second of residual time [the round's]", at_least(0), "RATE"),
+    "lambda_flops_per_second": (None, "price of a residual second [the round's]", at_least(0), "RATE"),
     "wall_time_limit": (None, "seconds for one predict() [the round's]", POSITIVE, "SECONDS"),
     "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", POSITIVE, "SECONDS"),
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
@@ -5900,7 +5866,8 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "runner": ("local", "local (or inprocess): here, for debuggers; subprocess (or server): isolated [local]",
                str, ["local", "inprocess", "subprocess", "server"]),
     "memory_limit": (8.0, "of the isolated worker, in GB [8]", POSITIVE, "GB"),
-    "format": (None, "rich for terminals, plain for pipes, json [rich or plain]", str, ["rich", "plain", "json"]),
+    "format": (None, "rich for terminals, plain for pipes, json [rich or plain]",
+               str, ["rich", "plain", "json"]),
     "json": (False, "the same as --format json", FLAG, None),
     "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
     "profile": (False, "FLOPs by source line", FLAG, None),
@@ -5915,14 +5882,13 @@ OPTIONS = {                         # name: (default, help, type, metavar or cho
     "dask": (None, "sample on the Dask cluster at this address", str, "ADDRESS"),
     "clear": (False, "remove everything from the store", FLAG, None),
 }
-RULES = """round width depth flop_budget prices lambda_flops_per_second wall_time_limit residual_wall_time_limit
-    no_residual_wall_time_limit setup_timeout"""
-COMMANDS: dict[str, Callable[[Any, Screen], int]] = {}
+RULES = " ".join(["round", "no_residual_wall_time_limit", *list(Round.__dataclass_fields__)[1:]])
+COMMANDS: dict[str, Any] = {}       # name: function (options, screen) that returns the exit status
 
 
 def command(options: str) -> Callable:
     """Make the function below, without "_command", a sub-command that takes these options."""
-    def register(function):
+    def register(function: Any) -> Any:
         function.options = options.split()
         COMMANDS[function.__name__.removesuffix("_command")] = function
         return function
@@ -5930,12 +5896,8 @@ def command(options: str) -> Callable:
 
 
 def parse(name: str, arguments: list[str]) -> types.SimpleNamespace:
-    """The OPTIONS of a sub-command: as given, or the defaults. Raises Misuse."""
+    """All of OPTIONS: those that the sub-command takes as they are given, or the defaults. Raises Misuse."""
     import plac
-
-    def takes():
-        """A function whose signature is the sub-command's options, with plac's annotations."""
-
     parameters = []
     for option in COMMANDS[name].options:
         default, text, kind, values = OPTIONS[option]
@@ -5945,11 +5907,16 @@ def parse(name: str, arguments: list[str]) -> types.SimpleNamespace:
         # plac puts one dash before an option and makes others of underscores: _width is --width.
         parameters.append(inspect.Parameter("_" * (kind is not FILE) + option.rstrip("_"), default=default,
                                             kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=note))
-    takes.__signature__, takes.__doc__ = inspect.Signature(parameters), inspect.getdoc(COMMANDS[name])
+    def takes():
+        """What plac sees of a sub-command: a signature, and the help."""
+
+    takes.__signature__ = inspect.Signature(parameters)         # type: ignore[attr-defined]
+    takes.__doc__ = inspect.getdoc(COMMANDS[name])
     parser = plac.parser_from(takes, prog=f"whest {name}")
     parser.error = functools.partial(refuse, parser.prog)
     given = vars(parser.parse_args(arguments))
-    return types.SimpleNamespace(**{option: given.get(option.rstrip("_"), OPTIONS[option][0]) for option in OPTIONS})
+    return types.SimpleNamespace(**{option: given.get(option.rstrip("_"), default)
+                                    for option, (default, *_) in OPTIONS.items()})
 
 
 def refuse(program: str, message: str):
@@ -5991,8 +5958,8 @@ def as_json(document: dict, screen: Screen) -> bool:
     return screen.format == "json"
 
 
-@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split
-    seed max_threads runner memory_limit against repeats profile html format json debug fail_fast""")
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset
+    split seed max_threads runner memory_limit against repeats profile html format json debug fail_fast""")
 def run(options, screen: Screen) -> int:
     """Score an estimator on a suite of random networks, and say what to do next.
 
@@ -6014,7 +5981,7 @@ def run(options, screen: Screen) -> int:
     classes, outcomes = [], []          # of the estimator, then of its rival
     for which in (None, rival) if rival else (None,):
         with runner_for(options, rules, which) as runner:
-            outcomes.append(predictions(runner, suite, options.repeats or 1, screen))
+            outcomes.append([[*predictions(runner, suite, i, screen)] for i in range(options.repeats or 1)])
             classes.append(runner.class_found)
     first = [repeats[0] for repeats in outcomes]
     truths = dataset.truths if dataset else grow_truths(suite, first, rules, options, truth_progress(screen))
@@ -6022,8 +5989,8 @@ def run(options, screen: Screen) -> int:
     if options.profile:
         results["profile"] = {"flops_used": sum(outcome.flops_charged for outcome in first[0]),
                               "lines": merged(itertools.chain(*[o.lines for o in first[0]]), "file", "line")}
-    limits = {f"{name}_s": value for name, value in asdict(rules).items() if name.endswith(("limit", "timeout"))}
-    config = asdict(rules) | limits | {
+    config = asdict(rules) | {
+        **{f"{name}_s": getattr(rules, name) for name in vars(rules) if name.endswith(("limit", "timeout"))},
         "n_mlps": len(suite), "seed": options.seed, "round": rules.tag, "estimator": estimator_path(options),
         "class": classes[0], "runner": options.runner,
         "n_samples": "the dataset's" if dataset else options.n_samples or "auto"}
@@ -6043,13 +6010,12 @@ def run(options, screen: Screen) -> int:
     return 1 if n_errors else 0
 
 
-def predictions(runner: LocalRunner, suite: list[MLP], n_repeats: int, screen: Screen) -> list[list[Outcome]]:
-    """The outcomes on a suite, again under other seeds for each repeat after the first."""
-    def outcome(repeat: int, i: int, mlp: MLP) -> Outcome:
+def predictions(runner: LocalRunner, suite: list[MLP], repeat: int, screen: Screen) -> Iterator[Outcome]:
+    """The outcomes on a suite; under other seeds for a repeat after the first."""
+    for i, mlp in enumerate(suite):
         screen.live(f"predict  MLP {i + 1}/{len(suite)}")
-        other = int(np.random.SeedSequence(mlp.seed, spawn_key=(repeat,)).generate_state(1)[0])
-        return runner.predict(replace(mlp, seed=other) if repeat else mlp)
-    return [[outcome(repeat, i, mlp) for i, mlp in enumerate(suite)] for repeat in range(n_repeats)]
+        other = np.random.SeedSequence(mlp.seed, spawn_key=(repeat,)).generate_state(1)[0]
+        yield runner.predict(replace(mlp, seed=int(other)) if repeat else mlp)
 
 
 def truth_progress(screen: Screen) -> Callable:
@@ -6073,18 +6039,18 @@ def run_meta(started: datetime) -> dict:
             "run_duration_s": (finished - started).total_seconds(),
             "host": {"hostname": system.node, "os": system.system, "os_release": system.release,
                      "platform": platform.platform(), "machine": system.machine,
-                     "python_version": platform.python_version(), "cpu_brand": platform.processor() or "unknown",
-                     "cpu_count_logical": os.cpu_count(), "cpu_count_physical": None, "ram_total_bytes": None,
-                     "ram_available_bytes": None, "numpy_version": np.__version__,
-                     "flopscope_version": flops.__version__}}
+                     "python_version": platform.python_version(),
+                     "numpy_version": np.__version__, "flopscope_version": flops.__version__,
+                     "cpu_brand": platform.processor() or "unknown", "cpu_count_logical": os.cpu_count(),
+                     "cpu_count_physical": None, "ram_total_bytes": None, "ram_available_bytes": None}}
 
 
 @command(f"file estimator class_ {RULES} seed max_threads runner memory_limit format json debug")
 def validate(options, screen: Screen) -> int:
-    """Check the contract in seconds: class, setup, shape, finite values, budget, determinism, and the other price book.
+    """Check the contract in seconds: class, setup, shape, finiteness, budget, determinism, the other book.
 
-    Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if one fails;
-    a NOTE is no failure.
+    Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if
+    one fails; a NOTE is no failure.
     """
     ok = report_checks("Validation", list(validation_checks(options, rules_of(options))), screen)
     if screen.format != "json":
@@ -6093,9 +6059,10 @@ def validate(options, screen: Screen) -> int:
 
 
 def validation_checks(options, rules: Round) -> Iterator[dict]:
-    """The checks in order, on a tiny network, the round's shape, and under the other book; a failure ends them."""
+    """The checks on a tiny network, the round's shape, and under the other book; a failure ends them."""
     def check(name: str, ok: bool | None, detail: str) -> dict:
-        return {"check": name, "ok": ok, "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]"}
+        shape = f"{trial.width}x{trial.depth}, prices {trial.prices}"
+        return {"check": name, "ok": ok, "detail": f"{detail} [{shape}]"}
 
     tiny = replace(rules, width=4, depth=2, lambda_flops_per_second=0.0,
                    flop_budget=max(1, rules.flop_budget * 32 // (rules.depth * rules.width**2)))
@@ -6103,16 +6070,17 @@ def validation_checks(options, rules: Round) -> Iterator[dict]:
         with runner_for(options, trial) as runner:
             mlp = build_mlp(trial.width, trial.depth, options.seed)
             first, second = runner.predict(mlp), runner.predict(mlp)
-        yield check("class", True, f"{runner.class_found}, loaded and set up within {trial.setup_timeout:g} s")
-        if first.failed:
-            said = f"{first.flag}: spend less, or raise the limit"
-            if first.error:
-                details = first.error["details"]
-                said = " ".join([first.error["message"], *details.get("cause_hints", ()), f"({details['line']})"])
-            yield check("predict", False, said)
+        yield check("class", True, f"{runner.class_found}, loaded, set up within {trial.setup_timeout:g} s")
+        if first.error:
+            details = first.error["details"]
+            hints = *details.get("cause_hints", ()), f"({details['line']})"
+            yield check("predict", False, " ".join([first.error["message"], *hints]))
             return
-        yield check("predict", True, f"shape {first.prediction.shape}, finite, {readable(first.flops_used)} FLOPs, "
-                    f"{first.flops_used / trial.flop_budget:.2%} of the budget")
+        if first.flag:
+            yield check("predict", False, f"{first.flag}: spend less, or raise the limit")
+            return
+        yield check("predict", True, f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} "
+                    f"FLOPs, {first.flops_used / trial.flop_budget:.2%} of the budget")
         same = not second.failed and np.array_equal(first.prediction, second.prediction)
         yield check("determinism", same or None, "two calls agree bit for bit" if same else
                     "two calls on one network differ: seed your generator from mlp.seed")
@@ -6130,8 +6098,8 @@ def checklist(options, screen: Screen) -> int:
     limit_threads(options.max_threads)
     use_prices(rules.prices)
     e = gather_evidence(options, rules, screen)
-    tiers = [{"tier": i, "title": title, "questions": [answered(e, *question) for question in questions]}
-             for i, (title, questions) in enumerate(QUESTIONS.items())]
+    tiers: list[dict] = [{"tier": i, "title": title, "questions": [answered(e, *each) for each in questions]}
+                         for i, (title, questions) in enumerate(QUESTIONS.items())]
     worst = Counter(f["severity"] for tier in tiers for asked in tier["questions"] for f in asked["findings"])
     if not as_json({"ok": not worst[1], "tiers": tiers, "run_config": e.config,
                     "whestbench_version": __version__}, screen):
@@ -6144,7 +6112,7 @@ def checklist(options, screen: Screen) -> int:
 
 @command("format json")
 def doctor(options, screen: Screen) -> int:
-    """Check the installation: versions, threads, vectors, store, kernels, other packages, environment variables.
+    """Check the installation: versions, threads, vectors, store, kernels, other packages, environment.
 
     Each check is a line with OK, NOTE or FAIL. Exit status 1 if one fails: such a thing would spoil a score.
     """
@@ -6152,55 +6120,50 @@ def doctor(options, screen: Screen) -> int:
     return 0 if report_checks("Doctor", checks, screen) else 1
 
 
-RIVALS = {          # packages of the same name elsewhere: what becomes of an estimator that imports them
-    "flopscope": "estimators get ours, for the same bill",
-    "local_engine": "estimators that import it get that one, not ours",
-    "whestbench": "`python estimator.py` gets whichever comes first on the path"}
-VARIABLES = {       # of the environment: what each decides
-    "PYTHONBREAKPOINT": "what breakpoint() does, and makes output plain", "OMP_NUM_THREADS": "the threads of NumPy",
-    "WHESTBENCH_PRICES": "the price book of contexts outside any round"}
-
-
 def health_checks() -> Iterator[tuple[str, bool | None, str]]:
     """(name, whether it is well or None for a note, detail) of each check."""
     import numba
     import plac
-    yield "versions", True, (f"python {platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}, "
-                             f"plac {plac.__version__}, whestbench {__version__}")
-    yield "threads", True, f"{_n_threads}, of {os.cpu_count()} logical CPUs; vectors of {vector_type()[1]} float32"
+    yield "versions", True, (f"python {platform.python_version()}, numpy {np.__version__}, numba "
+                             f"{numba.__version__}, plac {plac.__version__}, whestbench {__version__}")
+    yield "threads", True, f"{_n_threads} of {os.cpu_count()} CPUs, vectors of {vector_type()[1]} float32"
     folder, start = TruthStore().folder, time.perf_counter()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         yield "store", True, f"{folder} is writable"
     except OSError as exc:
-        yield "store", None, f"{folder} cannot be written ({exc.strerror}): every run samples its truths again"
+        yield "store", None, f"{folder} cannot be written ({exc.strerror}): every run samples anew"
     try:
         weights = np.stack([np.asarray(w, np.float64) for w in build_mlp(64, 2).weights])
         sums = simulate_block(pack_weights(weights), 0, 0).layer_sums[-1]
-        took = time.perf_counter() - start
-        exact = functools.reduce(lambda x, weight: np.maximum(x @ weight, 0), weights, block_inputs(64, 0, 0)).sum(0)
-        right = np.allclose(sums, exact, rtol=1e-4)
-        yield "kernels", right, (f"first block after {took:.1f} s, sums {'as' if right else 'unlike'} "
-                                 "NumPy's in float64")
+        how = "cached" if network_sums.stats.cache_hits else "compiled"       # type: ignore[attr-defined]
+        how = f"{how}, first block after {time.perf_counter() - start:.1f} s"
+        x = block_inputs(64, 0, 0)
+        for weight in weights:
+            x = np.maximum(x @ weight, 0)
+        right = np.allclose(sums, x.sum(0), rtol=1e-4)
+        yield "kernels", right, f"{how}, sums {'as' if right else 'unlike'} NumPy's in float64"
     except Exception as exc:        # the compiler can raise anything
         yield "kernels", False, f"no truth can be sampled: {type(exc).__name__}: {exc}"
-    for name, then in RIVALS.items():
-        specs = [importlib.machinery.PathFinder.find_spec(name, [entry]) for entry in (os.getcwd(), *sys.path)]
+    for name in ("flopscope", "local_engine", "whestbench"):
+        find = importlib.machinery.PathFinder.find_spec
+        specs = [find(name, [folder]) for folder in (os.getcwd(), *sys.path)]
         places = [os.path.realpath(spec.origin) for spec in specs if spec and spec.origin]
         if others := [place for place in places if place != os.path.realpath(__file__)]:
-            first = name == "whestbench" and others[0] == places[0]
-            yield name, False if first else None, f"another is at {others[0]}: {then}" + ", here that one" * first
-    for name in VARIABLES.keys() & os.environ.keys():
-        yield name, None, f"is {os.environ[name]!r}: it decides {VARIABLES[name]}"
+            then = "the same bill" if name == "flopscope" else "not always ours"
+            yield name, False if name == "whestbench" and others[0] == places[0] else None, (
+                f"another is at {others[0]}: what imports it gets {then}")
+    for name in {"PYTHONBREAKPOINT", "OMP_NUM_THREADS", "WHESTBENCH_PRICES"} & os.environ.keys():
+        yield name, None, f"is set to {os.environ[name]!r}"
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
 def loop_command(options, screen: Screen) -> int:
-    """The direct loop, `python estimator.py`: one network, no runner, your prediction against ever more samples.
+    """The direct loop, `python estimator.py`: one network, no runner, a prediction against ever more samples.
 
-    Prints the table n_samples | sampling_flops | estimator_flops | MSE, and with --baseline NAME the same for a
-    baseline beside it.
+    Prints the table n_samples | sampling_flops | estimator_flops | MSE, and with --baseline NAME the same for
+    a baseline beside it.
     """
     rules = rules_of(options)
     use_prices(rules.prices)
@@ -6216,19 +6179,18 @@ def loop_command(options, screen: Screen) -> int:
     return 0
 
 
-@command(f"file output {RULES} n_mlps n_samples seed plain_truth resume no_store dask max_threads format json debug")
+@command(f"""file output {RULES} n_mlps n_samples seed plain_truth resume no_store dask
+    max_threads format json debug""")
 def bake_command(options, screen: Screen) -> int:
     """Write a suite: networks with their truths, one portable file that `run --dataset` scores on.
 
     --resume grows the truths of an existing file to --n-samples (default: twice what they have).
     """
-    rules, output, old = rules_of(options), Path(options.file or options.output), None
-    if output.exists() != options.resume:
-        raise Misuse(f"There is no {output} to resume." if options.resume else
-                     f"{output} exists: add --resume to grow it, or choose another name.")
-    if options.resume:
-        old = read_suite(output)
-    mlps = old.mlps if old else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    rules, output = rules_of(options), Path(options.file or options.output)
+    if output.exists() and not options.resume:
+        raise Misuse(f"{output} exists: add --resume to grow it, or choose another name.")
+    old = read_suite(output) if options.resume else None
+    mlps = old.mlps if old else [*sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed)]
     n_samples = options.n_samples or (2 * old.truths[0].n_samples if old else 2**20)
     if old and n_samples < old.truths[0].n_samples:
         raise Misuse(f"{output} has {old.truths[0].n_samples:,} samples a network already.")
@@ -6242,17 +6204,18 @@ def bake_command(options, screen: Screen) -> int:
     about = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
     write_suite(output, Suite(mlps, truths, (old.about if old else {}) | about))
     noise = math.sqrt(np.mean([(truth.standard_error[-1]**2).mean() for truth in truths]))
-    if not as_json(about | {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}, screen):
-        screen.write(f"{output}: {len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each, "
-                     f"final-layer standard error {noise:.3g}\nNext: whest run estimator.py --dataset {output}")
+    about |= {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}
+    if not as_json(about, screen):
+        screen.write(f"{output}: {len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each,"
+                     f" final-layer standard error {noise:.3g}\nNext: whest run FILE --dataset {output}")
     return 0
 
 
 @command("clear format json")
 def store_command(options, screen: Screen) -> int:
     """Show what the store of truths holds; --clear empties it."""
-    folder, rows = TruthStore().folder, []
-    for network in sorted({path.parent for path in folder.glob("*/[!.]*.npz")}):        # .*.npz: a killed run's
+    folder, rows = TruthStore().folder, list[dict]()
+    for network in sorted({path.parent for path in folder.glob("*/[!.]*.npz")}):    # .*.npz: a killed run's
         counts = [int(path.stem.split("-")[0]) for path in network.glob("[0-9]*.npz")]
         size = sum(path.stat().st_size for path in network.iterdir())
         rows.append({"network": network.name, "bytes": size, "n_samples": max(counts, default=0)})
@@ -6287,16 +6250,22 @@ def call_times(numpy):
 
 
 def ask_real_package(package: str, code: str) -> Any:
-    """The value of `result` after `code` beside the real package, in a process of its own; None where there is none.
+    """The `result` of code beside the real package, in a process of its own; None where there is none.
 
     It is looked for in the folder `package` of WHESTBENCH_ORACLES, else among this Python's packages.
     """
     name, oracles = package.partition("-")[0], os.environ.get("WHESTBENCH_ORACLES")
-    if not oracles and not importlib.util.find_spec("opt_einsum"):       # which the real ones need, and we do not
+    if not oracles and not importlib.util.find_spec("opt_einsum"):       # which the real ones need
         return None
     environment = os.environ | ({"PYTHONPATH": str(Path(oracles) / package)} if oracles else {})
-    code = "\n".join([f"import json, statistics, sys, time; sys.path.remove(''); import {name}; {name}.__path__",
-                      inspect.getsource(seconds_of), inspect.getsource(call_times), code, "print(json.dumps(result))"])
+    code = f"""import json, statistics, sys, time
+sys.path.remove("")
+import {name}
+assert {name}.__path__
+{inspect.getsource(seconds_of)}
+{inspect.getsource(call_times)}
+{code}
+print(json.dumps(result))"""
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True,
                           cwd=tempfile.gettempdir(), check=False)
     return None if done.returncode else json.loads(done.stdout)
@@ -6323,7 +6292,7 @@ def fma_chains(typingctx, n):
 
 
 def fma_peak(threads: concurrent.futures.Executor) -> Callable[[], float]:
-    """A function that measures the chip's float32 FMA rate in GFLOP/s on all threads, without touching memory."""
+    """A function that measures the chip's float32 FMA rate on all threads in GFLOP/s, in registers alone."""
     from numba import njit
     from numba.extending import intrinsic
     chains: Any = intrinsic(fma_chains)
@@ -6347,9 +6316,9 @@ def numpy_engine(weights: np.ndarray, n_samples: int, threads: concurrent.future
             sums[layer] += x.sum(0)
 
 
-def bench_shape(rules: Round, repeats: int, threads: concurrent.futures.Executor, peak: Callable[[], float]) -> dict:
+def bench_shape(rules: Round, repeats: int, threads: concurrent.futures.Executor, peak: Callable) -> dict:
     """Samples a second of the engine and its rivals at a round's shape, interleaved, medians of `repeats`."""
-    width, depth = rules.width, rules.depth
+    width, depth, row = rules.width, rules.depth, dict[str, Any]()
     weights = np.stack([np.asarray(w) for w in build_mlp(width, depth).weights])
     n_samples = max(8192, int(1e11 / (2 * depth * width**2)) // 4096 * 4096)
     block = functools.partial(simulate_block, pack_weights(weights), 1)
@@ -6363,11 +6332,12 @@ result = seconds_of(lambda: whestbench.sample_layer_statistics(mlp, {n_samples})
             for _ in range(repeats + 1)]
     engine, rival, real_one, fma = np.array(runs[1:]).T         # the first warms up
     gflops = engine * width**2 * (2 * depth - 1) / 1e9
-    rates = {"engine": engine, "numpy": rival, "times_numpy": engine / rival, "real": real_one,
-             "times_real": engine / real_one, "gflops": gflops, "fma_peak_gflops": fma, "of_peak": gflops / fma}
-    medians = {name: float(np.median(rate)) for name, rate in rates.items()}
-    return {"round": rules.tag, "shape": f"{width}x{depth}"} | {
-        name: None if math.isnan(rate) else rate for name, rate in medians.items()}
+    row |= {"round": rules.tag, "shape": f"{width}x{depth}"}
+    for name, rates in {"engine": engine, "numpy": rival, "times_numpy": engine / rival, "real": real_one,
+                        "times_real": engine / real_one, "gflops": gflops, "fma_peak_gflops": fma,
+                        "of_peak": gflops / fma}.items():
+        row[name] = None if np.isnan(rates).any() else float(np.median(rates))
+    return row
 
 
 def bench_lines(rows: list[dict], columns: dict[str, str]) -> Iterator[str]:
@@ -6381,7 +6351,7 @@ def bench_lines(rows: list[dict], columns: dict[str, str]) -> Iterator[str]:
 
 @command("repeats max_threads format json")
 def bench(options, screen: Screen) -> int:
-    """Measure the engine against NumPy, the chip's FMA peak and the real package; and what counting a call costs.
+    """Measure the engine against NumPy, the chip's FMA peak and the real package; and what counting costs.
 
     Everything is measured side by side in this run, as medians; quote the ratios. Takes a minute or two.
     """
@@ -6395,13 +6365,17 @@ def bench(options, screen: Screen) -> int:
     real = ask_real_package("flopscope-0.12.4", """import flopscope as flops, flopscope.numpy as fnp
 with flops.BudgetContext(flop_budget=10**15, quiet=True):
     result = call_times(fnp)""") or {}
-    calls = [{"call": name, "numpy_us": us, "ours_us": ours[name], "real_us": real.get(name), "added_us": ours[name] - us,
-              "times_less_added": (real[name] - us) / (ours[name] - us) if real and ours[name] > us else None}
-             for name, us in plain.items()]
+    calls = []
+    for name, us in plain.items():
+        added, theirs = ours[name] - us, real[name] - us if real else None
+        calls.append({"call": name, "numpy_us": us, "ours_us": ours[name], "real_us": real.get(name),
+                      "added_us": added,
+                      "times_less_added": theirs / added if theirs and added > 0 else None})
     if not as_json({"engine": shapes, "overhead": calls}, screen):
         screen.panel("Engine", bench_lines(shapes, {
-            "shape": "shape", "samples/s": "engine", "NumPy": "numpy", "x NumPy": "times_numpy", "real": "real",
-            "x real": "times_real", "GFLOP/s": "gflops", "FMA peak": "fma_peak_gflops", "of peak": "of_peak"}))
+            "shape": "shape", "samples/s": "engine", "NumPy": "numpy", "x NumPy": "times_numpy",
+            "real": "real", "x real": "times_real", "GFLOP/s": "gflops", "FMA peak": "fma_peak_gflops",
+            "of peak": "of_peak"}))
         screen.panel("Overhead of a call on 256 float32, in microseconds", bench_lines(calls, {
             "": "call", "NumPy": "numpy_us", "ours": "ours_us", "added": "added_us", "real 0.12": "real_us",
             "x less": "times_less_added"}))
@@ -6415,9 +6389,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command; returns the exit status. This is the console script `whest`."""
     arguments = sys.argv[1:] if arguments is None else [str(a) for a in arguments]
     name, *rest = arguments or [""]
-    if name in ("-h", "--help", "--version"):
-        listed = [f"  {name:<12}{(f.__doc__ or '').splitlines()[0]}" for name, f in COMMANDS.items()]
-        print(f"whestbench {__version__}" if name == "--version" else "\n".join([__doc__, "Commands:", *listed]))
+    if name == "--version":
+        print(f"whestbench {__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        listed = (f"  {each:<12}{function.__doc__.splitlines()[0]}" for each, function in COMMANDS.items())
+        print("\n".join([__doc__ or "", "Commands:", *listed]))
         return 0
     try:
         if name not in COMMANDS:
@@ -6442,7 +6419,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class LocalEngineFinder:
-    """Asked last for an import: the starter kit's `local_engine` is this module where the kit has none of its own."""
+    """Asked last for an import: where the starter kit has no `local_engine` of its own, this module is it."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
