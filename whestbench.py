@@ -5547,7 +5547,7 @@ def gather_evidence(options: Any, rules: Round, screen: Screen) -> Any:
     screen.live("validate")
     e.checks = list(validation_checks(options, rules))
     screen.live("predict")
-    suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, seed))
+    suite = suite_of(options, rules, 3)
     with LocalRunner(path, class_name, rules, seed, profile=profile) as runner:
         e.class_found, e.outcomes = runner.class_found, [runner.predict(mlp) for mlp in suite]
         e.failed = [outcome for outcome in e.outcomes if outcome.failed]
@@ -5605,9 +5605,10 @@ def ask_failures(e, kind: str, it_is: str):
         if o.flag:
             failure = "limit", o.flag, "spend less"
         elif o.failed:
-            said, hint = f"{o.error['type']}: {o.error['message']}", o.error["details"].get("hint")
-            failure = (("raised", said, "see whest run --debug") if hint is None else
-                       ("finite" if "finite" in said else "shape", said, hint))
+            said = f"{o.error['type']}: {o.error['message'].rstrip('.')}"
+            hint = o.error["details"].get("hint")       # of predictions that were refused
+            failure = (("finite" if "finite" in said else "shape", said, hint) if hint else
+                       ("raised", said, "see whest run --debug"))
         if o.failed and failure[0] == kind:
             groups[(*failure, o.line)].append(i)
     n = sum(map(len, groups.values()))
@@ -5837,6 +5838,13 @@ def at_least(least: float, kind: type = float) -> Callable:
 
 
 INTEGER, POSITIVE = at_least(1, int), at_least(5e-324)
+
+
+def sample_count(text: str) -> int | None:
+    """A positive integer; None for auto."""
+    return None if text == "auto" else INTEGER(text)
+
+
 FILE, FLAG = object(), object()     # types of the positional argument, and of an option that takes no value
 OPTIONS: dict[str, tuple] = {       # name: (default, help, type, metavar or choices)
     "file": (None, "estimator file", FILE, "FILE"),
@@ -5855,7 +5863,7 @@ OPTIONS: dict[str, tuple] = {       # name: (default, help, type, metavar or cho
     "setup_timeout": (None, "seconds for loading and setup() [5]", POSITIVE, "SECONDS"),
     "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", INTEGER, "N"),
     "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]",
-                  lambda text: None if text == "auto" else INTEGER(text), "N"),
+                  sample_count, "N"),
     "precision": (0.02, "of the score that auto aims at [0.02]", POSITIVE, "SHARE"),
     "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", POSITIVE, "FLOPS"),
     "seed": (0, "of the suite's networks [0]", at_least(0, int), "N"),
@@ -5907,6 +5915,7 @@ def parse(name: str, arguments: list[str]) -> types.SimpleNamespace:
         # plac puts one dash before an option and makes others of underscores: _width is --width.
         parameters.append(inspect.Parameter("_" * (kind is not FILE) + option.rstrip("_"), default=default,
                                             kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=note))
+
     def takes():
         """What plac sees of a sub-command: a signature, and the help."""
 
@@ -5938,6 +5947,11 @@ def estimator_path(options) -> str:
     if bool(options.file) == bool(options.estimator):
         raise Misuse("Name one estimator file: whest run estimator.py (or --estimator estimator.py).")
     return options.file or options.estimator
+
+
+def suite_of(options, rules: Round, n_mlps: int = 10) -> list[MLP]:
+    """The networks to score, of which there are `n_mlps` unless the options say how many."""
+    return list(sample_suite(options.n_mlps or n_mlps, rules.width, rules.depth, options.seed))
 
 
 def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
@@ -5975,8 +5989,7 @@ def run(options, screen: Screen) -> int:
         raise Misuse(f"--html {options.html}: cannot write in that folder.")
     limit_threads(options.max_threads)
     dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
-    suite = dataset.mlps if dataset else list(
-        sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    suite = dataset.mlps if dataset else suite_of(options, rules)
     rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
     classes, outcomes = [], []          # of the estimator, then of its rival
     for which in (None, rival) if rival else (None,):
@@ -6190,7 +6203,7 @@ def bake_command(options, screen: Screen) -> int:
     if output.exists() and not options.resume:
         raise Misuse(f"{output} exists: add --resume to grow it, or choose another name.")
     old = read_suite(output) if options.resume else None
-    mlps = old.mlps if old else [*sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed)]
+    mlps = old.mlps if old else suite_of(options, rules)
     n_samples = options.n_samples or (2 * old.truths[0].n_samples if old else 2**20)
     if old and n_samples < old.truths[0].n_samples:
         raise Misuse(f"{output} has {old.truths[0].n_samples:,} samples a network already.")
@@ -6206,8 +6219,9 @@ def bake_command(options, screen: Screen) -> int:
     noise = math.sqrt(np.mean([(truth.standard_error[-1]**2).mean() for truth in truths]))
     about |= {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}
     if not as_json(about, screen):
-        screen.write(f"{output}: {len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each,"
-                     f" final-layer standard error {noise:.3g}\nNext: whest run FILE --dataset {output}")
+        size = f"{len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each"
+        screen.write(f"{output}: {size}, final-layer standard error {noise:.3g}\n"
+                     f"Next: whest run estimator.py --dataset {output}")
     return 0
 
 
@@ -6418,20 +6432,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-class LocalEngineFinder:
-    """Asked last for an import: where the starter kit has no `local_engine` of its own, this module is it."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        return importlib.util.spec_from_loader(name, LocalEngineFinder) if name == "local_engine" else None
-
-    @staticmethod
-    def create_module(spec):
-        return sys.modules[__name__]
-
-    @staticmethod
-    def exec_module(module):
-        """Nothing to execute: the module is this one."""
+# Asked last for an import: where a starter kit has no `local_engine` of its own, this module is it.
+_local_engine: Any = types.SimpleNamespace(
+    find_spec=lambda name, *_: (importlib.util.spec_from_loader(name, _local_engine)
+                                if name == "local_engine" else None),
+    create_module=lambda spec: sys.modules[__name__], exec_module=lambda module: None)
 
 
 def claim_names() -> None:
@@ -6441,7 +6446,7 @@ def claim_names() -> None:
     for name in ("domain", "sdk", "generation", "simulation"):
         sys.modules[f"{__name__}.{name}"] = here
         setattr(here, name, here)
-    sys.meta_path.append(LocalEngineFinder)
+    sys.meta_path.append(_local_engine)
 
 
 claim_names()
