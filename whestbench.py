@@ -4990,42 +4990,20 @@ def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
 # Checklist
 #
 # The debugging page answers itself. Evidence is gathered once: a validation, a scored and profiled
-# run, and a run under a Watch, which looks at the values. A question is a function of it that
-# yields its answer, in sentences, and its Findings; the page is drawn from their dictionary.
+# run, and a run under a Watch, which looks at the values. A question is a function of the evidence
+# that yields its answer, in lines of text, and its Findings; QUESTIONS, at the end, is the page.
 # ======================================================================================
 
-TIERS = ("Pure-Python inner loop (fastest iteration)", "Sanity checks (2 minutes)",
-         "Correctness checks (5 minutes)", "Optimization checks (10+ minutes)")
-QUESTIONS: list = []    # (tier, the page's words, whether about predictions, function of the evidence)
 SEVERITIES = {1: "SPOILS", 2: "COSTS", 3: "NOTE"}      # the score; what is merely worth knowing
 CALL_RESIDUAL = 23e-6           # seconds of residual time that one call leaves with flopscope 0.12.4
-DIAGONALS = {"diag", "diagonal", "trace", "linalg.diagonal", "linalg.trace"}
-UNCHANGED = dict.fromkeys("copy array astype require reshape ravel flatten".split(),
-                          "use the array itself: it cannot be written to; x[:, None] and squeeze are free")
-FREE_INSTEAD = {        # what is paid for and has a free equivalent; UNCHANGED, if the call changes nothing
-    "0.12": UNCHANGED | {"tile": "broadcast_to is free"},
+UNCHANGED = "use the array itself: it cannot be written to; x[:, None] and squeeze are free"
+FREE_INSTEAD = {        # of what is paid for; UNCHANGED holds for calls that change nothing
+    "0.12": dict.fromkeys("copy array astype require reshape ravel flatten".split(), UNCHANGED)
+    | {"tile": "broadcast_to is free"},
     "0.7": {"array": "asarray is free", "tile": "broadcast_to is free", "take": "indexing, x[i], is free",
             "compress": "indexing, x[mask], is free", "append": "hstack is free",
             "stack": "row_stack is free", "vstack": "row_stack is free", "copyto": "x[...] = y is free"},
 }
-
-
-@dataclass
-class Finding:
-    """What to change: `place` is (file, line), `flops` of one network, `share` (0 to 1) that of the score."""
-
-    severity: int
-    said: str
-    change: str
-    place: tuple | None = None
-    flops: int = 0
-    share: float = 1.0
-
-    def document(self, home: str) -> dict:
-        file, line = self.place or ("", 0)
-        return {"severity": self.severity, "said": self.said, "change": self.change, "flops": int(self.flops),
-                "share": self.share, "file": file.removeprefix(home), "line": line,
-                "source": linecache.getline(file, line).strip()}
 
 
 def arrays_in(value: Any) -> Iterator[np.ndarray]:
@@ -5038,436 +5016,340 @@ def arrays_in(value: Any) -> Iterator[np.ndarray]:
 
 
 class Instrument(ast.NodeTransformer):
-    """Makes a module's calls, binary operators and returns pass by the Watch in builtins; its lines stay."""
-
-    def hook(self, name: str, node: ast.AST, *arguments: ast.AST) -> ast.AST:
-        watch = ast.Attribute(ast.Name("_whest_watch", ast.Load()), name, ast.Load())
-        return ast.fix_missing_locations(ast.copy_location(ast.Call(watch, list(arguments), []), node))
+    """Hands all that a module calls, and the functions of its operators, to builtins._whest_watch first."""
 
     def visit_Call(self, node):
         self.generic_visit(node)
-        node.func = self.hook("called", node, node.func)
-        return node
+        watch = ast.Name("_whest_watch", ast.Load())
+        node.func = ast.copy_location(ast.Call(watch, [node.func], []), node)
+        return ast.fix_missing_locations(node)
 
     def visit_BinOp(self, node):
-        self.generic_visit(node)
-        name = type(node.op).__name__.lower().removeprefix("bit")
+        name = type(node.op).__name__.lower()
         name = {"mult": "mul", "matmult": "matmul", "div": "truediv"}.get(name, name)
-        return self.hook("operated", node, ast.Constant(name), node.left, node.right)
-
-    def visit_Return(self, node):
-        self.generic_visit(node)
-        node.value = self.hook("returned", node, *[node.value] * (node.value is not None))
-        return node
+        function = ast.parse(f"__import__('operator').{name}", mode="eval").body
+        call = ast.copy_location(ast.Call(function, [node.left, node.right], []), node)
+        return self.visit_Call(call) if hasattr(operator, name) else self.generic_visit(node)
 
 
 class Watch(Profile):
-    """A Profile that looks at values too: `notes[kind]` maps (place, operation, detail) to [calls, FLOPs].
+    """A Profile that looks at values too: `notes[kind][place, operation, detail]` counts calls and FLOPs.
 
-    It sees every counted call. Of plain NumPy it sees, and prices, the functions, ufuncs, methods and binary
-    operators that the participant's own files use on uncounted arrays in predict(); not in-place operators,
-    comparisons, or what other libraries and compiled code do. Values are compared by their hashes.
+    Of plain NumPy it sees the functions, ufuncs, methods and binary operators that the participant's own
+    files use on uncounted arrays in predict(); not what other libraries and compiled code do.
     """
 
     def __init__(self, home: str | os.PathLike):
         super().__init__(home)
-        self.notes, self.first, self.end = defaultdict(dict), {}, None
-        self.products, self.results = {}, []        # products, by the id of their memory; what became of them
+        self.notes: dict[str, dict[tuple, Counter]] = defaultdict(lambda: defaultdict(Counter))
+        self.first: dict[tuple, tuple] = {}         # place of each operation on values not seen before
+        self.end: tuple | None = None               # place of the last operation
+        self.products: list[tuple] = []             # each: its uses, the note if they are of its diagonal
 
     def attach(self, context: BudgetContext) -> None:
         super().attach(context)
-        context.book, context.observer = copy.copy(context.book), self.observe
+        context.book, context.observer = copy.copy(context.book), self.observe     # type: ignore[assignment]
 
     @contextlib.contextmanager
-    def instrumented(self, known: set[str]) -> Iterator[None]:
-        """Inside, the participant's modules are loaded anew and instrumented, except the `known` names."""
-        loader, owns = importlib.machinery.SourceFileLoader, self.owns
+    def instrumented(self) -> Iterator[None]:
+        """Inside, the participant's modules are loaded instrumented; their lines stay."""
+        from unittest import mock
+        loader = importlib.machinery.SourceFileLoader
         original = loader.get_code
 
-        def get_code(self, name):
-            if not owns(self.path):
-                return original(self, name)
-            tree = Instrument().visit(ast.parse(self.get_data(self.path)))
-            return compile(tree, self.path, "exec", dont_inherit=True)
+        def get_code(module, name):
+            if not self.owns(module.path):
+                return original(module, name)
+            tree = Instrument().visit(ast.parse(module.get_data(module.path)))
+            return compile(tree, module.path, "exec", dont_inherit=True)
 
-        def forget():
-            for name in set(sys.modules) - known:
-                if owns(getattr(sys.modules[name], "__file__", None) or ""):
-                    del sys.modules[name]
-        forget()
-        builtins._whest_watch, loader.get_code = self, get_code
-        try:
+        with (mock.patch.object(loader, "get_code", get_code),
+              mock.patch.object(builtins, "_whest_watch", self.watched, create=True)):
             yield
-        finally:
-            loader.get_code = original
-            forget()
-            del builtins._whest_watch
 
-    def note(self, kind: str, place: tuple, name: str, flops: int, detail: Any = None) -> None:
-        total = self.notes[kind].setdefault((place, name, detail), [0, 0])
-        total[0] += 1
-        total[1] += flops
+    def place(self) -> tuple | None:
+        """(file, line) of the participant's innermost line."""
+        stack = self.stack(sys._getframe())
+        return (stack[0].removeprefix(self.home), stack[1]) if stack else None
 
-    def returned(self, value=None):
-        self.end = self.stack(sys._getframe(1))[:2]
-        return value
+    def note(self, kind, name, flops, detail="") -> None:
+        self.notes[kind][self.place(), name, detail].update(calls=1, flops=flops)
 
-    def operated(self, name: str, a, b):
-        result = getattr(operator, f"__{name}__")(a, b)
-        self.uncounted(_OPERATORS[name], (a, b), {}, result)
-        return result
-
-    def called(self, function):
-        """The function, or one that also notes what it does, if it is NumPy's."""
+    def watched(self, function):
+        """The function, or, if it is NumPy's or an operator, one that notes what it does to plain arrays."""
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-        module, bound = str(getattr(function, "__module__", "")), ()
-        if isinstance(function, type) or getattr(function, "__globals__", None) is globals():
+        kind = type(function if owner is None else owner)
+        package, *space = str(getattr(function, "__module__", None) or kind.__module__).split(".")[:2]
+        if package not in ("numpy", "_operator") or getattr(function, "__globals__", None) is globals():
             return function
-        if isinstance(owner, (np.random.Generator, np.random.RandomState)):
-            name = f"random.{name}"
-        elif type(owner) is np.ndarray:
-            bound = (owner,)
-        elif module.startswith("numpy"):
-            name = f"{module}.{name}".removeprefix("numpy.")
-        elif not isinstance(function, np.ufunc):
-            return function
+        name = ".".join([*space, _OPERATORS.get(name, name)])
+        bound = (owner,) if isinstance(owner, np.ndarray) else ()
 
         def call(*args, **kwargs):
             result = function(*args, **kwargs)
-            self.uncounted(name, (*bound, *args), kwargs, result)
+            arrays = list(arrays_in((bound, args, kwargs, result)))
+            plain = not any(isinstance(a, FlopscopeArray) for a in arrays)
+            if _thread.active and plain and any(a.ndim for a in arrays):
+                with contextlib.suppress(Exception):        # what has no price is no work
+                    flops, _ = self.context.book.charge(name, (*bound, *args), kwargs, result)
+                    self.note("uncounted", name, flops)
             return result
         return call
 
-    def uncounted(self, name, args, kwargs, result) -> None:
-        """Note what would have been charged for work on plain arrays."""
-        given = list(arrays_in((args, kwargs)))
-        worked = any(a.ndim for a in arrays_in((given, result))) and _thread.active is not None
-        if worked and not any(isinstance(a, FlopscopeArray) for a in given):
-            with contextlib.suppress(Exception):        # what has no price is no work
-                flops = self.context.book.charge(name, args, kwargs, result)[0]
-                self.note("uncounted", self.stack(sys._getframe(2))[:2], name, flops)
-
-    def observe(self, name, args, kwargs, result, flops) -> None:
-        """The observer of the context."""
-        place, arrays = self.stack(sys._getframe(2))[:2], list(arrays_in((args, kwargs)))
-        self.consume(name, args, arrays)
+    def observe(self, name, args, kwargs, result, flops):
+        """Note what there is to say of a counted call; the context's observer."""
+        place, arrays = self.place(), list(arrays_in((args, kwargs)))
+        self.end = place or self.end
+        self.observe_uses(name, args, arrays)
         if not (place and flops):
             return
         if name in CONTRACTIONS and len(args) > 1 + (name == "einsum"):
-            if all(a.ndim > 1 for a in arrays) and len({n for a in arrays for n in a.shape}) == 1:
-                self.note("square", place, name, flops)
-            zeros = self.zeros(name, args, kwargs, flops)
-            if zeros:
-                self.note("zeros", place, name, zeros)
-            if isinstance(result, np.ndarray) and result.ndim > 1 and min(result.shape[-2:]) > 1:
-                root = root_of(result)
-                spared = flops - flops // max(result.shape[-2:])
-                self.products[id(root)] = weakref.ref(root), (place, name, spared, set())
-                self.results.append(self.products[id(root)][1])
+            self.observe_product(name, args, kwargs, result, flops)
         free = FREE_INSTEAD[self.context.book.name].get(name)
-        if free and (free is not UNCHANGED.get(name) or arrays and arrays[0].dtype == result.dtype
+        if free and (free != UNCHANGED or arrays and arrays[0].dtype == result.dtype
                      and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]):
-            self.note("moved", place, name, flops, free)
+            self.note("moved", name, flops, free)
         if not (name in _WRITERS or name.startswith("random.") or "out" in kwargs):
-            first = self.first.setdefault((name, self.content((args, kwargs))), [place])
-            if first[1:]:
-                self.note("repeated", place, name, flops,
-                          "in a loop" if first[0] == place else f"first on line {first[0][1]}")
-            first.append(place)
+            others = [not isinstance(a, np.ndarray) and bare(a) for a in (*args, *kwargs.items())]
+            key = name, fingerprint(*map(bare, arrays)), repr(others)
+            if first := self.first.get(key):
+                where = "in a loop" if first == place else f"first on line {first[1]}"
+                self.note("repeated", name, flops, where)
+            self.first.setdefault(key, place)
 
-    def content(self, value) -> Any:
-        """What tells a value from others of other content."""
-        if isinstance(value, np.ndarray) and value.dtype != object:
-            return fingerprint(bare(value))
-        if isinstance(value, (list, tuple, dict)):
-            return str([*map(self.content, value.items() if isinstance(value, dict) else value)])
-        return f"{type(value).__name__} {value!r}"
-
-    def consume(self, name, args, arrays) -> None:
-        """Remember of each product in use whether it is for more than its diagonal."""
-        diagonal = name in DIAGONALS or name == "einsum" and args[0].replace(" ", "").split("->")[0] == "ii"
-        for a in arrays:
-            root = root_of(a)
-            ref, (*_, uses) = self.products.get(id(root), (lambda: None, [0]))
-            if ref() is root:
-                on_it = a.ndim == root.ndim - 1 and a.strides[-1] == sum(root.strides[-2:])
-                uses.add("diagonal" if diagonal and a.shape == root.shape or on_it else "all")
-
-    def zeros(self, name, args, kwargs, flops) -> int:
-        """FLOPs of a product that go into rows and columns of zeros."""
-        parts = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
-        alive: dict[str, Any] = {}
-        for part, a in zip(parts, args[name == "einsum":]):
-            a = np.asarray(bare(a)) != 0
-            for axis, label in enumerate(part if len(set(part)) == a.ndim else ""):
-                used = a.any(axis=tuple(i for i in range(a.ndim) if i != axis))
+    def observe_product(self, name, args, kwargs, result, flops):
+        """Note products of square matrices and of zeros; have the uses of the result observed."""
+        operands = [np.asarray(bare(a)) for a in args[name == "einsum":]]
+        shapes = [a.shape for a in operands]
+        if min(map(len, shapes)) > 1 and len({n for shape in shapes for n in shape}) == 1:
+            self.note("square", name, flops)
+        inputs = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
+        alive: dict[str, Any] = {}          # by subscript: where the operands are not all zero
+        for subscripts, a in zip(inputs, operands):
+            for axis, label in enumerate(subscripts if len(set(subscripts)) == a.ndim else ""):
+                used = (a != 0).any(axis=tuple({*range(a.ndim)} - {axis}))
                 alive[label] = alive.get(label, True) & used
-        return int(flops * (1 - math.prod(float(np.mean(used)) for used in alive.values())))
+        if zeros := int(flops * (1 - math.prod(float(np.mean(used)) for used in alive.values()))):
+            self.note("zeros", name, zeros)
+        if isinstance(result, FlopscopeArray) and result.ndim > 1 and min(result.shape[-2:]) > 1:
+            result.uses = set()             # type: ignore[attr-defined]
+            spared = flops - flops // max(result.shape[-2:])
+            self.products.append((result.uses, (self.place(), name, ""), spared))
+
+    def observe_uses(self, name, args, arrays):
+        """Remember of each product in use whether it is for more than its diagonal."""
+        diagonal = (name.removeprefix("linalg.") in ("diag", "diagonal", "trace")
+                    or name == "einsum" and args[0].replace(" ", "").split("->")[0] == "ii")
+        for a in arrays:
+            product = a
+            while not hasattr(product, "uses") and isinstance(product.base, np.ndarray):
+                product = product.base
+            if hasattr(product, "uses"):
+                on_it = a.ndim == product.ndim - 1 and a.strides[-1] == sum(product.strides[-2:])
+                product.uses.add("diagonal" if diagonal and a.shape == product.shape or on_it else "all")
 
 
-def root_of(a: np.ndarray) -> np.ndarray:
-    """The array whose memory this one views."""
-    while isinstance(a.base, np.ndarray):
-        a = a.base
-    return a
+@dataclass
+class Finding:
+    """What to change: `place` is (file, line), `flops` of one network, `share` (0 to 1) that of the score."""
+
+    severity: int
+    said: str
+    change: str
+    place: tuple | None = None
+    share: float = 1.0
+    flops: float = 0
 
 
-def gather_evidence(options, rules: Round, screen: Screen) -> types.SimpleNamespace:
+def gather_evidence(options: Any, rules: Round, screen: Screen) -> Any:
     """All that the questions ask about. Raises WhestError where nothing can be run."""
-    path, known = estimator_path(options), set(sys.modules)
-    profile, watch = (kind(Path(path).parent) for kind in (Profile, Watch))
-    untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
-    rival = replace(untimed, flop_budget=DEFAULT_BUDGET)
-    e = types.SimpleNamespace(rules=rules, home=profile.home, end=None, until="")
-    e.config = {"estimator": path, "seed": options.seed} | asdict(rules)
+    path, class_name, seed = estimator_path(options), options.class_, options.seed
+    profile, watch = Profile(Path(path).parent), Watch(Path(path).parent)
+    e = types.SimpleNamespace(rules=rules, home=profile.home, until="")
+    e.config = {"estimator": path, "seed": seed} | asdict(rules)
     screen.live("validate")
     e.checks = list(validation_checks(options, rules))
-    e.suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, options.seed))
     screen.live("predict")
-    with LocalRunner(path, options.class_, rules, options.seed, profile=profile) as runner:
-        e.outcomes = [runner.predict(mlp) for mlp in e.suite]
-        e.failed = [o for o in e.outcomes if o.failed]
-        e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)]
-                      for mlp in e.suite if not e.failed]
-    e.class_found = runner.class_found
-    e.truths = grow_truths(e.suite, [e.outcomes], rules, options, truth_progress(screen))
-    e.results = score_suite(e.suite, e.outcomes, e.truths, rules, options.precision)
+    suite = suite_of(options, rules, 3)
+    with LocalRunner(path, class_name, rules, seed, profile=profile) as runner:
+        e.class_found, e.outcomes = runner.class_found, [runner.predict(mlp) for mlp in suite]
+        e.failed = [outcome for outcome in e.outcomes if outcome.failed]
+        if not e.failed:
+            e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)]
+                          for mlp in suite]
+            few = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]     # seconds
+            fresh = load_estimator(path, class_name)
+            e.table = convergence_tables([fresh], suite[0], rules.flop_budget, few)[0]
+    e.truths = grow_truths(suite, [e.outcomes], rules, options, truth_progress(screen))
+    e.results = score_suite(suite, e.outcomes, e.truths, rules, options.precision)
+    e.score, e.spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
+    e.propagated = [np.asarray(mean_propagation(mlp, DEFAULT_BUDGET)) for mlp in suite]
     e.lines = merged(itertools.chain(*[outcome.lines for outcome in e.outcomes]), "file", "line")
-    baseline = [metered_predict(Baseline("mean_propagation"), mlp.copy(), rival) for mlp in e.suite]
-    e.baseline = score_suite(e.suite, baseline, e.truths, rival, options.precision)["per_layer_mse"]
-    if not e.failed:
-        screen.live("convergence table")
-        counts = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]     # seconds
-        fresh = load_estimator(path, options.class_)
-        e.table = convergence_tables([fresh], e.suite[0], rules.flop_budget, counts)[0]
+    e.bill = max(1, sum(outcome.flops_charged for outcome in e.outcomes) / len(suite))
     screen.live("watch")
-    refused = [i for i, o in enumerate(e.outcomes) if o.error and "hint" in o.error["details"]]
-    e.watched = refused[0] if refused else 0
+    untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
     try:
-        with (watch.instrumented(known),
-              LocalRunner(path, options.class_, untimed, options.seed, profile=watch) as runner):
-            watched, e.end = runner.predict(e.suite[e.watched]), watch.end
-        if watched.failed:
-            e.until = f", until predict() failed ({watched.flag or watched.error['message']})"
+        with watch.instrumented(), LocalRunner(path, class_name, untimed, seed, profile=watch) as runner:
+            outcome = runner.predict(next((mlp for mlp, o in zip(suite, e.outcomes) if o.failed), suite[0]))
+        if outcome.failed:
+            e.until = f", until predict() failed ({outcome.flag or outcome.error['message']})"
     except WhestError as exc:
         e.until = f", as it cannot be watched ({exc})"
-    for *note, uses in watch.results:
+    for uses, key, spared in watch.products:
         if uses == {"diagonal"}:
-            watch.note("diagonal", *note)
-    e.notes = {kind: sorted(((flops, calls, *key) for key, (calls, flops) in notes.items()),
-                            key=lambda note: -note[0]) for kind, notes in watch.notes.items()}
-    e.bill = max(1, sum(o.flops_charged for o in e.outcomes) / len(e.outcomes))
+            watch.notes["diagonal"][key].update(calls=1, flops=spared)
+    e.notes, e.end = watch.notes, watch.end
     return e
 
 
-def waste(e, flops: float, said: str, change: str, place: tuple | None, unseen=0.0) -> Iterator[Finding]:
+def waste(e, flops, said, change, place, unseen=0.0) -> Iterator[Finding]:
     """A Finding about FLOPs of a network, if they cost half a percent of the score or are 1% of the budget.
 
     `unseen`: what they cost on the real grader and not here. Under the multiplier's floor none is at stake.
     """
-    spent, floor = e.results["mean_effective_compute"] + unseen, MULTIPLIER_FLOOR * e.rules.flop_budget
+    spent, floor = e.spent + unseen, MULTIPLIER_FLOOR * e.rules.flop_budget
     share = 1 - max(floor, spent - flops) / max(floor, spent)
     if share >= 0.005 or flops >= 0.01 * e.rules.flop_budget:
         under = "" if share else " (free under the floor, but they would buy accuracy)"
-        yield Finding(2 if share >= 0.005 else 3, said + under, change, place, int(flops), share)
-
-
-def place_of(e, text: str) -> tuple | None:
-    """(file, line) of "file.py, line 12"."""
-    found = re.fullmatch(r"(.+), line (\d+)", text)
-    return (e.home + found[1], int(found[2])) if found else None
+        yield Finding(2 if share >= 0.005 else 3, said + under, change, place, share, flops)
 
 
 def costliest(e, amount: str) -> tuple | None:
     """(file, line) of the line with most of an amount."""
     row = max(e.lines, key=lambda row: row[amount], default=None)
-    return row and (e.home + row["file"], row["line"])
+    return row and (row["file"], row["line"])
 
 
-def question(tier: int, words: str, of_predictions: bool = False) -> Callable:
-    """Make the function below the answer to a question; `of_predictions`, if all networks have got theirs."""
-    def register(function):
-        QUESTIONS.append((tier, words, of_predictions, function))
-        return function
-    return register
+def ask_failures(e, kind: str, it_is: str):
+    """On how many networks predict() failed so; a Finding for each group of equal failures."""
+    scores = [mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]]
+    groups = defaultdict(list)
+    for i, o in enumerate(e.outcomes):
+        if o.flag:
+            failure = "limit", o.flag, "spend less"
+        elif o.failed:
+            said = f"{o.error['type']}: {o.error['message'].rstrip('.')}"
+            hint = o.error["details"].get("hint")       # of predictions that were refused
+            failure = (("finite" if "finite" in said else "shape", said, hint) if hint else
+                       ("raised", said, "see whest run --debug"))
+        if o.failed and failure[0] == kind:
+            groups[(*failure, o.line)].append(i)
+    n = sum(map(len, groups.values()))
+    yield f"{it_is} on {n or 'none'} of {len(scores)} MLPs"
+    for (_, said, change, line), members in groups.items():
+        file, _, number = line.rpartition(", line ")
+        place = (file, int(number)) if file else costliest(e, "flops_used") if kind == "limit" else e.end
+        which = ", ".join(f"#{i}" for i in members)
+        yield Finding(1, f"{said} on {len(members)} MLPs ({which}), scored as zeros", change, place,
+                      sum(scores[i] for i in members) / sum(scores))
 
 
-@question(0, "FLOPs-vs-MSE convergence table", True)
-def _ask_table(e):
-    yield from table_lines(e.table)
-
-
-def ask_prediction(word: str, e):
-    """Whether no prediction was refused with this word in the message."""
-    bad = [o for o in e.failed if o.error and "hint" in o.error["details"] and word in o.error["message"]]
-    yield (f"no, on {len(bad)} of {len(e.suite)} MLPs" if bad else
-           f"yes, on {len(e.suite) - len(e.failed)} of {len(e.suite)} MLPs, which gave a prediction")
-    for outcome in bad[:1]:
-        place = e.end if outcome is e.outcomes[e.watched] else None
-        yield Finding(1, outcome.error["message"], outcome.error["details"]["hint"], place)
-
-
-for _words, _word in (("Output shape: does predict() return shape (mlp.depth, mlp.width)?", "shape"),
-                      ("Finite values: are all values finite?", "finite")):
-    question(1, _words)(functools.partial(ask_prediction, _word))
-
-
-@question(1, "Class name: is your class named Estimator?")
-def _ask_class(e):
+def ask_class(e):
     yield "yes" if e.class_found == "Estimator" else f"it is {e.class_found}, which the loader took"
 
 
-@question(1, "Determinism, and the other checks of whest validate")
-def _ask_validation(e):
+def ask_validation(e):
     bad = {c["check"]: f"{c['check']}: {c['detail']}" for c in e.checks[::-1] if not c["ok"]}
     yield "; ".join(bad.values()) or f"all {len(e.checks)} pass"
-    draws = [row for row in e.lines if any("random" in c["operation"] for c in row["charges"])]
-    for name, said in bad.items() if not e.failed else ():
-        row = draws[0] if name == "determinism" and len(draws) == 1 else None
-        place = row and (e.home + row["file"], row["line"])
-        change = "draw from default_rng(mlp.seed) alone" if name == "determinism" else "see whest validate"
-        yield Finding(3, said, change, place, 0, 0.0)
+    if "determinism" in bad and not e.failed:
+        draws = [(row["file"], row["line"]) for row in e.lines
+                 if any("random" in charge["operation"] for charge in row["charges"])]
+        yield Finding(3, bad["determinism"], "draw from default_rng(mlp.seed) alone",
+                      draws[0] if len(draws) == 1 else None, 0.0)
 
 
-@question(2, "Did predict() raise?")
-def _ask_raise(e):
-    raised = [(i, o) for i, o in enumerate(e.outcomes) if o.error_code and "hint" not in o.error["details"]]
-    yield f"yes, on {len(raised)} of {len(e.suite)} MLPs" if raised else f"no, on none of {len(e.suite)} MLPs"
-    groups = defaultdict(list)
-    for i, outcome in raised:
-        groups[outcome.error["type"], outcome.error["message"], outcome.line].append(i)
-    for (kind, message, line), members in groups.items():
-        scores = [entry["adjusted_final_layer_score"] for entry in e.results["per_mlp"]]
-        lost = sum(scores[i] for i in members) / sum(scores)
-        yield Finding(1, f"{kind}: {message}, on MLP {', '.join(f'#{i}' for i in members)}",
-                      "see the traceback: whest run --debug", place_of(e, line), 0, lost)
+def ask_zeros(e):
+    theirs = MULTIPLIER_FLOOR * statistics.fmean(mlp["zeros_final_layer_mse"] for mlp in e.results["per_mlp"])
+    yield f"{'yes' if e.score > theirs else 'no'}: it scores {theirs:.3g}, you {e.score:.3g}"
+    if e.score > theirs:
+        yield Finding(1, f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero",
+                      "look for a wrong sign, scale, transpose or layer", e.end, 1 - theirs / e.score)
 
 
-@question(2, "Does zeros beat you?", True)
-def _ask_zeros(e):
-    mine = e.results["corrected"]["score"]
-    errors = [entry["zeros_final_layer_mse"] for entry in e.results["per_mlp"]]
-    theirs = float(np.mean(errors)) * MULTIPLIER_FLOOR
-    yield f"{'yes' if mine > theirs else 'no'}: it scores {theirs:.3g}, you {mine:.3g}"
-    if mine > theirs:
-        yield Finding(1, f"zeros scores {mine / theirs:.3g} times better: yours is worse than guessing zero",
-                      "look for a wrong sign, scale, transpose or layer", e.end, 0, 1 - theirs / mine)
-
-
-@question(2, "Does sampling with the same FLOPs beat you?", True)
-def _ask_sampling(e):
-    mine, spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
+def ask_sampling(e):
     (paid, n_samples), multiplier = sampling_score(e.results, e.config), e.results["mean_score_multiplier"]
-    same = paid * n_samples / max(1.0, n_samples * spent / (multiplier * e.rules.flop_budget))
-    answer = "yes" if mine > 2 * same else "no" if mine < same else "it is about as good"
-    yield (f"{answer}: with your {readable(spent)} FLOPs it would score {same:.3g}, you {mine:.3g}; "
-           f"with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
-    if mine > 2 * paid:
-        said = f"sampling scores {mine / paid:.3g} times better at your multiplier"
-        change = ("spend the first tenth of the budget, which is free, if only on samples" if multiplier == MULTIPLIER_FLOOR
-                  else "find what costs more than it brings, or sample instead")
-        yield Finding(2 if mine > 2 * same else 3, said, change, e.end, 0, 1 - paid / mine)
+    same = paid * n_samples / max(1.0, n_samples * e.spent / (multiplier * e.rules.flop_budget))
+    yield (f"{'yes' if e.score > same else 'no'}: with your {readable(e.spent)} FLOPs it scores {same:.3g}, "
+           f"you {e.score:.3g}; with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
+    if e.score > 2 * paid:
+        change = ("find what costs more than it brings, or sample instead" if multiplier > MULTIPLIER_FLOOR
+                  else "spend the first tenth of the budget, which is free, if only on samples")
+        yield Finding(2 if e.score > 2 * same else 3, f"sampling scores {e.score / paid:.3g} times better "
+                      "at your multiplier", change, e.end, 1 - paid / e.score)
 
 
-@question(2, "Is budget_exhausted true?")
-def _ask_exhausted(e):
-    flags = Counter((o.flag, o.line) for o in e.failed if o.flag)
-    yield ("; ".join(f"{flag} = true on {n} of {len(e.suite)} MLPs" for (flag, _), n in flags.items())
-           or f"no: {e.results['mean_compute_utilization']:.2%} of the budget is used")
-    for (flag, line), n in flags.items():
-        where = "it gave way here" if line else "this line costs most"
-        yield Finding(1, f"{flag} on {n} MLPs, so that zeros were scored at the full budget; {where}",
-                      "spend less", place_of(e, line) or costliest(e, "flops_used"), 0, n / len(e.suite))
+def ask_layers(e):
+    errors = [(p - truth.mean) ** 2 for p, truth in zip(e.propagated, e.truths)]
+    mine, theirs = e.results["per_layer_mse"], np.mean(errors, axis=(0, 2)).tolist()
+    logs = [math.log10(max(mse, 1e-12)) for mse in mine]
+    for i, (mse, baseline, log) in enumerate(zip(mine, theirs, logs)):
+        growth = f"x{mse / mine[i - 1]:.3g}" if i and mine[i - 1] else ""
+        yield Bar(f"layer {i + 1:>3} {mse:9.2e} {growth:>9} (mean_propagation {baseline:.2e}) ",
+                  (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
+    i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
+    if i < len(mine):           # the first layer from which on none is as good
+        yield Finding(2, f"from layer {i + 1} on your MSE is over twice mean_propagation's: "
+                      f"{mine[i]:.3g}, not {theirs[i]:.3g}",
+                      f"compare what you compute at layer {i + 1} with mean_propagation",
+                      e.end, 1 - theirs[-1] / mine[-1])
 
 
-@question(2, "Are errors concentrated at deep layers?", True)
-def _ask_layers(e):
-    mine, theirs = e.results["per_layer_mse"], e.baseline
-    growth = [None] + [b / a if a else None for a, b in zip(mine, mine[1:])]
-    yield {"layers": [dict(zip(("mse", "baseline_mse", "growth"), row)) for row in zip(mine, theirs, growth)]}
-    fine = [i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12]
-    departs = max(fine, default=0)          # 0-based: the first layer after which none is fine
-    mean = (mine[-1] / mine[1]) ** (1 / (len(mine) - 2)) if len(mine) > 2 and mine[1] else 1.0
-    yield (f"the last layer's MSE is {mine[-1]:.3g}, mean_propagation's {theirs[-1]:.3g}; "
-           f"from layer 2 on yours changes by {mean:.3g}x a layer")
-    if departs < len(mine):
-        yield Finding(2, f"from layer {departs + 1} on your MSE is over twice mean_propagation's: "
-                      f"{mine[departs]:.3g}, not {theirs[departs]:.3g}",
-                      f"compare what you compute at layer {departs + 1} with mean_propagation",
-                      e.end, 0, 1 - theirs[-1] / mine[-1])
-
-
-@question(2, "What is the final layer's error made of?", True)
-def _ask_anatomy(e):
-    if any(p is None for again in e.reseeded for p in again):
+def ask_anatomy(e):
+    runs = [[outcome.prediction, *again] for outcome, again in zip(e.outcomes, e.reseeded)]
+    if any(prediction is None for each in runs for prediction in each):
         yield "not measured: predict() failed with another mlp.seed"
         return
-    runs = np.array([[p[-1] for p in (outcome.prediction, *again)]
-                     for outcome, again in zip(e.outcomes, e.reseeded)], np.float64)
-    truth = np.array([t.mean[-1] for t in e.truths])
-    mse = ((runs - truth[:, None]) ** 2).mean()
-    random = min(1.0, runs.var(axis=1, ddof=1).mean() / mse)
-    error = runs.mean(axis=1) - truth
+    last, truth = np.array(runs, np.float64)[:, :, -1], np.array([t.mean[-1] for t in e.truths])
+    mse, error = ((last - truth[:, None]) ** 2).mean(), last.mean(axis=1) - truth
+    own = min(1.0, last.var(axis=1, ddof=1).mean() / mse)
     scale, offset = (error * truth).sum() / (truth ** 2).sum(), error.mean()
-    both = np.polynomial.Polynomial.fit(truth.ravel(), error.ravel(), 1)(truth)
-    shares = {"random": random, "offset": offset ** 2 / mse, "scale": scale ** 2 * (truth ** 2).mean() / mse,
-              "rest": max(0.0, ((error - both) ** 2).mean() / mse - random / runs.shape[1])}
-    yield {key: float(value) for key, value in shares.items()}
-    off = {"offset": f"constant offset of {offset:+.3g}", "scale": f"common factor of {1 + scale:.4g}"}
-    yield (f"{random:.0%} is your own randomness (3 values of mlp.seed), {1 - random:.0%} is always there; "
-           + "".join(f"a {text} explains {shares[kind]:.0%}, " for kind, text in off.items())
+    rest = error - np.polynomial.Polynomial.fit(truth.ravel(), error.ravel(), 1)(truth)
+    shares = {"random": own, "offset": offset ** 2 / mse, "scale": scale ** 2 * (truth ** 2).mean() / mse,
+              "rest": max(0.0, (rest ** 2).mean() / mse - own / last.shape[1])}
+    yield {part: float(share) for part, share in shares.items()}
+    named = {f"constant offset of {offset:+.3g}": shares["offset"],
+             f"common factor of {1 + scale:.4g}": shares["scale"]}
+    yield (f"{own:.0%} is your own randomness (3 values of mlp.seed), {1 - own:.0%} is always there; "
+           + "".join(f"a {text} explains {share:.0%}, " for text, share in named.items())
            + f"and {shares['rest']:.0%} is neither")
-    kind = max(off, key=shares.get)
-    if shares[kind] > 0.75 and random < 0.5:
-        yield Finding(2, f"{shares[kind]:.0%} of the final error is a {off[kind]}",
-                      "look for where it comes in", e.end, 0, float(shares[kind]))
+    text, share = max(named.items(), key=lambda item: item[1])
+    if share > 0.75 and own < 0.5:
+        yield Finding(2, f"{share:.0%} of the final error is a {text}", "look for where it comes in",
+                      e.end, float(share))
 
 
-@question(3, "Is matmul dominant?")
-def _ask_matmul(e):
+def ask_matmul(e):
     charges = merged(itertools.chain(*[row["charges"] for row in e.lines]), "operation")
-    top = sorted(charges, key=lambda c: -c["flops_used"])[:4]
-    total = e.bill * len(e.suite)
-    yield ", ".join(f"{c['operation']} {c['flops_used'] / total:.1%}" for c in top) or "nothing was charged"
-    square = e.notes.get("square", [])
-    flops = sum(note[0] for note in square)
+    top = sorted(charges, key=lambda charge: -charge["flops_used"])[:4]
+    yield ", ".join(f"{charge['operation']} {charge['flops_used'] / len(e.outcomes) / e.bill:.1%}"
+                    for charge in top) or "nothing was charged"
+    squares = sorted((note["flops"], place) for (place, *_), note in e.notes["square"].items())
+    flops = sum(flops for flops, _ in squares)
     if flops > 0.9 * e.bill:
-        said = f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such"
-        found = waste(e, flops, said, "consider diagonal variance instead of full covariance", square[0][2])
+        found = waste(e, flops, f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such",
+                      "consider diagonal variance instead of full covariance", squares[-1][1])
         yield from (finding for finding in found if finding.share)      # under the floor it is well spent
 
 
-def _ask_notes(kind: str, what: str, said: str, change: str, e):
+def ask_notes(e, kind: str, what: str, said: str, change: str):
     """What the watch noted of a kind, and a Finding for each place; `said` and `change` are templates."""
-    notes = e.notes.get(kind, [])
-    total = sum(note[0] for note in notes)
-    yield (f"{what}: {sum(note[1] for note in notes):,}, of {readable(total)} FLOPs, {total / e.bill:.1%} of "
-           "the bill" if notes else f"no {what}") + e.until
-    for flops, calls, place, name, detail in notes:
-        fill = functools.partial(str.format, name=name, calls=calls, detail=detail)
-        yield from waste(e, flops, fill(said), fill(change), place)
+    total: Counter = sum(e.notes[kind].values(), Counter())
+    yield (f"{total['calls'] or 'no'} {what}, {readable(total['flops'])} FLOPs, "
+           f"{total['flops'] / e.bill:.1%} of the bill{e.until}")
+    for (place, name, detail), note in e.notes[kind].items():
+        facts, flops = {"name": name, "calls": note["calls"], "detail": detail}, note["flops"]
+        if kind != "uncounted":
+            yield from waste(e, flops, said.format(**facts), change.format(**facts), place)
+        elif flops > max(0.1 * total["flops"], 0.01 * e.bill):
+            yield Finding(1, said.format(**facts), change.format(**facts), place, 1.0, flops)
 
 
-for _words, *_texts in (
-    ("Redundant computation?", "repeated", "repeated operations",
-     "{name} on the same values again, {calls:,} times, {detail}", "compute it once and keep the result"),
-    ("Free operations wasted?", "moved", "copies, casts and reshapes paid for that could be free",
-     "{calls:,} paid calls of {name}", "{detail}"),
-    ("A full product for its diagonal?", "diagonal", "products of which only the diagonal is used",
-     "{calls:,} results of {name}, of which only the diagonal is used",
-     "fnp.sum(a * b.T, axis=-1) is the diagonal of a @ b"),
-    ("Work on rows or columns that are zero?", "zeros", "products with rows or columns of zeros",
-     "{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"),
-):
-    question(3, _words)(functools.partial(_ask_notes, *_texts))
-
-
-@question(3, "float64 where float32 would do?")
-def _ask_float64(e):
+def ask_float64(e):
     for row in e.lines:
-        wide = [c for c in row["charges"] if c["dtype"] in ("float64", "complex128")]
-        row["float64"] = sum(c["flops_used"] for c in wide if c["operation"][:6] != "stats.")   # always are
-    flops = sum(row["float64"] for row in e.lines) // 2 // len(e.suite)
+        row["float64"] = sum(charge["flops_used"] for charge in row["charges"]
+                             if charge["dtype"] in ("float64", "complex128")
+                             and not charge["operation"].startswith("stats."))      # which always are
+    flops = sum(row["float64"] for row in e.lines) // 2 // len(e.outcomes)
     rates = PRICES[e.rules.prices].immutable           # the book that charges rates
     yield (f"float64 costs {readable(flops)} FLOPs too many, {flops / e.bill:.1%} of the bill" if rates else
            f"no: book {e.rules.prices} charges dtypes alike")
@@ -5475,48 +5357,82 @@ def _ask_float64(e):
                      "make arrays and constants float32", costliest(e, "float64"))
 
 
-@question(3, "Work done in plain NumPy?")
-def _ask_uncounted(e):
-    notes = e.notes.get("uncounted", [])
-    total = sum(note[0] for note in notes)
-    yield f"{readable(total)} FLOPs, {total / e.bill:.1%} of the bill, as far as seen{e.until}"
-    for flops, calls, place, name, _ in notes if total > 0.01 * e.bill else []:
-        if flops > 0.1 * total:
-            yield Finding(1, f"np.{name} on plain arrays, {calls:,} calls, uncounted: the rules forbid it",
-                          f"fnp.{name} counts, and so do operators on fnp arrays", place, flops)
-
-
-@question(3, "Many small calls?")
-def _ask_calls(e):
-    calls = sum(row["calls"] for row in e.lines) / len(e.suite)
+def ask_calls(e):
+    calls = sum(row["calls"] for row in e.lines) / len(e.outcomes)
     seconds, gate = calls * CALL_RESIDUAL, e.rules.residual_wall_time_limit
     cost = seconds * e.rules.lambda_flops_per_second
-    priced = f"as much as {readable(cost)} FLOPs" if cost else "free in this round"
-    priced += f", and the gate is {gate:g} s" if gate else ""
-    yield f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s of residual time, {priced}"
+    yield (f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s of residual time, "
+           + (f"as much as {readable(cost)} FLOPs" if cost else "free in this round")
+           + (f", and the gate is {gate:g} s" if gate else ""))
     change, place = "work on whole arrays instead of in Python loops", costliest(e, "calls")
     if gate and seconds > gate:
-        said = f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate of {gate:g} s"
-        yield Finding(1, said, change, place)
+        yield Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate", change, place)
     else:
         yield from waste(e, cost, f"{calls:,.0f} calls cost that much there", change, place, cost)
 
 
-def checklist_lines(tier: dict, screen: Screen) -> Iterator[str]:
-    """A tier's questions, each with its answer, its drawing and its findings."""
+ALL, ANY = True, False      # whether the question is about the predictions of all networks
+QUESTIONS = {               # the page: {tier: (..., the question, what answers it, with which arguments)}
+    "Pure-Python inner loop (fastest iteration)": (
+        (ALL, "FLOPs-vs-MSE convergence table", lambda e: table_lines(e.table)),
+    ),
+    "Sanity checks (2 minutes)": (
+        (ANY, "Output shape: does predict() return shape (mlp.depth, mlp.width)?",
+         ask_failures, "shape", "it does not"),
+        (ANY, "Finite values: are all values finite?", ask_failures, "finite", "they are not"),
+        (ANY, "Class name: is your class named Estimator?", ask_class),
+        (ANY, "Determinism, and the other checks of whest validate", ask_validation),
+    ),
+    "Correctness checks (5 minutes)": (
+        (ANY, "Did predict() raise?", ask_failures, "raised", "it did"),
+        (ALL, "Does zeros beat you?", ask_zeros),
+        (ALL, "Does sampling with the same FLOPs beat you?", ask_sampling),
+        (ANY, "Is budget_exhausted true?", ask_failures, "limit", "a limit is exhausted"),
+        (ALL, "Are errors concentrated at deep layers?", ask_layers),
+        (ALL, "What is the final layer's error made of?", ask_anatomy),
+    ),
+    "Optimization checks (10+ minutes)": (
+        (ANY, "Is matmul dominant?", ask_matmul),
+        (ANY, "Redundant computation?", ask_notes, "repeated", "repeated operations",
+         "{name} on the same values again, {calls:,} times, {detail}", "compute it once and keep the result"),
+        (ANY, "Free operations wasted?", ask_notes, "moved", "copies, casts and reshapes that could be free",
+         "{calls:,} paid calls of {name}", "{detail}"),
+        (ANY, "A full product for its diagonal?", ask_notes, "diagonal", "products for their diagonal",
+         "{calls:,} results of {name}, of which only the diagonal is used",
+         "fnp.sum(a * b.T, axis=-1) is the diagonal of a @ b"),
+        (ANY, "Work on rows or columns that are zero?", ask_notes, "zeros", "products of zeros",
+         "{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"),
+        (ANY, "float64 where float32 would do?", ask_float64),
+        (ANY, "Work done in plain NumPy?", ask_notes, "uncounted", "operations seen on plain arrays",
+         "np.{name} on plain arrays, {calls:,} calls, uncounted: the rules forbid it",
+         "fnp.{name} counts, and so do operators on fnp arrays"),
+        (ANY, "Many small calls?", ask_calls),
+    ),
+}
+
+
+def answered(e, needs_all: bool, question: str, ask: Callable, *arguments: str) -> dict:
+    """A question's entry in the document: the lines of its answer, what was measured, and its findings."""
+    said = ["not measured: predict() failed"] if needs_all and e.failed else list(ask(e, *arguments))
+    found, findings = [each for each in said if isinstance(each, Finding)], []
+    for f in sorted(found, key=lambda f: (f.severity, -f.share, -f.flops)):
+        file, line = f.place or ("", 0)
+        findings.append({**asdict(f), "flops": int(f.flops), "file": file, "line": line,
+                         "source": linecache.getline(e.home + file, line).strip()})
+    return {"question": question, "answer": [each for each in said if isinstance(each, (str, Bar))],
+            "data": next((each for each in said if isinstance(each, dict)), {}), "findings": findings}
+
+
+def checklist_lines(questions: list[dict], screen: Screen) -> Iterator[str | Bar]:
+    """Each question with its answer and its findings."""
     styles = {0: "good", 1: "bad", 2: "bad", 3: "strong"}
-    for asked in tier["questions"]:
+    for asked in questions:
         worst = min([f["severity"] for f in asked["findings"]], default=0)
-        fine = "-" if asked["answer"][0].startswith("not measured") else "OK"
-        label = screen.paint(f"{SEVERITIES.get(worst, fine):<7}", styles[worst])
-        yield label + screen.paint(asked["question"], "strong")
-        yield from (f"       {line}" for line in asked["answer"])
-        layers = asked["data"].get("layers", [])
-        logs = [math.log10(max(row["mse"], 1e-12)) for row in layers]
-        for i, (row, log) in enumerate(zip(layers, logs), 1):
-            growth, theirs = f"x{row['growth']:.3g}" if row["growth"] else "", row["baseline_mse"]
-            yield Bar(f"       layer {i:>3} {row['mse']:9.2e} {growth:>9} (baseline {theirs:.2e}) ",
-                      (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
+        measured = not str(asked["answer"][0]).startswith("not measured")
+        label = SEVERITIES.get(worst, "OK" if measured else "-")
+        yield screen.paint(f"{label:<7}", styles[worst]) + screen.paint(asked["question"], "strong")
+        for line in asked["answer"]:
+            yield Bar("       " + line.text, line.share) if isinstance(line, Bar) else "       " + line
         for f in asked["findings"]:
             yield "       " + screen.paint(f"{SEVERITIES[f['severity']]}: {f['said']}", styles[f["severity"]])
             if f["line"]:
@@ -5529,147 +5445,165 @@ def checklist_lines(tier: dict, screen: Screen) -> Iterator[str]:
 # Command line
 #
 # One function per sub-command. OPTIONS says once what each flag means; a command names the
-# flags that it takes, and plac reads them as the function's signature.
+# flags that it takes, and plac reads them as a function's signature.
 # ======================================================================================
 
 
-def number(text: str) -> float:
-    """6.8e10, 2**41 or 68_000_000_000."""
-    base, _, exponent = text.partition("**")
-    return float(base) ** float(exponent or 1)
+def at_least(least: float, kind: type = float) -> Callable:
+    """A parser of numbers like 6.8e10, 2**41 or 68_000_000_000."""
+    def number(text: str) -> float:
+        base, _, exponent = text.partition("**")
+        value = float(base) ** float(exponent or 1)
+        if not least <= value < math.inf or kind(value) != value:
+            raise ValueError
+        return kind(value)
+    return number
 
 
-def integer(text: str) -> int:
-    """A whole number, in any of the ways of `number`."""
-    if number(text) % 1:
-        raise ValueError
-    return int(number(text))
+INTEGER, POSITIVE = at_least(1, int), at_least(5e-324)
 
 
 def sample_count(text: str) -> int | None:
-    """A number of samples; None for auto."""
-    return None if text == "auto" else integer(text)
+    """A positive integer; None for auto."""
+    return None if text == "auto" else INTEGER(text)
 
 
-FILE, FLAG = object(), object()     # the types of the positional argument, and of an option that takes no value
-OPTIONS = {                         # name: (default, help, type, metavar or choices)
+FILE, FLAG = object(), object()     # types of the positional argument, and of an option that takes no value
+OPTIONS: dict[str, tuple] = {       # name: (default, help, type, metavar or choices)
     "file": (None, "estimator file", FILE, "FILE"),
     "estimator": (None, "the same as the positional FILE", str, "FILE"),
     "class_": (None, "estimator class, where the file has several", str, "NAME"),
     "baseline": (None, "a baseline beside it", str, list(BASELINES)),
     "round": (DEFAULT_ROUND, f"contest round whose rules apply [{DEFAULT_ROUND}]", str, list(ROUNDS)),
-    "width": (None, "neurons a layer [the round's]", integer, "N"),
-    "depth": (None, "layers [the round's]", integer, "N"),
-    "flop_budget": (None, "FLOP budget B of one network [the round's]", integer, "FLOPS"),
+    "width": (None, "neurons a layer [the round's]", INTEGER, "N"),
+    "depth": (None, "layers [the round's]", INTEGER, "N"),
+    "flop_budget": (None, "FLOP budget B of one network [the round's]", INTEGER, "FLOPS"),
     "prices": (None, "price book [the round's]", str, list(PRICES)),
-    "lambda_flops_per_second": (None, "price of a second of residual time [the round's]", number, "RATE"),
-    "wall_time_limit": (None, "seconds for one predict() [the round's]", number, "SECONDS"),
-    "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", number, "SECONDS"),
+    "lambda_flops_per_second": (None, "price of a residual second [the round's]", at_least(0), "RATE"),
+    "wall_time_limit": (None, "seconds for one predict() [the round's]", POSITIVE, "SECONDS"),
+    "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", POSITIVE, "SECONDS"),
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
-    "setup_timeout": (None, "seconds for loading and setup() [5]", number, "SECONDS"),
-    "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", integer, "N"),
-    "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]", sample_count, "N"),
-    "precision": (0.02, "of the score that auto aims at [0.02]", number, "SHARE"),
-    "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", number, "FLOPS"),
-    "seed": (0, "of the suite's networks [0]", integer, "N"),
-    "max_threads": (None, "threads of NumPy and of the truth [all cores]", integer, "N"),
-    "repeats": (None, "of a measurement [5]; --against: of predict(), under other seeds [1]", integer, "N"),
+    "setup_timeout": (None, "seconds for loading and setup() [5]", POSITIVE, "SECONDS"),
+    "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", INTEGER, "N"),
+    "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]",
+                  sample_count, "N"),
+    "precision": (0.02, "of the score that auto aims at [0.02]", POSITIVE, "SHARE"),
+    "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", POSITIVE, "FLOPS"),
+    "seed": (0, "of the suite's networks [0]", at_least(0, int), "N"),
+    "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
+    "repeats": (None, "of a measurement [5]; --against: of predict(), under other seeds [1]", INTEGER, "N"),
     "html": (None, "write the report as a page, too", str, "FILE"),
     "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
-    "runner": ("local", "local (or inprocess): here, for debuggers; subprocess (or server): isolated [local]", str,
-               ["local", "inprocess", "subprocess", "server"]),
-    "memory_limit": (8.0, "of the isolated worker, in GB [8]", number, "GB"),
-    "format": (None, "rich for terminals, plain for pipes, json [rich or plain]", str, ["rich", "plain", "json"]),
+    "runner": ("local", "local (or inprocess): here, for debuggers; subprocess (or server): isolated [local]",
+               str, ["local", "inprocess", "subprocess", "server"]),
+    "memory_limit": (8.0, "of the isolated worker, in GB [8]", POSITIVE, "GB"),
+    "format": (None, "rich for terminals, plain for pipes, json [rich or plain]",
+               str, ["rich", "plain", "json"]),
     "json": (False, "the same as --format json", FLAG, None),
     "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
     "profile": (False, "FLOPs by source line", FLAG, None),
     "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
     "no_store": (False, "neither read nor write the store of truths", FLAG, None),
     "plain_truth": (False, "no control variates", FLAG, None),
-    "dataset": (None, "score on a suite.npz, a folder of `whest dataset bake`, or hf://owner/name[@revision]", str, "PATH"),
+    "dataset": (None, "score on a suite.npz, a folder of `whest dataset bake`, or hf://owner/name[@revision]",
+                str, "PATH"),
     "split": (None, "of a dataset that has several", str, "NAME"),
     "output": ("suite.npz", "the suite to write [suite.npz]", str, "FILE"),
     "resume": (False, "grow the truths of an existing suite", FLAG, None),
     "dask": (None, "sample on the Dask cluster at this address", str, "ADDRESS"),
     "clear": (False, "remove everything from the store", FLAG, None),
 }
-LEAST = {"seed": 0, "lambda_flops_per_second": 0}       # of the options that need not be positive
-RULES = """round width depth flop_budget prices lambda_flops_per_second wall_time_limit residual_wall_time_limit
-    no_residual_wall_time_limit setup_timeout"""
-COMMANDS: dict[str, Callable] = {}
+RULES = " ".join(["round", "no_residual_wall_time_limit", *list(Round.__dataclass_fields__)[1:]])
+COMMANDS: dict[str, Any] = {}       # name: function (options, screen) that returns the exit status
 
 
 def command(options: str) -> Callable:
     """Make the function below, without "_command", a sub-command that takes these options."""
-    def register(function):
+    def register(function: Any) -> Any:
         function.options = options.split()
         COMMANDS[function.__name__.removesuffix("_command")] = function
         return function
     return register
 
 
-def with_signature(function: Callable, annotation: type) -> Callable:
-    """A command as plac wants it: a function whose signature is its options, with plac's annotations."""
+def parse(name: str, arguments: list[str]) -> types.SimpleNamespace:
+    """All of OPTIONS: those that the sub-command takes as they are given, or the defaults. Raises Misuse."""
+    import plac
     parameters = []
-    for name in function.options:
-        default, text, kind, values = OPTIONS[name]
+    for option in COMMANDS[name].options:
+        default, text, kind, values = OPTIONS[option]
         choices, metavar = (values, "|".join(values)) if isinstance(values, list) else (None, values)
         style = {FILE: "positional", FLAG: "flag"}.get(kind, "option")
-        # Given as its own abbreviation, a name gets no short form: there are more options than letters.
-        abbreviation = None if kind is FILE else "-" + name.rstrip("_").replace("_", "-")
-        note = annotation(text, style, abbreviation, {FILE: str, FLAG: None}.get(kind, kind), choices, metavar)
-        parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=note))
+        note = plac.Annotation(text, style, None, {FILE: str, FLAG: None}.get(kind, kind), choices, metavar)
+        # plac puts one dash before an option and makes others of underscores: _width is --width.
+        parameters.append(inspect.Parameter("_" * (kind is not FILE) + option.rstrip("_"), default=default,
+                                            kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=note))
 
-    def call(*values):
-        options = types.SimpleNamespace(**dict(zip(function.options, values)))
-        for name, value in vars(options).items():
-            if OPTIONS[name][2] in (integer, number, sample_count) and value is not None and value < LEAST.get(name, 1e-300):
-                least = "at least 0" if name in LEAST else "positive"
-                raise Misuse(f"--{name.replace('_', '-')} must be {least}, not {value:g}.")
-        with Screen("json" if options.json else options.format) as screen, debuggable(screen):
-            return function(options, screen)
-    call.__signature__, call.__doc__ = inspect.Signature(parameters), inspect.getdoc(function)
-    return call
+    def takes():
+        """What plac sees of a sub-command: a signature, and the help."""
+
+    takes.__signature__ = inspect.Signature(parameters)         # type: ignore[attr-defined]
+    takes.__doc__ = inspect.getdoc(COMMANDS[name])
+    parser = plac.parser_from(takes, prog=f"whest {name}")
+    parser.error = functools.partial(refuse, parser.prog)
+    given = vars(parser.parse_args(arguments))
+    return types.SimpleNamespace(**{option: given.get(option.rstrip("_"), default)
+                                    for option, (default, *_) in OPTIONS.items()})
+
+
+def refuse(program: str, message: str):
+    """What plac's parsers do with bad arguments: one sentence instead of a page of usage."""
+    raise Misuse(f"{message[:1].upper()}{message[1:]}; `{program} --help` lists what it takes.")
 
 
 def rules_of(options) -> Round:
-    """The round's rules with the command line's replacements. Raises WhestError."""
-    given = {name: getattr(options, name) for name in RULES.split() if getattr(options, name, None) is not None}
-    rules = ROUNDS[given.pop("round", DEFAULT_ROUND)]
-    if given.pop("no_residual_wall_time_limit", False):
+    """The round's rules with the command line's replacements."""
+    given = {name: value for name in vars(ROUNDS[options.round])
+             if (value := getattr(options, name, None)) is not None}
+    if options.no_residual_wall_time_limit:
         given["residual_wall_time_limit"] = None
-    return replace(rules, **given)
+    return replace(ROUNDS[options.round], **given)
 
 
 def estimator_path(options) -> str:
-    """The one estimator file that was named. Raises WhestError."""
+    """The one estimator file that was named. Raises Misuse."""
     if bool(options.file) == bool(options.estimator):
         raise Misuse("Name one estimator file: whest run estimator.py (or --estimator estimator.py).")
     return options.file or options.estimator
 
 
+def suite_of(options, rules: Round, n_mlps: int = 10) -> list[MLP]:
+    """The networks to score, of which there are `n_mlps` unless the options say how many."""
+    return list(sample_suite(options.n_mlps or n_mlps, rules.width, rules.depth, options.seed))
+
+
 def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
     """The runner that the options ask for, of the estimator or a rival to it; not started yet."""
     path = rival or os.path.abspath(os.path.expanduser(estimator_path(options)))     # never a baseline's name
-    class_name = None if rival else options.class_
-    arguments = path, class_name, rules, options.seed, getattr(options, "fail_fast", False)
-    profile = Profile(Path(path).parent) if getattr(options, "profile", False) and not rival else None
+    profile = Profile(Path(path).parent) if options.profile and not rival else None
+    arguments = path, None if rival else options.class_, rules, options.seed, options.fail_fast, profile
     if options.runner in ("local", "inprocess"):
-        return LocalRunner(*arguments, profile=profile)
-    return SubprocessRunner(*arguments, profile=profile, memory_limit=int(options.memory_limit * 2**30),
+        return LocalRunner(*arguments)
+    return SubprocessRunner(*arguments, memory_limit=int(options.memory_limit * 2**30),
                             max_threads=options.max_threads)
 
 
-@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset split
-    seed max_threads runner memory_limit against repeats profile html format json debug fail_fast""")
+def as_json(document: dict, screen: Screen) -> bool:
+    """Print the document, if JSON is what the screen is for."""
+    if screen.format == "json":
+        screen.write(json.dumps(document, indent=2))
+    return screen.format == "json"
+
+
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset
+    split seed max_threads runner memory_limit against repeats profile html format json debug fail_fast""")
 def run(options, screen: Screen) -> int:
     """Score an estimator on a suite of random networks, and say what to do next.
 
     Prints the report, or with --format json the document of `whest run`. Exit status 0 if scored, 1 if the
     estimator failed on any network, 2 for misuse.
     """
-    rules, started = rules_of(options), datetime.now(timezone.utc)
-    rival = options.against
+    rules, rival, started = rules_of(options), options.against, datetime.now(timezone.utc)
     if options.repeats and not rival:
         raise Misuse("--repeats is for --against: name a rival.")
     if rival and rival not in BASELINES and not Path(rival).expanduser().is_file():
@@ -5678,61 +5612,58 @@ def run(options, screen: Screen) -> int:
         raise Misuse(f"--html {options.html}: cannot write in that folder.")
     limit_threads(options.max_threads)
     dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
-    suite = dataset.mlps if dataset else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    suite = dataset.mlps if dataset else suite_of(options, rules)
     rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
     classes, outcomes = [], []          # of the estimator, then of its rival
     for which in (None, rival) if rival else (None,):
         with runner_for(options, rules, which) as runner:
-            outcomes.append(predictions(runner, suite, options.repeats or 1, screen))
+            outcomes.append([[*predictions(runner, suite, i, screen)] for i in range(options.repeats or 1)])
             classes.append(runner.class_found)
     first = [repeats[0] for repeats in outcomes]
     truths = dataset.truths if dataset else grow_truths(suite, first, rules, options, truth_progress(screen))
     results, *theirs = (score_suite(suite, each, truths, rules, options.precision) for each in first)
     if options.profile:
-        lines = merged(itertools.chain(*[outcome.lines for outcome in first[0]]), "file", "line")
-        results["profile"] = {"lines": lines, "flops_used": sum(o.flops_charged for o in first[0])}
-    config = {"n_mlps": len(suite), "width": rules.width, "depth": rules.depth, "seed": options.seed,
-              "flop_budget": rules.flop_budget, "setup_timeout_s": rules.setup_timeout,
-              "wall_time_limit_s": rules.wall_time_limit, "residual_wall_time_limit_s": rules.residual_wall_time_limit,
-              "lambda_flops_per_second": rules.lambda_flops_per_second, "round": rules.tag, "prices": rules.prices,
-              "estimator": estimator_path(options), "class": classes[0], "runner": options.runner,
-              "n_samples": "the dataset's" if dataset else options.n_samples or "auto"}
+        results["profile"] = {"flops_used": sum(outcome.flops_charged for outcome in first[0]),
+                              "lines": merged(itertools.chain(*[o.lines for o in first[0]]), "file", "line")}
+    config = asdict(rules) | {
+        **{f"{name}_s": getattr(rules, name) for name in vars(rules) if name.endswith(("limit", "timeout"))},
+        "n_mlps": len(suite), "seed": options.seed, "round": rules.tag, "estimator": estimator_path(options),
+        "class": classes[0], "runner": options.runner,
+        "n_samples": "the dataset's" if dataset else options.n_samples or "auto"}
     if dataset:
         config["dataset"] = dataset.about
     document = {"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
                 "run_config": config, "whestbench_version": __version__}
     if rival:
-        difference = compare(*outcomes, truths, rules)
+        difference = compare(outcomes[0], outcomes[1], truths, rules)
         document["against"] = {"verdict": verdict(difference, config["estimator"], rival), "estimator": rival,
                                "class": classes[1], "difference": difference, "results": theirs[0]}
     report_run(document, screen, options.debug, options.html)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
-        print(f"whest: predict() failed on {n_errors} of {len(suite)} MLPs; the report says where and why.", file=sys.stderr)
+        print(f"whest: predict() failed on {n_errors} of {len(suite)} MLPs; the report says where and why.",
+              file=sys.stderr)
     return 1 if n_errors else 0
 
 
-def predictions(runner: LocalRunner, suite: list[MLP], n_repeats: int, screen: Screen) -> list[list[Outcome]]:
-    """The outcomes on a suite, again under other seeds for each repeat after the first."""
-    outcomes: list[list[Outcome]] = []
-    for repeat in range(n_repeats):
-        outcomes.append([])
-        for i, mlp in enumerate(suite):
-            screen.live(f"predict  MLP {i + 1}/{len(suite)}")
-            other = np.random.SeedSequence(mlp.seed, spawn_key=(repeat,)).generate_state(1)[0]
-            outcomes[-1].append(runner.predict(replace(mlp, seed=int(other)) if repeat else mlp))
-    return outcomes
+def predictions(runner: LocalRunner, suite: list[MLP], repeat: int, screen: Screen) -> Iterator[Outcome]:
+    """The outcomes on a suite; under other seeds for a repeat after the first."""
+    for i, mlp in enumerate(suite):
+        screen.live(f"predict  MLP {i + 1}/{len(suite)}")
+        other = np.random.SeedSequence(mlp.seed, spawn_key=(repeat,)).generate_state(1)[0]
+        yield runner.predict(replace(mlp, seed=int(other)) if repeat else mlp)
 
 
 def truth_progress(screen: Screen) -> Callable:
     """What sampling shows: how far, how fast, how long still, and the score so far."""
-    started, first = time.monotonic(), []
+    started, before = time.monotonic(), None
 
-    def progress(done: int, todo: int, error=None) -> None:
-        first.append(done) if not first else None
-        rate = (done - first[0]) / max(time.monotonic() - started, 1e-9)
+    def progress(done: int, todo: int, error: TruthError | None = None) -> None:
+        nonlocal before
+        before = done if before is None else before
+        rate = (done - before) / max(time.monotonic() - started, 1e-9)
         left = f", {(todo - done) / rate:.0f} s left" if rate else ""
-        score = "" if error is None else f"  score {error.truth_interval[0]:.4g} to {error.truth_interval[1]:.4g}"
+        score = "  score {:.4g} to {:.4g}".format(*error.truth_interval) if error else ""
         screen.live(f"truth  {done:,} of {todo:,} samples, {rate:,.0f}/s{left}{score}")
     return progress
 
@@ -5744,17 +5675,18 @@ def run_meta(started: datetime) -> dict:
             "run_duration_s": (finished - started).total_seconds(),
             "host": {"hostname": system.node, "os": system.system, "os_release": system.release,
                      "platform": platform.platform(), "machine": system.machine,
-                     "python_version": platform.python_version(), "cpu_brand": platform.processor() or "unknown",
-                     "cpu_count_logical": os.cpu_count(), "cpu_count_physical": None, "ram_total_bytes": None,
-                     "ram_available_bytes": None, "numpy_version": np.__version__, "flopscope_version": flops.__version__}}
+                     "python_version": platform.python_version(),
+                     "numpy_version": np.__version__, "flopscope_version": flops.__version__,
+                     "cpu_brand": platform.processor() or "unknown", "cpu_count_logical": os.cpu_count(),
+                     "cpu_count_physical": None, "ram_total_bytes": None, "ram_available_bytes": None}}
 
 
 @command(f"file estimator class_ {RULES} seed max_threads runner memory_limit format json debug")
 def validate(options, screen: Screen) -> int:
-    """Check the contract in seconds: class, setup, shape, finite values, budget, determinism, and the other price book.
+    """Check the contract in seconds: class, setup, shape, finiteness, budget, determinism, the other book.
 
-    Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if one fails;
-    a NOTE is no failure.
+    Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if
+    one fails; a NOTE is no failure.
     """
     ok = report_checks("Validation", list(validation_checks(options, rules_of(options))), screen)
     if screen.format != "json":
@@ -5763,24 +5695,28 @@ def validate(options, screen: Screen) -> int:
 
 
 def validation_checks(options, rules: Round) -> Iterator[dict]:
-    """The checks in order, on a tiny network, the round's shape, and under the other book; a failure ends them."""
+    """The checks on a tiny network, the round's shape, and under the other book; a failure ends them."""
     def check(name: str, ok: bool | None, detail: str) -> dict:
-        return {"check": name, "ok": ok, "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]"}
+        shape = f"{trial.width}x{trial.depth}, prices {trial.prices}"
+        return {"check": name, "ok": ok, "detail": f"{detail} [{shape}]"}
 
-    share = 32 / (rules.depth * rules.width**2)
-    tiny = replace(rules, width=4, depth=2, flop_budget=max(1, int(rules.flop_budget * share)), lambda_flops_per_second=0.0)
+    tiny = replace(rules, width=4, depth=2, lambda_flops_per_second=0.0,
+                   flop_budget=max(1, rules.flop_budget * 32 // (rules.depth * rules.width**2)))
     for trial in (tiny, rules, replace(tiny, prices=next(book for book in PRICES if book != rules.prices))):
         with runner_for(options, trial) as runner:
             mlp = build_mlp(trial.width, trial.depth, options.seed)
             first, second = runner.predict(mlp), runner.predict(mlp)
-        yield check("class", True, f"{runner.class_found}, loaded and set up within {trial.setup_timeout:g} s")
-        if first.failed:
-            error = first.error and first.error["details"] | {"message": first.error["message"]}
-            yield check("predict", False, f"{first.flag}: spend less, or raise the limit" if first.flag else
-                        " ".join([error["message"], *error.get("cause_hints", ()), f"({error['line']})"]))
+        yield check("class", True, f"{runner.class_found}, loaded, set up within {trial.setup_timeout:g} s")
+        if first.error:
+            details = first.error["details"]
+            hints = *details.get("cause_hints", ()), f"({details['line']})"
+            yield check("predict", False, " ".join([first.error["message"], *hints]))
             return
-        yield check("predict", True, f"shape {first.prediction.shape}, finite, {readable(first.flops_used)} FLOPs, "
-                    f"{first.flops_used / trial.flop_budget:.2%} of the budget")
+        if first.flag:
+            yield check("predict", False, f"{first.flag}: spend less, or raise the limit")
+            return
+        yield check("predict", True, f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} "
+                    f"FLOPs, {first.flops_used / trial.flop_budget:.2%} of the budget")
         same = not second.failed and np.array_equal(first.prediction, second.prediction)
         yield check("determinism", same or None, "two calls agree bit for bit" if same else
                     "two calls on one network differ: seed your generator from mlp.seed")
@@ -5794,125 +5730,108 @@ def checklist(options, screen: Screen) -> int:
     Runs the estimator on 3 networks, again with other seeds, and once under watch. Exit status 0 if nothing
     spoils the score, 1 if something does, 2 for misuse.
     """
-    rules, options.runner = rules_of(options), "local"
+    rules = rules_of(options)
     limit_threads(options.max_threads)
     use_prices(rules.prices)
-    evidence = gather_evidence(options, rules, screen)
-    tiers = [{"tier": i, "title": title, "questions": []} for i, title in enumerate(TIERS)]
-    for tier, words, of_predictions, ask in QUESTIONS:
-        skip = of_predictions and evidence.failed
-        said = ["not measured: predict() failed"] if skip else list(ask(evidence))
-        findings = sorted((each for each in said if isinstance(each, Finding)),
-                          key=lambda f: (f.severity, -f.share, -f.flops))
-        tiers[tier]["questions"].append({
-            "question": words, "answer": [text for text in said if isinstance(text, str)],
-            "data": next((data for data in said if isinstance(data, dict)), {}),
-            "findings": [finding.document(evidence.home) for finding in findings]})
+    e = gather_evidence(options, rules, screen)
+    tiers: list[dict] = [{"tier": i, "title": title, "questions": [answered(e, *each) for each in questions]}
+                         for i, (title, questions) in enumerate(QUESTIONS.items())]
     worst = Counter(f["severity"] for tier in tiers for asked in tier["questions"] for f in asked["findings"])
-    document = {"ok": not worst[1], "tiers": tiers, "run_config": evidence.config,
-                "whestbench_version": __version__}
-    if screen.format == "json":
-        screen.write(json.dumps(document, indent=2))
-        return int(not document["ok"])
-    for tier in tiers:
-        screen.panel(f"Tier {tier['tier']}: {tier['title']}", checklist_lines(tier, screen))
-    counts = [f"{SEVERITIES[severity]} {worst[severity]}" for severity in sorted(worst)]
-    screen.write(", ".join(counts) or "Nothing to change.")
-    return int(not document["ok"])
+    if not as_json({"ok": not worst[1], "tiers": tiers, "run_config": e.config,
+                    "whestbench_version": __version__}, screen):
+        for tier in tiers:
+            screen.panel(f"Tier {tier['tier']}: {tier['title']}", checklist_lines(tier["questions"], screen))
+        found = [f"{SEVERITIES[severity]} {n}" for severity, n in sorted(worst.items()) if n]
+        screen.write(", ".join(found) or "Nothing to change.")
+    return 1 if worst[1] else 0
 
 
 @command("format json")
 def doctor(options, screen: Screen) -> int:
-    """Check the installation: versions, threads, vectors, store, kernels, other packages, environment variables.
+    """Check the installation: versions, threads, vectors, store, kernels, other packages, environment.
 
     Each check is a line with OK, NOTE or FAIL. Exit status 1 if one fails: such a thing would spoil a score.
     """
-    checks = [{"check": name, "ok": ok, "detail": detail} for name, ok, detail in health_checks()]
+    checks = [dict(zip(("check", "ok", "detail"), found)) for found in health_checks()]
     return 0 if report_checks("Doctor", checks, screen) else 1
-
-
-RIVALS = {          # packages of the same name elsewhere: what becomes of an estimator that imports them
-    "flopscope": "estimators get ours, for the same bill", "local_engine": "estimators that import it get that one, not ours",
-    "whestbench": "`python estimator.py` gets whichever comes first on the path"}
-VARIABLES = {       # of the environment: what each decides
-    "PYTHONBREAKPOINT": "what breakpoint() does, and makes output plain", "OMP_NUM_THREADS": "the threads of NumPy",
-    "WHESTBENCH_PRICES": "the price book of contexts outside any round"}
 
 
 def health_checks() -> Iterator[tuple[str, bool | None, str]]:
     """(name, whether it is well or None for a note, detail) of each check."""
     import numba
     import plac
-    yield "versions", True, (f"python {platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}, "
-                             f"plac {plac.__version__}, whestbench {__version__}")
-    yield "threads", True, f"{_n_threads}, of {os.cpu_count()} logical CPUs; vectors of {vector_type()[1]} float32"
+    yield "versions", True, (f"python {platform.python_version()}, numpy {np.__version__}, numba "
+                             f"{numba.__version__}, plac {plac.__version__}, whestbench {__version__}")
+    yield "threads", True, f"{_n_threads} of {os.cpu_count()} CPUs, vectors of {vector_type()[1]} float32"
     folder, start = TruthStore().folder, time.perf_counter()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
         yield "store", True, f"{folder} is writable"
     except OSError as exc:
-        yield "store", None, f"{folder} cannot be written ({exc.strerror}): every run samples its truths again"
+        yield "store", None, f"{folder} cannot be written ({exc.strerror}): every run samples anew"
     try:
         weights = np.stack([np.asarray(w, np.float64) for w in build_mlp(64, 2).weights])
         sums = simulate_block(pack_weights(weights), 0, 0).layer_sums[-1]
-        took, how = time.perf_counter() - start, "cached" if network_sums.stats.cache_hits else "compiled"
-        exact = functools.reduce(lambda x, weight: np.maximum(x @ weight, 0), weights, block_inputs(64, 0, 0)).sum(0)
-        right = np.allclose(sums, exact, rtol=1e-4)
-        yield "kernels", right, f"{how}, first block after {took:.1f} s, sums {'as' if right else 'unlike'} NumPy's in float64"
+        how = "cached" if network_sums.stats.cache_hits else "compiled"       # type: ignore[attr-defined]
+        how = f"{how}, first block after {time.perf_counter() - start:.1f} s"
+        x = block_inputs(64, 0, 0)
+        for weight in weights:
+            x = np.maximum(x @ weight, 0)
+        right = np.allclose(sums, x.sum(0), rtol=1e-4)
+        yield "kernels", right, f"{how}, sums {'as' if right else 'unlike'} NumPy's in float64"
     except Exception as exc:        # the compiler can raise anything
         yield "kernels", False, f"no truth can be sampled: {type(exc).__name__}: {exc}"
-    for name, then in RIVALS.items():
-        specs = [importlib.machinery.PathFinder.find_spec(name, [entry]) for entry in (os.getcwd(), *sys.path)]
+    for name in ("flopscope", "local_engine", "whestbench"):
+        find = importlib.machinery.PathFinder.find_spec
+        specs = [find(name, [folder]) for folder in (os.getcwd(), *sys.path)]
         places = [os.path.realpath(spec.origin) for spec in specs if spec and spec.origin]
         if others := [place for place in places if place != os.path.realpath(__file__)]:
-            first = name == "whestbench" and others[0] == places[0]
-            yield name, False if first else None, f"another is at {others[0]}: {then}" + ", here that one" * first
-    for name in VARIABLES.keys() & os.environ.keys():
-        yield name, None, f"is {os.environ[name]!r}: it decides {VARIABLES[name]}"
+            then = "the same bill" if name == "flopscope" else "not always ours"
+            yield name, False if name == "whestbench" and others[0] == places[0] else None, (
+                f"another is at {others[0]}: what imports it gets {then}")
+    for name in {"PYTHONBREAKPOINT", "OMP_NUM_THREADS", "WHESTBENCH_PRICES"} & os.environ.keys():
+        yield name, None, f"is set to {os.environ[name]!r}"
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
 def loop_command(options, screen: Screen) -> int:
-    """The direct loop, `python estimator.py`: one network, no runner, your prediction against ever more samples.
+    """The direct loop, `python estimator.py`: one network, no runner, a prediction against ever more samples.
 
-    Prints the table n_samples | sampling_flops | estimator_flops | MSE, and with --baseline NAME the same for a
-    baseline beside it.
+    Prints the table n_samples | sampling_flops | estimator_flops | MSE, and with --baseline NAME the same for
+    a baseline beside it.
     """
-    rules = ROUNDS[DEFAULT_ROUND]
-    use_prices(options.prices or rules.prices)
-    mlp = build_mlp(options.width or rules.width, options.depth or rules.depth, options.seed)
+    rules = rules_of(options)
+    use_prices(rules.prices)
+    mlp = build_mlp(rules.width, rules.depth, options.seed)
     estimators = {"Your estimator": load_estimator(estimator_path(options), options.class_)}
     if options.baseline:
         estimators[f"Baseline: {options.baseline}"] = Baseline(options.baseline)
     tables = dict(zip(estimators, convergence_tables(estimators.values(), mlp, rules.flop_budget)))
-    if screen.format == "json":
-        screen.write(json.dumps({"width": mlp.width, "depth": mlp.depth, "seed": options.seed, "tables": tables}, indent=2))
-    else:
+    if not as_json({"width": mlp.width, "depth": mlp.depth, "seed": options.seed, "tables": tables}, screen):
         screen.write(f"MLP: width={mlp.width} depth={mlp.depth} seed={options.seed}")
         for label, rows in tables.items():
             screen.write("\n".join(["", f"--- {label} ---", *table_lines(rows)]))
     return 0
 
 
-@command(f"file output {RULES} n_mlps n_samples seed plain_truth resume no_store dask max_threads format json debug")
+@command(f"""file output {RULES} n_mlps n_samples seed plain_truth resume no_store dask
+    max_threads format json debug""")
 def bake_command(options, screen: Screen) -> int:
     """Write a suite: networks with their truths, one portable file that `run --dataset` scores on.
 
     --resume grows the truths of an existing file to --n-samples (default: twice what they have).
     """
-    rules = rules_of(options)
-    output = Path(options.file or options.output)
-    if output.exists() != options.resume:
-        raise Misuse(f"{output} exists: add --resume to grow it, or choose another name." if output.exists() else
-                     f"There is no {output} to resume.")
+    rules, output = rules_of(options), Path(options.file or options.output)
+    if output.exists() and not options.resume:
+        raise Misuse(f"{output} exists: add --resume to grow it, or choose another name.")
     old = read_suite(output) if options.resume else None
-    mlps = old.mlps if old else list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    mlps = old.mlps if old else suite_of(options, rules)
     n_samples = options.n_samples or (2 * old.truths[0].n_samples if old else 2**20)
     if old and n_samples < old.truths[0].n_samples:
         raise Misuse(f"{output} has {old.truths[0].n_samples:,} samples a network already.")
     store = None if options.no_store else TruthStore()
-    executor = DaskExecutor(options.dask) if options.dask else None
+    executor: Any = DaskExecutor(options.dask) if options.dask else None
     limit_threads(options.max_threads)
     truths = []
     for mlp in mlps:        # one by one: what sampling a large network takes is let go before the next
@@ -5920,76 +5839,73 @@ def bake_command(options, screen: Screen) -> int:
         truths += grow_together([source], n_samples, executor=executor, progress=truth_progress(screen))[0]
     about = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
     write_suite(output, Suite(mlps, truths, (old.about if old else {}) | about))
-    noise = math.sqrt(sum(float((t.standard_error[-1]**2).mean()) for t in truths) / len(truths))
-    document = about | {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}
-    screen.write(json.dumps(document, indent=2) if screen.format == "json" else
-                 f"{output}: {len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each, "
-                 f"final-layer standard error {noise:.3g}\nNext: whest run estimator.py --dataset {output}")
+    noise = math.sqrt(np.mean([(truth.standard_error[-1]**2).mean() for truth in truths]))
+    about |= {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}
+    if not as_json(about, screen):
+        size = f"{len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each"
+        screen.write(f"{output}: {size}, final-layer standard error {noise:.3g}\n"
+                     f"Next: whest run estimator.py --dataset {output}")
     return 0
 
 
 @command("clear format json")
 def store_command(options, screen: Screen) -> int:
     """Show what the store of truths holds; --clear empties it."""
-    kept = TruthStore()
-    rows = [{"network": folder.name, "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-             "n_samples": max([int(path.stem.split("-")[0]) for path in folder.glob("[0-9]*.npz")], default=0)}
-            for folder in sorted({path.parent for path in kept.folder.glob("*/[!.]*.npz")})]      # .*.npz: a killed run's
+    folder, rows = TruthStore().folder, list[dict]()
+    for network in sorted({path.parent for path in folder.glob("*/[!.]*.npz")}):    # .*.npz: a killed run's
+        counts = [int(path.stem.split("-")[0]) for path in network.glob("[0-9]*.npz")]
+        size = sum(path.stat().st_size for path in network.iterdir())
+        rows.append({"network": network.name, "bytes": size, "n_samples": max(counts, default=0)})
     if options.clear:
-        shutil.rmtree(kept.folder, ignore_errors=True)
-    if screen.format == "json":
-        screen.write(json.dumps({"folder": str(kept.folder), "cleared": options.clear, "networks": rows}, indent=2))
-        return 0
-    total = sum(row["bytes"] for row in rows)
-    screen.panel("Store", [f"{row['network'][:24]:<26} {row['n_samples']:>16,} samples {row['bytes'] / 2**20:>9.1f} MB" for row in rows]
-                 + [f"{kept.folder}: {len(rows)} networks, {total / 2**20:.1f} MB" + (", cleared" if options.clear else "")])
+        shutil.rmtree(folder, ignore_errors=True)
+    if not as_json({"folder": str(folder), "cleared": options.clear, "networks": rows}, screen):
+        total = sum(row["bytes"] for row in rows) / 2**20
+        screen.panel("Store", [f"{row['network'][:24]:<26} {row['n_samples']:>16,} samples "
+                               f"{row['bytes'] / 2**20:>9.1f} MB" for row in rows]
+                     + [f"{folder}: {len(rows)} networks, {total:.1f} MB" + ", cleared" * options.clear])
     return 0
 
 
-RIVAL_CODE = """
-import json, sys, time
-import numpy as np
-def median_time(call, repeats, times):
-    return sorted(clock(call, repeats) for _ in range(times))[times // 2]
-def clock(call, repeats):
+# ---- bench ------------------------------------------------------------------------------------------------
+
+
+def seconds_of(work, times=1):
+    """The mean time of a call."""
     start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-def overhead(fnp):
-    x, w = fnp.array(np.ones(256, np.float32)), fnp.array(np.ones((256, 256), np.float32))
-    calls = {"x + x": lambda: x + x, "x * 2.0": lambda: x * 2.0, "sqrt(x)": lambda: fnp.sqrt(x),
-             "maximum(x, x)": lambda: fnp.maximum(x, x), "sum(x)": lambda: fnp.sum(x), "mean(x)": lambda: fnp.mean(x),
-             "w @ x": lambda: w @ x, "x[3]": lambda: x[3], "x[2:5]": lambda: x[2:5], "w[3]": lambda: w[3]}
-    return {name: 1e6 * median_time(call, 200, 7) for name, call in calls.items()}
-"""
-REAL_SAMPLER = RIVAL_CODE + """
-import whestbench
-mlp = whestbench.sample_mlp(int(sys.argv[1]), int(sys.argv[2]))
-n = int(sys.argv[3])
-whestbench.sample_layer_statistics(mlp, 2048)
-print(n / clock(lambda: whestbench.sample_layer_statistics(mlp, n), 1))
-"""
-REAL_OVERHEAD = RIVAL_CODE + """
-import flopscope as flops, flopscope.numpy as fnp
-with flops.BudgetContext(flop_budget=10**15, quiet=True):
-    print(json.dumps(overhead(fnp)))
-"""
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - start) / times
 
 
-def ask_real_package(package: str, code: str, *arguments: int):
-    """What `code` prints beside the real package, in a process of its own; None where it is not installed.
+def call_times(numpy):
+    """Microseconds of common calls on 256 float32, medians: of NumPy, or a namespace like it."""
+    x, w = numpy.ones(256, dtype="float32"), numpy.ones((256, 256), dtype="float32")
+    names = {"x": x, "w": w} | {name: getattr(numpy, name) for name in ("sqrt", "maximum", "sum", "mean")}
+    calls = "x + x; x * 2.0; sqrt(x); maximum(x, x); sum(x); mean(x); w @ x; x[3]; x[2:5]; w[3]".split("; ")
+    return {call: 1e6 * statistics.median(seconds_of(work, 200) for _ in range(7))
+            for call in calls for work in [eval(f"lambda: {call}", names)]}
+
+
+def ask_real_package(package: str, code: str) -> Any:
+    """The `result` of code beside the real package, in a process of its own; None where there is none.
 
     It is looked for in the folder `package` of WHESTBENCH_ORACLES, else among this Python's packages.
     """
-    name = package.partition("-")[0]
-    oracles = os.environ.get("WHESTBENCH_ORACLES")
-    if not oracles and not importlib.util.find_spec("opt_einsum"):       # which the real ones need, and we do not
+    name, oracles = package.partition("-")[0], os.environ.get("WHESTBENCH_ORACLES")
+    if not oracles and not importlib.util.find_spec("opt_einsum"):       # which the real ones need
         return None
     environment = os.environ | ({"PYTHONPATH": str(Path(oracles) / package)} if oracles else {})
-    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.remove('')\nassert __import__({name!r}).__path__\n{code}",
-                           *map(str, arguments)], env=environment, capture_output=True, text=True, cwd=tempfile.gettempdir())
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    code = f"""import json, statistics, sys, time
+sys.path.remove("")
+import {name}
+assert {name}.__path__
+{inspect.getsource(seconds_of)}
+{inspect.getsource(call_times)}
+{code}
+print(json.dumps(result))"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True,
+                          cwd=tempfile.gettempdir(), check=False)
+    return None if done.returncode else json.loads(done.stdout)
 
 
 def fma_chains(typingctx, n):
@@ -6001,10 +5917,8 @@ def fma_chains(typingctx, n):
     def codegen(context, b, signature, args):
         fma = cgutils.get_or_insert_function(
             b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32")
-        chains, (factor, term) = [cgutils.alloca_once(b, vector) for _ in range(12)], (
-            ir.Constant(vector, [value] * lanes) for value in (0.999, 0.001))
-        for chain in chains:
-            b.store(term, chain)
+        factor, term = (ir.Constant(vector, [value] * lanes) for value in (0.999, 0.001))
+        chains = [cgutils.alloca_once_value(b, term) for _ in range(12)]
         with cgutils.for_range(b, args[0]):
             for chain in chains * 8:
                 b.store(b.call(fma, [b.load(chain), factor, term]), chain)
@@ -6015,18 +5929,14 @@ def fma_chains(typingctx, n):
 
 
 def fma_peak(threads: concurrent.futures.Executor) -> Callable[[], float]:
-    """A function that measures the chip's float32 FMA rate in GFLOP/s on all threads, without touching memory."""
+    """A function that measures the chip's float32 FMA rate on all threads in GFLOP/s, in registers alone."""
     from numba import njit
     from numba.extending import intrinsic
-    loop = intrinsic(fma_chains)
-    run_chains, n = njit(lambda n: loop(n), nogil=True), 1_000_000
+    chains: Any = intrinsic(fma_chains)
+    run_chains, n = njit(lambda n: chains(n), nogil=True), 1_000_000
     run_chains(1)
-
-    def measure() -> float:
-        start = time.perf_counter()
-        list(threads.map(run_chains, [n] * _n_threads))
-        return _n_threads * n * 96 * 2 * vector_type()[1] / (time.perf_counter() - start) / 1e9
-    return measure
+    flops = _n_threads * n * 96 * 2 * vector_type()[1]
+    return lambda: flops / 1e9 / seconds_of(lambda: list(threads.map(run_chains, [n] * _n_threads)))
 
 
 def numpy_engine(weights: np.ndarray, n_samples: int, threads: concurrent.futures.Executor) -> None:
@@ -6043,36 +5953,42 @@ def numpy_engine(weights: np.ndarray, n_samples: int, threads: concurrent.future
             sums[layer] += x.sum(0)
 
 
-def bench_shape(rules: Round, repeats: int, threads: concurrent.futures.Executor, peak: Callable[[], float]) -> dict:
+def bench_shape(rules: Round, repeats: int, threads: concurrent.futures.Executor, peak: Callable) -> dict:
     """Samples a second of the engine and its rivals at a round's shape, interleaved, medians of `repeats`."""
-    width, depth = rules.width, rules.depth
+    width, depth, row = rules.width, rules.depth, dict[str, Any]()
     weights = np.stack([np.asarray(w) for w in build_mlp(width, depth).weights])
-    network, block = pack_weights(weights), samples_per_block(width)
     n_samples = max(8192, int(1e11 / (2 * depth * width**2)) // 4096 * 4096)
-    rates = defaultdict(list)
+    block = functools.partial(simulate_block, pack_weights(weights), 1)
+    indices = range(n_samples // samples_per_block(width))
+    real = f"""mlp = whestbench.sample_mlp({width}, {depth})
+whestbench.sample_layer_statistics(mlp, 2048)
+result = seconds_of(lambda: whestbench.sample_layer_statistics(mlp, {n_samples}))"""
+    runs = [(n_samples / seconds_of(lambda: deque(threads.map(block, indices), 0)),
+             n_samples / seconds_of(lambda: numpy_engine(weights, n_samples, threads)),
+             n_samples / (ask_real_package("whestbench-0.16.2", real) or math.nan), peak())
+            for _ in range(repeats + 1)]
+    engine, rival, real_one, fma = np.array(runs[1:]).T         # the first warms up
+    gflops = engine * width**2 * (2 * depth - 1) / 1e9
+    row |= {"round": rules.tag, "shape": f"{width}x{depth}"}
+    for name, rates in {"engine": engine, "numpy": rival, "times_numpy": engine / rival, "real": real_one,
+                        "times_real": engine / real_one, "gflops": gflops, "fma_peak_gflops": fma,
+                        "of_peak": gflops / fma}.items():
+        row[name] = None if np.isnan(rates).any() else float(np.median(rates))
+    return row
 
-    def clock(work: Callable) -> float:
-        start = time.perf_counter()
-        work()
-        return n_samples / (time.perf_counter() - start)
-    for repeat in range(repeats + 1):
-        rates["engine"].append(clock(lambda: deque(threads.map(functools.partial(simulate_block, network, 1), range(n_samples // block)), 0)))
-        rates["numpy"].append(clock(lambda: numpy_engine(weights, n_samples, threads)))
-        rates["fma_peak_gflops"].append(peak())
-        rates["real"].append(ask_real_package("whestbench-0.16.2", REAL_SAMPLER, width, depth, n_samples) or math.nan)
-        if repeat == 0:                         # a warm-up
-            rates.clear()
-    rates["gflops"] = [rate * width**2 * (2 * depth - 1) / 1e9 for rate in rates["engine"]]
-    row = {name: float(np.median(values)) for name, values in rates.items()}
-    for name, a, b in (("times_numpy", "engine", "numpy"), ("times_real", "engine", "real"),
-                       ("of_peak", "gflops", "fma_peak_gflops")):
-        row[name] = float(np.median(np.divide(rates[a], rates[b])))
-    return {"round": rules.tag, "shape": f"{width}x{depth}"} | {k: None if v != v else v for k, v in row.items()}
+
+def bench_lines(rows: list[dict], columns: dict[str, str]) -> Iterator[str]:
+    """A table as text: the titles of `columns`, and below them their keys in the rows."""
+    yield "".join(f"{title:>10}" if i else f"{title:<14}" for i, title in enumerate(columns))
+    for row in rows:
+        first, *values = (row[key] for key in columns.values())
+        yield f"{first:<14}" + "".join(f"{'-' if v is None else f'{v:,.2f}' if v < 1000 else f'{v:,.0f}':>10}"
+                                       for v in values)
 
 
 @command("repeats max_threads format json")
 def bench(options, screen: Screen) -> int:
-    """Measure the engine against NumPy, the chip's FMA peak and the real package; and what counting a call costs.
+    """Measure the engine against NumPy, the chip's FMA peak and the real package; and what counting costs.
 
     Everything is measured side by side in this run, as medians; quote the ratios. Takes a minute or two.
     """
@@ -6080,51 +5996,51 @@ def bench(options, screen: Screen) -> int:
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
         peak = fma_peak(threads)
         shapes = [bench_shape(rules, options.repeats or 5, threads, peak) for rules in ROUNDS.values()]
-    tools: dict[str, Any] = {}
-    exec(RIVAL_CODE, tools)
-    plain = tools["overhead"](np)
+    plain = call_times(np)
     with BudgetContext(10**15, quiet=True, prices="0.12"):
-        ours = tools["overhead"](fnp)
-    real = ask_real_package("flopscope-0.12.4", REAL_OVERHEAD) or {}
-    calls = [{"call": name, "numpy_us": us, "ours_us": ours[name], "real_us": real.get(name), "added_us": ours[name] - us,
-              "times_less_added": (real[name] - us) / (ours[name] - us) if real and ours[name] > us else None}
-             for name, us in plain.items()]
-    if screen.format == "json":
-        screen.write(json.dumps({"engine": shapes, "overhead": calls}, indent=2))
-        return 0
-
-    def cell(value: float | None) -> str:
-        return f"{'-' if value is None else f'{value:,.2f}' if value < 1000 else f'{value:,.0f}':>10}"
-    columns = {"shape": "shape", "samples/s": "engine", "NumPy": "numpy", "x NumPy": "times_numpy", "real": "real",
-               "x real": "times_real", "GFLOP/s": "gflops", "FMA peak": "fma_peak_gflops", "of peak": "of_peak"}
-    screen.panel("Engine", ["".join(f"{title:>10}" for title in columns), *(
-        "".join(f"{row[key]:>10}" if key == "shape" else cell(row[key]) for key in columns.values()) for row in shapes)])
-    columns = {"NumPy": "numpy_us", "ours": "ours_us", "added": "added_us", "real 0.12": "real_us", "x less": "times_less_added"}
-    screen.panel("Overhead of a call on 256 float32, in microseconds", [
-        " " * 16 + "".join(f"{title:>10}" for title in columns),
-        *(f"{c['call']:<16}" + "".join(cell(c[key]) for key in columns.values()) for c in calls)])
+        ours = call_times(fnp)
+    real = ask_real_package("flopscope-0.12.4", """import flopscope as flops, flopscope.numpy as fnp
+with flops.BudgetContext(flop_budget=10**15, quiet=True):
+    result = call_times(fnp)""") or {}
+    calls = []
+    for name, us in plain.items():
+        added, theirs = ours[name] - us, real[name] - us if real else None
+        calls.append({"call": name, "numpy_us": us, "ours_us": ours[name], "real_us": real.get(name),
+                      "added_us": added,
+                      "times_less_added": theirs / added if theirs and added > 0 else None})
+    if not as_json({"engine": shapes, "overhead": calls}, screen):
+        screen.panel("Engine", bench_lines(shapes, {
+            "shape": "shape", "samples/s": "engine", "NumPy": "numpy", "x NumPy": "times_numpy",
+            "real": "real", "x real": "times_real", "GFLOP/s": "gflops", "FMA peak": "fma_peak_gflops",
+            "of peak": "of_peak"}))
+        screen.panel("Overhead of a call on 256 float32, in microseconds", bench_lines(calls, {
+            "": "call", "NumPy": "numpy_us", "ours": "ours_us", "added": "added_us", "real 0.12": "real_us",
+            "x less": "times_less_added"}))
     return 0
+
+
+# ---- the way in -------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command; returns the exit status. This is the console script `whest`."""
-    import plac
     arguments = sys.argv[1:] if arguments is None else [str(a) for a in arguments]
-    commands = {name: staticmethod(with_signature(f, plac.Annotation)) for name, f in COMMANDS.items()}
-    parser = plac.parser_from(type("whest", (), {"__doc__": __doc__, "commands": list(COMMANDS), "prog": "whest"} | commands)())
-    parser.add_argument("--version", action="version", version=f"whestbench {__version__}")
-    for entry in parser.subparsers._choices_actions:
-        entry.help = entry.help.splitlines()[0]
-    for each in (parser, *parser.subparsers.choices.values()):
-        each.error = functools.partial(refuse, each.prog)
-        for action in each._actions:
-            action.option_strings = list(dict.fromkeys(action.option_strings))
+    name, *rest = arguments or [""]
+    if name == "--version":
+        print(f"whestbench {__version__}")
+        return 0
+    if name in ("-h", "--help"):
+        listed = (f"  {each:<12}{function.__doc__.splitlines()[0]}" for each, function in COMMANDS.items())
+        print("\n".join([__doc__ or "", "Commands:", *listed]))
+        return 0
     try:
-        if not arguments:
+        if name not in COMMANDS:
             raise Misuse(f"Name a command: {', '.join(COMMANDS)}. `whest COMMAND --help` explains each.")
         if _default_book not in PRICES:
             raise Misuse(f"WHESTBENCH_PRICES must be {' or '.join(PRICES)}, not {_default_book!r}.")
-        return parser.consume(arguments)[1]
+        options = parse(name, rest)
+        with Screen("json" if options.json else options.format) as screen, debuggable(screen):
+            return COMMANDS[name](options, screen)
     except WhestError as exc:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -6134,29 +6050,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"whest: {exc}", file=sys.stderr)
         return exc.exit_status
     except KeyboardInterrupt:
-        print("whest: interrupted. Truth sampled so far is kept: the same command goes on from there.", file=sys.stderr)
+        print("whest: interrupted. Truth sampled so far is kept: the same command goes on from there.",
+              file=sys.stderr)
         return 130
 
 
-def refuse(program: str, message: str):
-    """What plac's parsers do with bad arguments: one sentence instead of a page of usage."""
-    raise Misuse(f"{message[:1].upper()}{message[1:]}; `{program} --help` lists what it takes.")
-
-
-class LocalEngineFinder:
-    """Asked last for an import: the starter kit's `local_engine` is this module where the kit has none of its own."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        return importlib.util.spec_from_loader(name, LocalEngineFinder) if name == "local_engine" else None
-
-    @staticmethod
-    def create_module(spec):
-        return sys.modules[__name__]
-
-    @staticmethod
-    def exec_module(module):
-        """Nothing to execute: the module is this one."""
+# Asked last for an import: where a starter kit has no `local_engine` of its own, this module is it.
+_local_engine: Any = types.SimpleNamespace(
+    find_spec=lambda name, *_: (importlib.util.spec_from_loader(name, _local_engine)
+                                if name == "local_engine" else None),
+    create_module=lambda spec: sys.modules[__name__], exec_module=lambda module: None)
 
 
 def claim_names() -> None:
@@ -6166,7 +6069,7 @@ def claim_names() -> None:
     for name in ("domain", "sdk", "generation", "simulation"):
         sys.modules[f"{__name__}.{name}"] = here
         setattr(here, name, here)
-    sys.meta_path.append(LocalEngineFinder)
+    sys.meta_path.append(_local_engine)
 
 
 claim_names()
