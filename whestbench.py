@@ -47,31 +47,33 @@ import threading
 import time
 import traceback
 import types
+import typing
 import warnings
-import weakref
 from collections import Counter, defaultdict, deque, namedtuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 if __name__ == "__main__" and (
         _missing := [name for name in ("numba", "numpy", "plac") if not importlib.util.find_spec(name)]):
-    sys.exit(f"whest: {', '.join(_missing)} not found: pip install numba numpy plac, or use uv run whestbench.py")
+    sys.exit(f"whest: {', '.join(_missing)} not found: pip install numba numpy plac, or type "
+             "uv run whestbench.py instead.")
 
 import numpy as np
 
 __version__ = "1.0.0"
 __all__ = """
-    ROUNDS Round PRICES PriceBook BudgetContext BudgetExhaustedError TimeExhaustedError namespace budget_summary
-    budget_summary_dict budget_reset use_prices flops fnp MLP BaseEstimator SetupContext WhestError Misuse sample_mlp
-    sample_suite build_mlp relu run_mlp run_mlp_all_layers sample_layer_statistics monte_carlo_layer_means
-    load_estimator limit_threads pack_weights samples_per_block simulate_block block_inputs Truth TruthSource
-    TruthStore grow_together Suite read_suite write_suite load_dataset mlp_at iter_mlps InvalidDatasetError BASELINES
-    Baseline Outcome TruthError final_error suite_error score_mlp score_suite compare convergence_tables
-    compare_against_monte_carlo metered_predict Profile LocalRunner SubprocessRunner Screen report_run COMMANDS main
+    ROUNDS Round PRICES PriceBook BudgetContext BudgetExhaustedError TimeExhaustedError namespace
+    budget_summary budget_summary_dict budget_reset use_prices flops fnp MLP BaseEstimator SetupContext
+    WhestError Misuse sample_mlp sample_suite build_mlp relu run_mlp run_mlp_all_layers
+    sample_layer_statistics monte_carlo_layer_means load_estimator limit_threads pack_weights
+    samples_per_block simulate_block block_inputs Truth TruthSource TruthStore grow_together Suite
+    read_suite write_suite load_dataset mlp_at iter_mlps InvalidDatasetError BASELINES Baseline Outcome
+    TruthError final_error suite_error score_mlp score_suite compare convergence_tables
+    compare_against_monte_carlo metered_predict Profile LocalRunner SubprocessRunner Screen report_run
+    COMMANDS main
 """.split()
 
 # Run as a script, this module is still `whestbench`: one copy of every class, whoever imports it.
@@ -605,7 +607,7 @@ def below(a, k):
 
 def masked(keys):
     """Elements of the boolean masks among index keys."""
-    return size_of(*[key for key in keys if dtype_of(key) == bool])
+    return size_of(*[key for key in keys if dtype_of(key).kind == "b"])
 
 
 def padding(shape, pad_width, mode, kwargs):
@@ -765,7 +767,7 @@ class PriceBook:
             r"\b(O|result|made)\b", row.units + " " + row.dtype * self.immutable)}
         self.unlogged = {op for op, row in self.rows.items() if row.units == "free"}
 
-    def charge(self, name: str, args: tuple, kwargs: dict, result=None) -> tuple[int, np.dtype | None]:
+    def charge(self, name: str, args: tuple, kwargs: dict, result: Any = None) -> tuple[int, np.dtype | None]:
         """(FLOPs, dtype charged or None) of the call `name(*args, **kwargs)`."""
         row = self.rows.get(name) or self._method(name)
         names, defaults = parameters_of(name, row.parameters)
@@ -1576,7 +1578,7 @@ STANDARD = {
 
 
 def _distribution_method(name, method, standard):
-    names = [*inspect.signature(STANDARD[name][1]).parameters][1:] + ["loc", "scale"]
+    names = [*[*inspect.signature(STANDARD[name][1]).parameters][1:], "loc", "scale"]
 
     def value(x, *parameters, **named):
         given = {"loc": 0, "scale": 1} | dict(zip(names, parameters)) | named
@@ -2762,7 +2764,7 @@ class BlockSums(typing.NamedTuple):
     final_squares: np.ndarray   # float64 (width,): sum of the last layer's squared activations
 
 
-def pack_weights(weights) -> PackedNetwork:
+def pack_weights(weights: np.ndarray | Sequence) -> PackedNetwork:
     """Lay out matrices (depth, width, width) for the kernels. ValueError unless square and finite."""
     weights = np.asarray(weights, np.float32)
     if weights.ndim != 3 or weights.shape[1] != weights.shape[2] or weights.size == 0:
@@ -3644,17 +3646,17 @@ def published_truth(row: dict, n_samples: int) -> Truth:
 # ======================================================================================
 
 
-def zeros(mlp: MLP, budget: int):
+def zeros(mlp: MLP, budget: int) -> np.ndarray:
     """Predict that no neuron ever fires: what a failed estimator is scored as."""
     return fnp.zeros((mlp.depth, mlp.width))
 
 
-def random(mlp: MLP, budget: int):
+def random(mlp: MLP, budget: int) -> np.ndarray:
     """Predict uniform noise: what an estimator that looks at nothing deserves."""
     return fnp.random.default_rng(mlp.seed).uniform(0.0, 1.0, size=(mlp.depth, mlp.width))
 
 
-def sampling(mlp: MLP, budget: int):
+def sampling(mlp: MLP, budget: int) -> np.ndarray:
     """Spend a tenth of the budget, below which spending less earns nothing, on plain Monte Carlo."""
     n_samples = max(1, int(0.09 * budget / (2 * mlp.depth * mlp.width**2)))
     x = fnp.random.default_rng(mlp.seed).standard_normal((n_samples, mlp.width), dtype=fnp.float32)
@@ -3665,7 +3667,7 @@ def sampling(mlp: MLP, budget: int):
     return fnp.stack(rows, axis=0)
 
 
-def mean_propagation(mlp: MLP, budget: int):
+def mean_propagation(mlp: MLP, budget: int) -> np.ndarray:
     """Carry each neuron's mean and variance from layer to layer, as if neurons were independent Gaussians.
 
     For z ~ N(m, s^2): E relu(z) = m Phi(m/s) + s phi(m/s), E relu(z)^2 = (m^2 + s^2) Phi(m/s) + m s phi(m/s).
@@ -3682,8 +3684,8 @@ def mean_propagation(mlp: MLP, budget: int):
     return fnp.stack(rows, axis=0)
 
 
-def covariance_propagation(mlp: MLP, budget: int):
-    """Carry the mean and the whole covariance from layer to layer, as if pre-activations were jointly Gaussian.
+def covariance_propagation(mlp: MLP, budget: int) -> np.ndarray:
+    """Carry mean and covariance from layer to layer, as if pre-activations were jointly Gaussian.
 
     Off the diagonal the first two Hermite terms of Cov(relu(z_i), relu(z_j)) are kept (Price's theorem):
     K_ij Phi_i Phi_j + K_ij^2 phi_i phi_j / (2 s_i s_j).
@@ -3704,13 +3706,14 @@ def covariance_propagation(mlp: MLP, budget: int):
     return fnp.stack(rows, axis=0)
 
 
-def combined(mlp: MLP, budget: int):
-    """Covariance propagation where the budget allows its matrix products at the lowest multiplier, else means."""
+def combined(mlp: MLP, budget: int) -> np.ndarray:
+    """Covariance propagation where its matrix products cost less than the free tenth, else means."""
     affordable = 4 * mlp.depth * mlp.width**3 <= MULTIPLIER_FLOOR * budget
     return (covariance_propagation if affordable else mean_propagation)(mlp, budget)
 
 
-BASELINES = {f.__name__: f for f in (zeros, random, sampling, mean_propagation, covariance_propagation, combined)}
+BASELINES = {baseline.__name__: baseline for baseline in (
+    zeros, random, sampling, mean_propagation, covariance_propagation, combined)}
 
 
 class Baseline(BaseEstimator):
@@ -3719,7 +3722,7 @@ class Baseline(BaseEstimator):
     def __init__(self, name: str):
         self.name = name
 
-    def predict(self, mlp: MLP, budget: int):
+    def predict(self, mlp: MLP, budget: int) -> np.ndarray:
         with warnings.catch_warnings():         # about our code, which its user cannot mend
             warnings.simplefilter("ignore", SymmetryLossWarning)
             return BASELINES[self.name](mlp, budget)
@@ -4424,7 +4427,8 @@ class SubprocessRunner(LocalRunner):
     GRACE = 2.0         # seconds beyond the wall limit, in which the worker's own alarm may still answer
     START_UP = 30.0     # and beyond the set-up time, to start Python and import this module
 
-    def __init__(self, *args, memory_limit: int = 8 * 2**30, max_threads: int | None = None, **kwargs):
+    def __init__(self, *args: Any, memory_limit: int = 8 * 2**30, max_threads: int | None = None,
+                 **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.limits = memory_limit, max_threads
         self.process: Any = None        # the worker
@@ -5048,7 +5052,7 @@ class Watch(Profile):
 
     def attach(self, context: BudgetContext) -> None:
         super().attach(context)
-        context.book, context.observer = copy.copy(context.book), self.observe     # type: ignore[assignment]
+        context.book, context.observer = copy.copy(context.book), self.observe
 
     @contextlib.contextmanager
     def instrumented(self) -> Iterator[None]:
@@ -5132,7 +5136,7 @@ class Watch(Profile):
         if zeros := int(flops * (1 - math.prod(float(np.mean(used)) for used in alive.values()))):
             self.note("zeros", name, zeros)
         if isinstance(result, FlopscopeArray) and result.ndim > 1 and min(result.shape[-2:]) > 1:
-            result.uses = set()             # type: ignore[attr-defined]
+            result.uses = set()
             spared = flops - flops // max(result.shape[-2:])
             self.products.append((result.uses, (self.place(), name, ""), spared))
 
@@ -5281,10 +5285,13 @@ def ask_sampling(e):
 def ask_layers(e):
     errors = [(p - truth.mean) ** 2 for p, truth in zip(e.propagated, e.truths)]
     mine, theirs = e.results["per_layer_mse"], np.mean(errors, axis=(0, 2)).tolist()
+    growth = [None, *(b / a if a else None for a, b in itertools.pairwise(mine))]
+    rows = [dict(zip(("mse", "baseline_mse", "growth"), row)) for row in zip(mine, theirs, growth)]
+    yield {"layers": rows}
     logs = [math.log10(max(mse, 1e-12)) for mse in mine]
-    for i, (mse, baseline, log) in enumerate(zip(mine, theirs, logs)):
-        growth = f"x{mse / mine[i - 1]:.3g}" if i and mine[i - 1] else ""
-        yield Bar(f"layer {i + 1:>3} {mse:9.2e} {growth:>9} (mean_propagation {baseline:.2e}) ",
+    for i, (row, log) in enumerate(zip(rows, logs), 1):
+        grows = f"x{row['growth']:.3g}" if row["growth"] else ""
+        yield Bar(f"layer {i:>3} {row['mse']:9.2e} {grows:>9} (mean_propagation {row['baseline_mse']:.2e}) ",
                   (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
     i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
     if i < len(mine):           # the first layer from which on none is as good
@@ -5449,22 +5456,26 @@ def checklist_lines(questions: list[dict], screen: Screen) -> Iterator[str | Bar
 # ======================================================================================
 
 
-def at_least(least: float, kind: type = float) -> Callable:
-    """A parser of numbers like 6.8e10, 2**41 or 68_000_000_000."""
+def at_least(least: float, kind: type, name: str) -> Callable:
+    """A parser of numbers like 6.8e10, 2**41 or 68_000_000_000; what they are not is an "invalid `name`"."""
     def number(text: str) -> float:
         base, _, exponent = text.partition("**")
         value = float(base) ** float(exponent or 1)
         if not least <= value < math.inf or kind(value) != value:
             raise ValueError
         return kind(value)
+    number.__name__ = name
     return number
 
 
-INTEGER, POSITIVE = at_least(1, int), at_least(5e-324)
+INTEGER = at_least(1, int, "positive integer")
+POSITIVE = at_least(5e-324, float, "positive number")
+NATURAL = at_least(0, int, "nonnegative integer")
+RATE = at_least(0, float, "nonnegative number")
 
 
-def sample_count(text: str) -> int | None:
-    """A positive integer; None for auto."""
+def auto_or_positive_integer(text: str) -> int | None:
+    """A number of samples; None for auto."""
     return None if text == "auto" else INTEGER(text)
 
 
@@ -5479,17 +5490,17 @@ OPTIONS: dict[str, tuple] = {       # name: (default, help, type, metavar or cho
     "depth": (None, "layers [the round's]", INTEGER, "N"),
     "flop_budget": (None, "FLOP budget B of one network [the round's]", INTEGER, "FLOPS"),
     "prices": (None, "price book [the round's]", str, list(PRICES)),
-    "lambda_flops_per_second": (None, "price of a residual second [the round's]", at_least(0), "RATE"),
+    "lambda_flops_per_second": (None, "price of a residual second [the round's]", RATE, "RATE"),
     "wall_time_limit": (None, "seconds for one predict() [the round's]", POSITIVE, "SECONDS"),
     "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", POSITIVE, "SECONDS"),
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
     "setup_timeout": (None, "seconds for loading and setup() [5]", POSITIVE, "SECONDS"),
     "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", INTEGER, "N"),
     "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]",
-                  sample_count, "N"),
+                  auto_or_positive_integer, "N"),
     "precision": (0.02, "of the score that auto aims at [0.02]", POSITIVE, "SHARE"),
     "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", POSITIVE, "FLOPS"),
-    "seed": (0, "of the suite's networks [0]", at_least(0, int), "N"),
+    "seed": (0, "of the suite's networks [0]", NATURAL, "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
     "repeats": (None, "of a measurement [5]; --against: of predict(), under other seeds [1]", INTEGER, "N"),
     "html": (None, "write the report as a page, too", str, "FILE"),
@@ -5823,13 +5834,14 @@ def bake_command(options, screen: Screen) -> int:
     --resume grows the truths of an existing file to --n-samples (default: twice what they have).
     """
     rules, output = rules_of(options), Path(options.file or options.output)
-    if output.exists() and not options.resume:
-        raise Misuse(f"{output} exists: add --resume to grow it, or choose another name.")
+    if output.exists() != options.resume:
+        raise Misuse(f"{output} exists: add --resume to grow it, or choose another name." if output.exists()
+                     else f"There is no {output} to resume: leave out --resume to bake it.")
     old = read_suite(output) if options.resume else None
     mlps = old.mlps if old else suite_of(options, rules)
     n_samples = options.n_samples or (2 * old.truths[0].n_samples if old else 2**20)
     if old and n_samples < old.truths[0].n_samples:
-        raise Misuse(f"{output} has {old.truths[0].n_samples:,} samples a network already.")
+        raise Misuse(f"{output} has {old.truths[0].n_samples:,} samples a network already: ask for more.")
     store = None if options.no_store else TruthStore()
     executor: Any = DaskExecutor(options.dask) if options.dask else None
     limit_threads(options.max_threads)
