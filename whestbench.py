@@ -1963,12 +1963,6 @@ class SymmetricTensor(FlopscopeArray):
     def flat(self):
         return _Flat(self) if active_budget().book.immutable else super().flat
 
-    def __copy__(self):
-        return np.array(self).view(FlopscopeArray)
-
-    def __deepcopy__(self, memo):
-        return self.__copy__()
-
     def __reduce__(self):
         return tagged, (self.view(FlopscopeArray), self._group)
 
@@ -2116,11 +2110,12 @@ def _run(name, function, args, kwargs, logged=None):
     if late:
         bill = Bill(logged or name, *book.charge(name, args, kwargs, result))
         context.charge(bill, start)
-    if kwargs.get("out") is None or drawn or name in _DRESS_OUT:
+    out = kwargs.get("out")
+    if out is None or drawn:
         finish = _finish(name, args, book)
         result = _passed_on(name, args, kwargs, finish(result) if finish else result)
     else:
-        result = kwargs["out"]
+        result = dress(out) if name in _DRESS_OUT else out
     if broken is not None and book.immutable:       # 0.7 goes on billing it as symmetric
         broken._group = None
     if not free:
@@ -2163,11 +2158,6 @@ def _group_of(a):
     return getattr(a, "_group", None)
 
 
-def _shared(operands, shape):
-    arrays = [a for a in operands if isinstance(a, (np.ndarray, list))]
-    return binary([_group_of(a) for a in arrays], [shape_of(a) for a in arrays], shape)
-
-
 def _kept(a, gone, ndim, closed=None):
     """What the other axes leave: closed up if some are missing, or where they were."""
     left = [i for i in range(np.ndim(a)) if i not in gone]
@@ -2183,17 +2173,7 @@ def _permuted(name, a, *places, **named):
 
 def _picked(a, key):
     keys = key if type(key) is tuple else (key,)
-    basic = all(k is None or k is Ellipsis or isinstance(k, (int, slice, np.integer)) for k in keys)
-    return indexed(a._group, a.shape, key) if basic else None
-
-
-def _untouched(group, axes):
-    return None if moved(group) & set(axes) else group
-
-
-def _squeezed(a, axis, ndim):
-    axes = [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis)
-    return _untouched(a._group, axes) and _kept(a, axes, ndim)
+    return {*map(type, keys)} <= _BASIC_KEYS and indexed(a._group, a.shape, key)
 
 
 def _flipped(group, axes):
@@ -2211,23 +2191,18 @@ def _joined(arrays, axis):
     return axis is not None and common([_group_of(a) and _kept(a, [axis % a.ndim], a.ndim) for a in arrays])
 
 
-def _opened(group, axes, ndim):
-    """What is left where other axes come in between."""
-    return carried(group, dict(enumerate(i for i in range(ndim) if i not in axes)), ndim)
-
-
 def _stacked(arrays, axis, ndim):
-    return common([_opened(_group_of(a), [axis % ndim], ndim) for a in arrays])
+    place = {i: i + (i >= axis % ndim) for i in range(ndim - 1)}
+    return common([carried(_group_of(a), place, ndim) for a in arrays])
 
 
-_UNARY, _BINARY = [" ".join(op for op, ufunc in UFUNCS.items() if (ufunc.nin, ufunc.nout) == (arity, 1)
-                            and op not in PRICES["0.12"].plain) for arity in (1, 2)]
+_ELEMENTWISE = " ".join(
+    op for op, ufunc in UFUNCS.items() if ufunc.nout == 1 and op not in PRICES["0.12"].plain)
 # What results are symmetric under: names | a cell, as in the price table. Asked if an operand is symmetric, or
-# always: of the _MAKERS.
+# always of the _MAKERS, and of products of an array with itself.
 _SYMMETRIES = f"""
-{_UNARY} fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real imag
-    copy linalg.inv | group
-{_BINARY} clip | _shared(args, result.shape)
+{_ELEMENTWISE} fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real
+    imag clip copy linalg.inv | binary(list(map(_group_of, args)), list(map(shape_of, args)), result.shape)
 {" ".join(f"{op}.outer" for op in UFUNCS)} | side_by_side(*[x for a in args for x in (_group_of(a), np.ndim(a))])
 {" ".join(CONTRACTIONS)} | _of_product(name, args, kwargs, result, book)
 sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
@@ -2241,29 +2216,26 @@ full_like | not shape_of(fill_value) and (
     shape_of(first) == result.shape and group or full_symmetry(result.shape))
 eye diagflat | not k and full_symmetry(result.shape)
 diag | not k and len(shape_of(v)) == 1 and full_symmetry(result.shape)
-transpose permute_dims swapaxes moveaxis rollaxis matrix_transpose | _permuted(name, *args, **kwargs)
+transpose swapaxes moveaxis matrix_transpose | _permuted(name, *args, **kwargs)
 getitem | _picked(*args)
-reshape atleast_1d atleast_2d atleast_3d | reshaped(group, first.shape, result.shape)
-squeeze | _squeezed(first, axis, result.ndim)
-repeat roll | axis is not None and _untouched(group, axes)
+reshape squeeze atleast_1d atleast_2d atleast_3d | reshaped(group, first.shape, result.shape)
+repeat roll | axis is not None and not moved(group) & set(axes) and group
 flip | _flipped(group, axes)
-flipud | _flipped(group, [0])
-fliplr | _flipped(group, [1])
 tile | _tiled(first, tuple(np.atleast_1d(bare(reps)).tolist()))
-concatenate(a, axis=0) concat(a, axis=0) | _joined(first, axis)
+concatenate(a, axis=0) | _joined(first, axis)
 vstack row_stack | _joined(first, 0)
 hstack column_stack | _joined(first, 1)
 stack | _stacked(first, axis, result.ndim)
 split | [_kept(first, axes, first.ndim)] * len(result)
 broadcast_to | broadcast_symmetry(group, shape_of(first), result.shape)
-expand_dims(a, axis) | closure(_opened(group, axes_of(result.shape, axis), result.ndim),
+expand_dims(a, axis) | closure(reshaped(group, shape_of(first), result.shape),
     full_symmetry((1,) * result.ndim, axes_of(result.shape, axis)))
 """
 SYMMETRIES = {name: (cell, parameters)
               for names, cell in re.findall(r"(.+?) \| (.+)", re.sub(r"\n +", " ", _SYMMETRIES))
               for name, parameters in re.findall(r"([\w.]+)(?:\((.*?)\))?", names)}
 _CONSTANT = "zeros ones full zeros_like ones_like full_like".split()
-_MAKERS = {*CONTRACTIONS, *_CONSTANT, "eye", "identity", "diag", "diagflat", "broadcast_to", "expand_dims"}
+_MAKERS = {*_CONSTANT, "eye", "identity", "diag", "diagflat", "broadcast_to", "expand_dims"}
 
 
 def _symmetry_of(name, args, kwargs, result):
@@ -2291,7 +2263,8 @@ def _any_symmetric(args):
 def _passed_on(name, args, kwargs, result):
     """`result` as a SymmetricTensor, if the operation keeps or makes a symmetry."""
     symmetric = name in SYMMETRIES and _any_symmetric(args)
-    if not (symmetric or name in _MAKERS) or not isinstance(result, (np.ndarray, list)):
+    makes = name in _MAKERS or name in CONTRACTIONS and len({*map(id, args)}) < len(args)
+    if not (symmetric or makes) or not isinstance(result, (np.ndarray, list)):
         return result
     group = _symmetry_of(name, args, kwargs, result)
     if isinstance(result, list):
@@ -2414,13 +2387,11 @@ _QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type p
     may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
 _PASSED_THROUGH = set(_QUERIES.split() + """array_equal iscomplexobj isrealobj array_repr array_str array2string
     save savez""".split())
-_OPERATORS = {
-    "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "true_divide", "floordiv": "floor_divide",
-    "mod": "mod", "pow": "power", "matmul": "matmul", "and": "bitwise_and", "or": "bitwise_or",
-    "xor": "bitwise_xor", "lshift": "left_shift", "rshift": "right_shift", "lt": "less", "le": "less_equal",
-    "gt": "greater", "ge": "greater_equal", "eq": "equal", "ne": "not_equal", "neg": "negative", "pos": "positive",
-    "abs": "abs", "invert": "invert"}
-_FOLDS = {     # of a ufunc, along the first axis
+_OPERATORS = dict(pair.split("=") for pair in """add=add sub=subtract mul=multiply truediv=true_divide
+    floordiv=floor_divide mod=mod pow=power matmul=matmul and=bitwise_and or=bitwise_or xor=bitwise_xor
+    lshift=left_shift rshift=right_shift lt=less le=less_equal gt=greater ge=greater_equal eq=equal ne=not_equal
+    neg=negative pos=positive abs=abs invert=invert""".split())
+_FOLDS = {          # along the first axis
     "add.reduce": "sum", "multiply.reduce": "prod", "maximum.reduce": "max", "minimum.reduce": "min",
     "logical_and.reduce": "all", "logical_or.reduce": "any", "add.accumulate": "cumsum",
     "multiply.accumulate": "cumprod"}
@@ -2440,17 +2411,15 @@ def _einsum(text, *operands, optimize=None, out=None, **kwargs):
         return np.einsum(text, *operands, **kwargs)
     parts, out = subscripts(text, tuple(map(np.ndim, operands)))
     size = {c: n for part, a in zip(parts, operands) for c, n in zip(part, np.shape(a))}
-    terms, arrays, left = list(parts), list(operands), set(range(len(parts)))
+    left = dict(enumerate(zip(parts, operands)))
     path = [(0, 1)] if len(parts) == 2 else find_path(parts, out, size)
-    for j, i in map(sorted, path):
-        left -= {i, j}
-        needed = set(out).union(*[terms[k] for k in left])
-        result = "".join(c for c in dict.fromkeys(terms[i] + terms[j]) if c in needed) if left else out
-        arrays.append(np.einsum(f"{terms[i]},{terms[j]}->{result}", arrays[i], arrays[j], optimize=immutable,
-                                **({} if left else kwargs)))
-        left.add(len(terms))
-        terms.append(result)
-    return arrays[-1]
+    for step, (j, i) in enumerate(map(sorted, path), len(parts)):
+        (term, a), (other, b) = left.pop(i), left.pop(j)
+        needed = set(out).union(*[rest for rest, _ in left.values()])
+        result = "".join(c for c in dict.fromkeys(term + other) if c in needed) if left else out
+        left[step] = result, np.einsum(f"{term},{other}->{result}", a, b, optimize=immutable,
+                                       **({} if left else kwargs))
+    return left[step][1]
 
 
 def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
@@ -2493,9 +2462,9 @@ _IMPLEMENTED |= {
     "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
     "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1),
 }
-_FUNCTIONS = {name: counted(name, _IMPLEMENTED.get(name) or _numpy_function(name))
-              for name in sorted({*PRICES["0.7"].rows, *PRICES["0.12"].rows}) if not name.startswith((".", "random."))
-              if name in _IMPLEMENTED or _numpy_function(name) is not None}
+_FUNCTIONS = {name: counted(name, _function) for name in PRICES["0.7"].rows | PRICES["0.12"].rows
+              if not name.startswith("random.")
+              and (_function := _IMPLEMENTED.get(name) or _numpy_function(name))}
 
 
 def _where(condition, *choices, three_way=_FUNCTIONS["where"], **named):
@@ -2518,8 +2487,10 @@ _FUNCTIONS |= {name: functools.partial(_FUNCTIONS[same], axis=0) for name, same 
 
 # ---- operators and methods --------------------------------------------------------------------------------
 
-def _in_place(function, name):
-    def operate(self, other):
+def _define_operator(short, name):
+    function = _FUNCTIONS[name]
+
+    def in_place(self, other):
         if active_budget().book.immutable:
             raise TypeError(f"book 0.12 has no in-place operators: write x = fnp.{name}(x, y)")
         result = function(self, other)
@@ -2527,17 +2498,15 @@ def _in_place(function, name):
             raise ValueError(f"{name} in place would break a symmetry: write x = fnp.{name}(x, y)")
         np.copyto(self.view(np.ndarray), bare(result), casting="same_kind")
         return self
-    return operate
+    setattr(FlopscopeArray, f"__{short}__", function)
+    setattr(FlopscopeArray, f"__r{short}__", lambda self, other: function(other, self))
+    setattr(FlopscopeArray, f"__i{short}__", in_place)
 
 
 def _view_method(name):
     """A method that gives a free view of a symmetric tensor, with what is left of the symmetry."""
     method = getattr(FlopscopeArray, name)
     return lambda self, *args: _passed_on(name.strip("_"), (self, *args), {}, method(self.view(FlopscopeArray), *args))
-
-
-def _reflected(function):
-    return lambda self, other: function(other, self)
 
 
 def _native_method(name):
@@ -2558,10 +2527,7 @@ def _native_method(name):
 
 _WRITING = "sort partition fill put resize setfield".split()
 for _short, _name in _OPERATORS.items():        # Python never asks for the forms that an operator has not
-    _function = _FUNCTIONS[_name]
-    setattr(FlopscopeArray, f"__{_short}__", _function)
-    setattr(FlopscopeArray, f"__r{_short}__", _reflected(_function))
-    setattr(FlopscopeArray, f"__i{_short}__", _in_place(_function, _name))
+    _define_operator(_short, _name)
 for _name in """sum prod mean std var min max argmin argmax all any cumsum cumprod ptp argsort argpartition
         searchsorted take repeat clip round trace dot conjugate""".split():
     setattr(FlopscopeArray, _name, _FUNCTIONS[_name])
@@ -2588,11 +2554,9 @@ def _sampler(owner, name):
 
     @functools.wraps(draw)
     def sample(*args, **kwargs):
-        work = draw
-        if is_method:
-            work, args = functools.partial(draw, args[0]), args[1:]
         if _thread.drawing:                 # what NumPy's samplers call inside is free
-            return work(*args, **kwargs)
+            return draw(*args, **kwargs)
+        work, args = (functools.partial(draw, args[0]), args[1:]) if is_method else (draw, args)
         _thread.drawing = True
         try:
             return _run(f"random.{name}", work, args, kwargs, logged)
