@@ -1937,6 +1937,12 @@ class FlopscopeArray(np.ndarray):
             raise TypeError("book 0.12 has no item assignment: use where, concatenate, put_along_axis ...")
         super().__setitem__(key, value)
 
+    def compress(self, condition, *args, **kwargs):
+        return _FUNCTIONS["compress"](condition, self, *args, **kwargs)
+
+    def conj(self):
+        return self.conjugate()
+
 
 class SymmetricTensor(FlopscopeArray):
     """A counted array known to be symmetric under permutations of its axes: prices count its orbits."""
@@ -2012,8 +2018,7 @@ def dress(result, scalars=True):
     return kind(*items) if hasattr(kind, "_fields") else kind(items)
 
 
-def _dress_arrays(result):
-    return dress(result, scalars=False)
+_dress_arrays = functools.partial(dress, scalars=False)
 
 
 def _any_counted(args):
@@ -2046,7 +2051,7 @@ def counted(name, function):
 
 
 def _counted_by_shape(name, function):
-    """The same where the bill follows from shapes, dtypes and scalars: it is looked up, so that a call is quick."""
+    """The same, quick: where the bill follows from shapes, dtypes and scalars, it is looked up."""
     pointwise, multiplies, known = name in UFUNCS, name in CONTRACTIONS, {}
     method = getattr(np.ndarray, name) if name in _QUICK_METHODS else None
 
@@ -2133,7 +2138,8 @@ def _bill(name, args, kwargs, book, logged=None):
     if name in CONTRACTIONS:
         subscripts = product_of(name, args, kwargs, book.name)[3]
         shown = args[1:] if name == "einsum" else args[:2]
-    return Bill(logged or _LOGGED_AS.get(name, name), *charge, tuple([shape_of(a) for a in shown]), subscripts)
+    logged = logged or _LOGGED_AS.get(name, name)
+    return Bill(logged, *charge, tuple([shape_of(a) for a in shown]), subscripts)
 
 
 def _finish(name, args, book):
@@ -2141,8 +2147,9 @@ def _finish(name, args, book):
     operands = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args   # NumPy asks the last
     if name in book.plain or name in book.alike and not _any_counted(operands):
         return None
-    products = PRICES["0.7"].alike                  # there a plain result stays, in 0.12 only its scalars
-    return _dress_arrays if name in _SCALARS_STAY or name in products and not _any_counted(args) else dress
+    products = PRICES["0.7"].alike                  # there a plain result stays, in 0.12 its scalars do
+    scalars_stay = name in _SCALARS_STAY or name in products and not _any_counted(args)
+    return _dress_arrays if scalars_stay else dress
 
 
 def _show(name, args, kwargs, result):
@@ -2198,15 +2205,16 @@ def _stacked(arrays, axis, ndim):
 
 _ELEMENTWISE = " ".join(
     op for op, ufunc in UFUNCS.items() if ufunc.nout == 1 and op not in PRICES["0.12"].plain)
-# What results are symmetric under: names | a cell, as in the price table. Asked if an operand is symmetric, or
-# always of the _MAKERS, and of products of an array with itself.
+# What results are symmetric under: names | a cell, as in the price table. Asked if an operand is symmetric,
+# and else of the _MAKERS and of products of an array with itself.
 _SYMMETRIES = f"""
 {_ELEMENTWISE} fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real
     imag clip copy linalg.inv | binary(list(map(_group_of, args)), list(map(shape_of, args)), result.shape)
-{" ".join(f"{op}.outer" for op in UFUNCS)} | side_by_side(*[x for a in args for x in (_group_of(a), np.ndim(a))])
+{" ".join(f"{op}.outer" for op in UFUNCS)}
+    | side_by_side(*[x for a in args for x in (_group_of(a), np.ndim(a))])
 {" ".join(CONTRACTIONS)} | _of_product(name, args, kwargs, result, book)
 sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
-    nanmean nanstd nanvar nanargmax nanargmin median nanmedian ptp average
+    nanmean nanstd nanvar nanargmax nanargmin median nanmedian average
     | axis is not None and _kept(first, axes, result.ndim)
 cumsum cumprod nancumsum nancumprod | axis is not None and _kept(first, axes, result.ndim, book == "0.7")
 zeros ones identity | full_symmetry(result.shape)
@@ -2234,7 +2242,7 @@ expand_dims(a, axis) | closure(reshaped(group, shape_of(first), result.shape),
 SYMMETRIES = {name: (cell, parameters)
               for names, cell in re.findall(r"(.+?) \| (.+)", re.sub(r"\n +", " ", _SYMMETRIES))
               for name, parameters in re.findall(r"([\w.]+)(?:\((.*?)\))?", names)}
-_CONSTANT = "zeros ones full zeros_like ones_like full_like".split()
+_CONSTANT = ["zeros", "ones", "full", "zeros_like", "ones_like", "full_like"]
 _MAKERS = {*_CONSTANT, "eye", "identity", "diag", "diagflat", "broadcast_to", "expand_dims"}
 
 
@@ -2284,7 +2292,9 @@ def _broken(name, args, kwargs, book):
         raise TypeError(f"{name} has no out= in book {book.name}")
     written = args[0] if args and (name in _WRITERS or name.endswith(".at")) else out
     group = _group_of(written)
-    if not group or written is out and _any_symmetric(args) and _symmetry_of(name, args, kwargs, out) == group:
+    if not group:
+        return None
+    if written is out and _any_symmetric(args) and _symmetry_of(name, args, kwargs, out) == group:
         return None
     if name in _WRITERS or written is out and (out._writable or name in _DRESS_OUT):
         return written
@@ -2353,8 +2363,8 @@ def symmetrize(data, *, symmetry) -> FlopscopeArray:
     return _averaged(plain, symmetry.over(plain.ndim))
 
 
-_SETTINGS = {"symmetry_warnings": True} | dict.fromkeys(        # the others are known, but change nothing here
-    "check_nan_inf partition_budget dimino_budget einsum_path_cache_size callback_warnings".split())
+_SETTINGS = {"symmetry_warnings": True, "check_nan_inf": False, "callback_warnings": True,
+             "partition_budget": 100_000, "dimino_budget": 50_000, "einsum_path_cache_size": 4096}
 
 
 def configure(**settings) -> None:
@@ -2369,32 +2379,32 @@ def configure(**settings) -> None:
 _SCALARS_STAY = {name for name, row in PRICES["0.12"].rows.items() if "scalars" in row.notes}
 _LOGGED_AS = {"linalg.diagonal": "diagonal", "row_stack": "vstack"}
 _WRITERS = {"copyto", "fill_diagonal", "put", "place", "putmask", "put_along_axis"}
-_DRESS_OUT = {"take", "concatenate"}        # return out= as a counted array, even if it is none
-_QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())  # quicker than np.sum ...
-_BY_SHAPE = {op for op, ufunc in UFUNCS.items() if ufunc.nout == 1} | _QUICK_METHODS | {
-    "std", "var", "median", "clip", "where", "matmul", "dot"}
-# refused under NumPy's own name, like all of fft and nan...
+_DRESS_OUT = {"take", "concatenate"}        # give out= back as a counted array, even if it is none
+# ndarray's methods of these names are quicker than NumPy's functions.
+_QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())
+_BY_SHAPE = _QUICK_METHODS.union((op for op, ufunc in UFUNCS.items() if ufunc.nout == 1),
+                                 "std var median clip where matmul dot".split())
+# Refused under NumPy's own name, like all of fft and nan...
 _UNROUTED = set("""angle append argwhere around array_split block broadcast_arrays choose compress concat
-    convolve correlate count_nonzero cumulative_prod cumulative_sum delete diag diag_indices_from diagflat dstack
-    ediff1d einsum_path empty_like extract fill_diagonal fix flatnonzero fliplr flipud full_like geomspace i0 imag
-    insert interp iscomplex isneginf isposinf isreal ix_ kron linspace logspace ones_like permute_dims put
-    put_along_axis ravel_multi_index real real_if_close resize rollaxis rot90 sinc sort_complex take
-    take_along_axis trapezoid tril_indices_from trim_zeros triu_indices_from unravel_index unstack unwrap vdot
-    zeros_like linalg.cond linalg.cross linalg.diagonal linalg.matmul linalg.matrix_norm linalg.matrix_transpose
-    linalg.outer linalg.svdvals linalg.tensordot linalg.tensorinv linalg.trace linalg.vecdot
-    linalg.vector_norm""".split())
+    convolve correlate count_nonzero cumulative_prod cumulative_sum delete diag diag_indices_from diagflat
+    dstack ediff1d einsum_path empty_like extract fill_diagonal fix flatnonzero fliplr flipud full_like
+    geomspace i0 imag insert interp iscomplex isneginf isposinf isreal ix_ kron linspace logspace ones_like
+    permute_dims put put_along_axis ravel_multi_index real real_if_close resize rollaxis rot90 sinc
+    sort_complex take take_along_axis trapezoid tril_indices_from trim_zeros triu_indices_from unravel_index
+    unstack unwrap vdot zeros_like linalg.cond linalg.cross linalg.diagonal linalg.matmul linalg.matrix_norm
+    linalg.matrix_transpose linalg.outer linalg.svdvals linalg.tensordot linalg.tensorinv linalg.trace
+    linalg.vecdot linalg.vector_norm""".split())
 _QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
     may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
-_PASSED_THROUGH = set(_QUERIES.split() + """array_equal iscomplexobj isrealobj array_repr array_str array2string
-    save savez""".split())
+_PASSED_THROUGH = set(f"""{_QUERIES} array_equal iscomplexobj isrealobj array_repr array_str array2string save
+    savez""".split())
 _OPERATORS = dict(pair.split("=") for pair in """add=add sub=subtract mul=multiply truediv=true_divide
     floordiv=floor_divide mod=mod pow=power matmul=matmul and=bitwise_and or=bitwise_or xor=bitwise_xor
-    lshift=left_shift rshift=right_shift lt=less le=less_equal gt=greater ge=greater_equal eq=equal ne=not_equal
-    neg=negative pos=positive abs=abs invert=invert""".split())
-_FOLDS = {          # along the first axis
-    "add.reduce": "sum", "multiply.reduce": "prod", "maximum.reduce": "max", "minimum.reduce": "min",
-    "logical_and.reduce": "all", "logical_or.reduce": "any", "add.accumulate": "cumsum",
-    "multiply.accumulate": "cumprod"}
+    lshift=left_shift rshift=right_shift lt=less le=less_equal gt=greater ge=greater_equal eq=equal
+    ne=not_equal neg=negative pos=positive abs=abs invert=invert""".split())
+_FOLDS = dict(pair.split("=") for pair in """add.reduce=sum multiply.reduce=prod maximum.reduce=max
+    minimum.reduce=min logical_and.reduce=all logical_or.reduce=any add.accumulate=cumsum
+    multiply.accumulate=cumprod""".split())         # along the first axis, unless told otherwise
 
 
 # ---- functions that are not simply NumPy's ----------------------------------------------------------------
@@ -2423,12 +2433,10 @@ def _einsum(text, *operands, optimize=None, out=None, **kwargs):
 
 
 def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
-    if k is None:
-        return np.linalg.svd(a, full_matrices, compute_uv, hermitian)
-    if k > min(np.shape(a)[-2:]) > 0:
-        raise ValueError(f"there are no {k} singular values in a matrix of this shape")
-    u, s, vh = svd_result = np.linalg.svd(a, full_matrices=False)
-    return type(svd_result)(u[..., :k], s[..., :k], vh[..., :k, :])
+    found = np.linalg.svd(a, full_matrices and k is None, compute_uv, hermitian)
+    if compute_uv and k is not None:
+        return found._replace(U=found.U[..., :k], S=found.S[..., :k], Vh=found.Vh[..., :k, :])
+    return found if compute_uv else found[..., :k]
 
 
 def _numpy_function(name):
@@ -2448,15 +2456,17 @@ _MENDS = {
     "isreal iscomplex real imag": lambda result, _: np.asarray(result),
     "iscomplexobj isrealobj": _array_in("0.7"),
     "bmat": _array_in("0.12"),
-    "isclose": lambda result, *args, **_: result if any(hasattr(a, "shape") for a in args) else bool(result),
+    "isclose": lambda result, *args, **named:
+        result if any(hasattr(a, "shape") for a in (*args, *named.values())) else bool(result),
     "round around": lambda result, a, *_, **__: result.item() if type(a) in _SCALARS else result,
     "average": lambda result, *_, **__: np.stack(result) if isinstance(result, tuple) else result,
-    "unique": lambda result, *_, **__: np.sort(result) if getattr(result, "dtype", f8).kind == "c" else result,
+    "unique": lambda result, *_, **__:
+        np.sort(result) if isinstance(result, np.ndarray) and result.dtype.kind == "c" else result,
     "count_nonzero": lambda result, a, axis=None, *, keepdims=False:
         int(result) if axis is None and not keepdims else result,
 }
-_IMPLEMENTED = STATS | {name: _then(getattr(np, name), mend) for names, mend in _MENDS.items() for name in names.split()}
-_IMPLEMENTED |= {
+_IMPLEMENTED = STATS | {name: _then(getattr(np, name), mend)
+                        for names, mend in _MENDS.items() for name in names.split()} | {
     "einsum": _einsum, "row_stack": np.vstack, "linalg.svd": _svd,
     "inner": lambda a, b: np.inner(a, b), "vdot": lambda a, b: np.vdot(a, b),       # here by their names too
     "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
@@ -2505,8 +2515,9 @@ def _define_operator(short, name):
 
 def _view_method(name):
     """A method that gives a free view of a symmetric tensor, with what is left of the symmetry."""
-    method = getattr(FlopscopeArray, name)
-    return lambda self, *args: _passed_on(name.strip("_"), (self, *args), {}, method(self.view(FlopscopeArray), *args))
+    view = getattr(FlopscopeArray, name)
+    return lambda self, *args: _passed_on(name.strip("_"), (self, *args), {},
+                                          view(self.view(FlopscopeArray), *args))
 
 
 def _native_method(name):
@@ -2525,7 +2536,7 @@ def _native_method(name):
     return method
 
 
-_WRITING = "sort partition fill put resize setfield".split()
+_WRITING = ["sort", "partition", "fill", "put", "resize", "setfield"]
 for _short, _name in _OPERATORS.items():        # Python never asks for the forms that an operator has not
     _define_operator(_short, _name)
 for _name in """sum prod mean std var min max argmin argmax all any cumsum cumprod ptp argsort argpartition
@@ -2537,10 +2548,6 @@ for _name in ("__getitem__", "transpose", "swapaxes"):
     setattr(SymmetricTensor, _name, _view_method(_name))
 for _name in ("squeeze", "ravel"):
     setattr(SymmetricTensor, _name, _FUNCTIONS[_name])
-setattr(FlopscopeArray, "conj", _FUNCTIONS["conjugate"])
-setattr(FlopscopeArray, "compress", lambda self, condition, *args, **kwargs:
-        _FUNCTIONS["compress"](condition, self, *args, **kwargs))
-
 
 # ---- random -----------------------------------------------------------------------------------------------
 
@@ -2599,12 +2606,12 @@ def symmetric(shape, symmetry: SymmetryGroup, distribution: str = "randn", **par
 
 # ---- modules ----------------------------------------------------------------------------------------------
 
-_LEFT_OUT = """apply_along_axis apply_over_axes bartlett blackman fromfunction hamming hanning histogram histogram2d
-    histogram_bin_edges histogramdd in1d kaiser packbits piecewise poly polyadd polyder polydiv polyfit polyint
-    polymul polysub polyval roots save savez savez_compressed trapz unpackbits"""
+_LEFT_OUT = """apply_along_axis apply_over_axes bartlett blackman fromfunction hamming hanning histogram
+    histogram2d histogram_bin_edges histogramdd in1d kaiser packbits piecewise poly polyadd polyder polydiv
+    polyfit polyint polymul polysub polyval roots save savez savez_compressed trapz unpackbits"""
 _AS_IN_NUMPY = """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
-    complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf nan pi
-    newaxis printoptions get_printoptions set_printoptions geterr seterr"""
+    complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf
+    nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr"""
 
 
 def _refuse(name, *_, **__):
@@ -2636,8 +2643,9 @@ def _members(owner, names, made=lambda member: member):
 
 
 _spaces = {name: _module(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
-fnp = _module("flopscope.numpy", load, ndarray=FlopscopeArray, **_spaces, **_members(np, _QUERIES, _uncounted),
-              **_members(np, _AS_IN_NUMPY), **{name: functools.partial(_refuse, name) for name in _LEFT_OUT.split()})
+fnp = _module("flopscope.numpy", load, ndarray=FlopscopeArray, **_spaces, **_members(np, _AS_IN_NUMPY),
+              **_members(np, _QUERIES, _uncounted),
+              **{name: functools.partial(_refuse, name) for name in _LEFT_OUT.split()})
 _spaces[""] = fnp
 for _name, _function in _FUNCTIONS.items():
     _space, _, _short = _name.rpartition(".")
@@ -2648,15 +2656,17 @@ for _name in ("assert_allclose", "assert_array_equal"):
 vars(fnp.random).update(
     {name: _sampler(np.random, name) for name in _SAMPLERS if hasattr(np.random, name)},
     **_members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state"),
-    default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator, RandomState=_CountedRandomState)
+    default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator,
+    RandomState=_CountedRandomState)
 stats = _module("flopscope.stats", **{name: types.SimpleNamespace(**{
     method: _FUNCTIONS[f"stats.{name}.{method}"] for method in ("pdf", "cdf", "ppf")}) for name in STANDARD})
 _errors = [FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError, SymmetryError,
            UnsupportedFunctionError, UnsupportedDtypeError, SymmetryLossWarning]
-flops = _module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor, SymmetryGroup,
-                namespace, budget_summary, budget_summary_dict, budget_reset, use_prices, as_symmetric,
-                is_symmetric, symmetrize, configure, numpy=fnp, stats=stats, budget=budget,
-                errors=_module("flopscope.errors", *_errors), current_budget=active_budget, __version__="0.12.4")
+flops = _module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor,
+                SymmetryGroup, namespace, budget_summary, budget_summary_dict, budget_reset, use_prices,
+                as_symmetric, is_symmetric, symmetrize, configure, budget=budget,
+                current_budget=active_budget, numpy=fnp, stats=stats,
+                errors=_module("flopscope.errors", *_errors), __version__="0.12.4")
 
 
 def install() -> None:
