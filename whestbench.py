@@ -1929,7 +1929,7 @@ class FlopscopeArray(np.ndarray):
         if keys and context.book.immutable:
             charge = context.book.charge("getitem", (self, bare(keys)), {}, result)
             context.charge(Bill("getitem", *charge, (self.shape,)), start)
-        _show("getitem", (self, key), {}, result)
+        _show(context, "getitem", (self, key), {}, result)
         return result
 
     def __setitem__(self, key, value):
@@ -2126,8 +2126,7 @@ def _run(name, function, args, kwargs, logged=None):
     if not free:
         now = _clock()
         context.settle(ended - begun, begun - start + now - ended, now)
-    if context.observer is not None:
-        context.observer(name, args, kwargs, result, bill.cost)
+    _show(context, name, args, kwargs, result, bill.cost)
     return result
 
 
@@ -2152,11 +2151,10 @@ def _finish(name, args, book):
     return _dress_arrays if scalars_stay else dress
 
 
-def _show(name, args, kwargs, result):
-    """Tell the observer of what is free, or billed by itself."""
-    observer = active_budget().observer
-    if observer is not None:
-        observer(name, args, kwargs, result, 0)
+def _show(context, name, args, kwargs, result, cost=0):
+    """Tell the observer, also of what is free or billed by itself."""
+    if context.observer is not None:
+        context.observer(name, args, kwargs, result, cost)
 
 
 # ---- symmetry: what is known of results -------------------------------------------------------------------
@@ -2525,13 +2523,14 @@ def _native_method(name):
     native, priced = getattr(np.ndarray, name), "copy" if name == "flatten" else name
 
     def method(self, *args, **kwargs):
-        immutable = active_budget().book.immutable
+        context = active_budget()
+        immutable = context.book.immutable
         if immutable and name in _WRITING:
             raise ValueError(f"book 0.12 has no in-place {name}: arrays are immutable there")
         if immutable or name in ("sort", "partition"):
             return _run(priced, native, (self, *args), kwargs)
         result = native(self.view(np.ndarray), *args, **kwargs)
-        _show(name, (self, *args), kwargs, result)
+        _show(context, name, (self, *args), kwargs, result)
         return result if name == "nonzero" else _passed_on(name, (self, *args), kwargs, dress(result))
     return method
 
@@ -2580,12 +2579,6 @@ class _CountedGenerator(np.random.Generator):
 class _CountedRandomState(np.random.RandomState):
     def __reduce__(self):
         return _CountedRandomState, (), self.get_state(legacy=False)
-
-
-for _class in (_CountedGenerator, _CountedRandomState):
-    for _name in _SAMPLERS:
-        if hasattr(_class, _name):
-            setattr(_class, _name, _sampler(_class.__base__, _name))
 
 
 def default_rng(seed=None) -> np.random.Generator:
@@ -2653,9 +2646,12 @@ for _name, _function in _FUNCTIONS.items():
         setattr(_spaces[_space], _short, _function)
 for _name in ("assert_allclose", "assert_array_equal"):
     setattr(fnp.testing, _name, functools.partial(_assert, _name))
+for _source, _target in ((np.random.Generator, _CountedGenerator), (np.random.RandomState, _CountedRandomState),
+                         (np.random, fnp.random)):
+    for _name in filter(functools.partial(hasattr, _source), _SAMPLERS):
+        setattr(_target, _name, _sampler(_source, _name))
 vars(fnp.random).update(
-    {name: _sampler(np.random, name) for name in _SAMPLERS if hasattr(np.random, name)},
-    **_members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state"),
+    _members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state"),
     default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator,
     RandomState=_CountedRandomState)
 stats = _module("flopscope.stats", **{name: types.SimpleNamespace(**{
