@@ -1955,8 +1955,9 @@ class SymmetricTensor(FlopscopeArray):
         return self._group and SymmetryGroup.of(self._group)
 
     def is_symmetric(self) -> bool:
-        """Whether its values still are."""
-        return is_symmetric(self, symmetry=self.symmetry)
+        """Whether its values (still) have this symmetry."""
+        group = self.symmetry
+        return group is not None and is_symmetric(self, symmetry=group)
 
     @property
     def T(self):
@@ -2050,6 +2051,26 @@ def counted(name, function):
     return call
 
 
+def _key_of(book, args, kwargs, pointwise):
+    """(what a bill by shapes depends on, the operands as NumPy is to see them); no key if it is more."""
+    key, plain = (book,), []
+    for a in args:
+        kind = type(a)
+        if kind is FlopscopeArray or kind is np.ndarray:
+            key += kind, a.shape, a.dtype
+            a = a.view(np.ndarray)
+        elif kind in _PLAIN_KINDS:
+            key += (kind,) if pointwise else (kind, a)
+        else:
+            return None, plain
+        plain.append(a)
+    for parameter, value in kwargs.items():
+        if type(value) not in _PLAIN_KINDS:
+            return None, plain
+        key += parameter, type(value), value
+    return key, plain
+
+
 def _counted_by_shape(name, function):
     """The same, quick: where the bill follows from shapes, dtypes and scalars, it is looked up."""
     pointwise, multiplies, known = name in UFUNCS, name in CONTRACTIONS, {}
@@ -2058,32 +2079,15 @@ def _counted_by_shape(name, function):
     def call(*args, **kwargs):
         start = _clock()
         context = _thread.active or active_budget()
-        key, plain = (context.book,), []
-        for a in args:
-            kind = type(a)
-            if kind is FlopscopeArray or kind is np.ndarray:
-                key += kind, a.shape, a.dtype
-                plain.append(a.view(np.ndarray))
-            elif kind in _PLAIN_KINDS:
-                key += (kind,) if pointwise else (kind, a)
-                plain.append(a)
-            else:
-                return _run(name, function, args, kwargs)
-        for parameter, value in kwargs.items():
-            if type(value) not in _PLAIN_KINDS:
-                return _run(name, function, args, kwargs)
-            key += parameter, type(value), value
-        if not args or multiplies and args[0] is args[-1]:
+        key, plain = _key_of(context.book, args, kwargs, pointwise)
+        if key is None or not args or multiplies and args[0] is args[-1] or context.observer is not None:
             return _run(name, function, args, kwargs)
-        try:
-            bill, finish = known[key]
-        except KeyError:
-            if context.observer is not None:        # always met here, as nothing is known of its book
-                return _run(name, function, args, kwargs)
+        found = known.get(key)
+        if found is None:
             if len(known) > 4096:
                 known.clear()
-            bill, finish = _bill(name, args, kwargs, context.book), _finish(name, args, context.book)
-            known[key] = bill, finish
+            found = known[key] = _bill(name, args, kwargs, context.book), _finish(name, args, context.book)
+        bill, finish = found
         context.charge(bill, start)
         work = method if method and type(plain[0]) is np.ndarray else function
         begun = _clock()
@@ -2332,7 +2336,7 @@ def _averaged(plain, group):
 
 
 def _checked(name, data, symmetry, **tolerances):
-    """(the data, the group, whether they have it)."""
+    """(the data, the symmetry of their array, whether they have it)."""
     plain, symmetry = np.asarray(bare(data)), symmetry_group(symmetry)
     swaps = sum(list(g) != sorted(g) for g in symmetry.generators)
     _pay_for_symmetry(name, plain, max1(swaps * (7 * plain.size - 1)))
@@ -2340,12 +2344,13 @@ def _checked(name, data, symmetry, **tolerances):
     return plain, group, _holds(plain, group, **tolerances)
 
 
-def is_symmetric(data, *, symmetry, atol: float = 1e-6, rtol: float = 1e-5) -> bool:
+def is_symmetric(data: Any, *, symmetry: SymmetryGroup | tuple | list, atol: float = 1e-6,
+                 rtol: float = 1e-5) -> bool:
     """Whether the values have this symmetry, within the tolerances."""
     return _checked("is_symmetric", data, symmetry, atol=atol, rtol=rtol)[2]
 
 
-def as_symmetric(data, *, symmetry) -> FlopscopeArray:
+def as_symmetric(data: Any, *, symmetry: SymmetryGroup | tuple | list) -> FlopscopeArray:
     """`data` as a SymmetricTensor; SymmetryError if its values are not symmetric."""
     plain, group, holds = _checked("as_symmetric", data, symmetry)
     if not holds:
@@ -2353,12 +2358,12 @@ def as_symmetric(data, *, symmetry) -> FlopscopeArray:
     return tagged(plain.view(FlopscopeArray), group)
 
 
-def symmetrize(data, *, symmetry) -> FlopscopeArray:
+def symmetrize(data: Any, *, symmetry: SymmetryGroup | tuple | list) -> FlopscopeArray:
     """The mean of `data` over all permutations of the symmetry, in double precision."""
-    plain, symmetry = np.asarray(bare(data)), symmetry_group(symmetry)
+    plain, group = np.asarray(bare(data)), symmetry_group(symmetry)
     plain = plain.astype(np.result_type(plain, f8), copy=False)
-    _pay_for_symmetry("symmetrize", plain, (symmetry.order() + 1) * plain.size)
-    return _averaged(plain, symmetry.over(plain.ndim))
+    _pay_for_symmetry("symmetrize", plain, (group.order() + 1) * plain.size)
+    return _averaged(plain, group.over(plain.ndim))
 
 
 _SETTINGS = {"symmetry_warnings": True, "check_nan_inf": False, "callback_warnings": True,
@@ -2548,10 +2553,8 @@ for _name in ("__getitem__", "transpose", "swapaxes"):
 for _name in ("squeeze", "ravel"):
     setattr(SymmetricTensor, _name, _FUNCTIONS[_name])
 
+
 # ---- random -----------------------------------------------------------------------------------------------
-
-_SAMPLERS = [name.removeprefix("random.") for name in PRICES["0.12"].rows if name.startswith("random.")]
-
 
 def _sampler(owner, name):
     """A counted sampler: a function of numpy.random, or a method of one of its classes."""
@@ -2646,10 +2649,11 @@ for _name, _function in _FUNCTIONS.items():
         setattr(_spaces[_space], _short, _function)
 for _name in ("assert_allclose", "assert_array_equal"):
     setattr(fnp.testing, _name, functools.partial(_assert, _name))
-for _source, _target in ((np.random.Generator, _CountedGenerator), (np.random.RandomState, _CountedRandomState),
-                         (np.random, fnp.random)):
-    for _name in filter(functools.partial(hasattr, _source), _SAMPLERS):
-        setattr(_target, _name, _sampler(_source, _name))
+for _name in [name.removeprefix("random.") for name in PRICES["0.12"].rows if name.startswith("random.")]:
+    for _owner, _target in ((np.random, fnp.random), (np.random.Generator, _CountedGenerator),
+                            (np.random.RandomState, _CountedRandomState)):
+        if hasattr(_owner, _name):
+            setattr(_target, _name, _sampler(_owner, _name))
 vars(fnp.random).update(
     _members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state"),
     default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator,
