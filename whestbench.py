@@ -2150,8 +2150,7 @@ def _finish(name, args, book):
     operands = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args   # NumPy asks the last
     if name in book.plain or name in book.alike and not _any_counted(operands):
         return None
-    products = PRICES["0.7"].alike                  # there a plain result stays, in 0.12 its scalars do
-    scalars_stay = name in _SCALARS_STAY or name in products and not _any_counted(args)
+    scalars_stay = name in _SCALARS_STAY or name in _ALIKE and not _any_counted(args)
     return _dress_arrays if scalars_stay else dress
 
 
@@ -2380,6 +2379,8 @@ def configure(**settings) -> None:
 # ---- exceptions, as tables --------------------------------------------------------------------------------
 
 _SCALARS_STAY = {name for name, row in PRICES["0.12"].rows.items() if "scalars" in row.notes}
+# Of plain operands: in book 0.7 the whole result stays plain, in 0.12 its scalars do.
+_ALIKE = PRICES["0.7"].alike
 _LOGGED_AS = {"linalg.diagonal": "diagonal", "row_stack": "vstack"}
 _WRITERS = {"copyto", "fill_diagonal", "put", "place", "putmask", "put_along_axis"}
 _DRESS_OUT = {"take", "concatenate"}        # give out= back as a counted array, even if it is none
