@@ -2947,6 +2947,31 @@ def test_a_command_of_the_readme_works_as_typed(line, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert status == 0 and out and not err.startswith("whest:"), err
 
+def test_every_public_name_has_type_hints():
+    assert len(set(wb.__all__)) == len(wb.__all__)
+    bare = []
+    for name in wb.__all__:
+        thing = getattr(wb, name)
+        members = [(name, thing)]
+        if inspect.isclass(thing):
+            members = [(f"{name}.{key}", getattr(value, "fget", None) or getattr(value, "__func__", value))
+                       for key, value in vars(thing).items() if key == "__init__" or key[0] != "_"]
+        for label, function in members:
+            if inspect.isfunction(function) and function.__module__ == "whestbench" and "<" not in str(
+                    function.__code__.co_filename):
+                signature = inspect.signature(function)
+                values = [p.annotation for p in signature.parameters.values() if p.name not in ("self", "_")]
+                values += [signature.return_annotation] * (function.__name__ != "__init__")
+                bare += [label] * (inspect.Parameter.empty in values)
+    assert bare == []
+
+@pytest.mark.parametrize("tool, arguments", [("ruff", ["check", "."]), ("mypy", [])])
+def test_linter_and_type_checker_are_content(tool, arguments, tmp_path):
+    needs(tool)
+    done = subprocess.run([sys.executable, "-m", tool, *arguments, "--cache-dir", str(tmp_path)], cwd=HERE,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
 
 # ======================================================================================
 # Oracles: the real packages, each in a process and a folder of its own

@@ -730,6 +730,11 @@ def read_prices(book):
 class Call(dict):
     """The names in the cells of a row: the arguments of one call, and the QUANTITIES that it needs."""
 
+    def __init__(self, name, parameters, book, args, kwargs, result):
+        names, defaults = parameters_of(name, parameters)
+        super().__init__(defaults | dict(zip(names, args)) | kwargs)
+        self.update(name=name, book=book, args=args, kwargs=kwargs, result=result, call=self)
+
     def __missing__(self, name):
         self[name] = self.evaluate(QUANTITIES[name])
         return self[name]
@@ -770,9 +775,8 @@ class PriceBook:
     def charge(self, name: str, args: tuple, kwargs: dict, result: Any = None) -> tuple[int, np.dtype | None]:
         """(FLOPs, dtype charged or None) of the call `name(*args, **kwargs)`."""
         row = self.rows.get(name) or self._method(name)
-        names, defaults = parameters_of(name, row.parameters)
-        call = Call({**defaults, **dict(zip(names, args)), **kwargs}, name=name, book=self.name, args=args,
-                    kwargs=kwargs, result=result, factor=row.factor)
+        call = Call(name, row.parameters, self.name, args, kwargs, result)
+        call["factor"] = row.factor
         units = call.evaluate(row.units)
         if not self.immutable or row.dtype == "-":
             return int(units * row.weight), None
@@ -1606,50 +1610,61 @@ STATS = {f"stats.{name}.{method}": _distribution_method(name, method, standard)
 # otherwise, and which results are known to be symmetric.
 # ======================================================================================
 
-_getitem, _setitem = np.ndarray.__getitem__, np.ndarray.__setitem__
+_getitem = np.ndarray.__getitem__
 _BASIC_KEYS = {int, slice, type(None), type(Ellipsis), np.int64, np.int32}
 
 
 class FlopscopeArray(np.ndarray):
     """A NumPy array whose operations are counted; `fnp.ndarray`."""
 
-    _group = None           # a SymmetricTensor's group of axis permutations
+    _group: frozenset | None = None           # a SymmetricTensor's group of axis permutations
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
-        _warn(f"np.{ufunc.__name__} met a counted array: call fnp.{ufunc.__name__} instead")
+        name = ufunc.__name__
+        if name not in _FUNCTIONS:
+            raise TypeError(f"numpy.{name} has no counted version")
         if out is not None:
             kwargs["out"] = out if len(out) > 1 else out[0]
         if method != "__call__":
-            return _ufunc_method(ufunc, method, inputs, kwargs)
-        if ufunc not in _BY_UFUNC:
-            raise TypeError(f"numpy.{ufunc.__name__} has no counted version")
-        return _BY_UFUNC[ufunc](*inputs, **kwargs)
+            name += f".{method}"
+        _warn(f"np.{name} met a counted array: call the functions of fnp instead")
+        function = _FUNCTIONS.get(name) or counted(name, getattr(ufunc, method))
+        return function(*inputs, **kwargs)
 
     def __array_function__(self, function, types_, args, kwargs):
         name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if name in _PASSED_THROUGH:
-            return function(*bare(args), **_bare_values(kwargs))
+            return function(*bare(args), **bare(kwargs))
         if name not in _FUNCTIONS or name in _UNROUTED or name.startswith(("fft.", "nan")):
             return NotImplemented
         _warn(f"np.{name} met a counted array: call fnp.{name} instead")
         return _FUNCTIONS[name](*args, **kwargs)
 
     def __getitem__(self, key):
-        kind = type(key)
-        if kind is tuple:
-            for each in key:
-                if type(each) not in _BASIC_KEYS:
-                    return _fancy_index(self, key)
+        keys = key if type(key) is tuple else (key,)
+        for each in keys:
+            if type(each) not in _BASIC_KEYS:
+                break
+        else:
             return _getitem(self, key)
-        return _getitem(self, key) if kind in _BASIC_KEYS else _fancy_index(self, key)
+        start, context, result = _clock(), active_budget(), _getitem(self, key)
+        keys = [k for k in keys if isinstance(k, (list, np.ndarray, bool, np.bool_))]
+        if keys and context.book.immutable:
+            charge = context.book.charge("getitem", (self, bare(keys)), {}, result)
+            context.charge(Bill("getitem", *charge, (self.shape,)), start)
+        _show(context, "getitem", (self, key), {}, result)
+        return result
 
     def __setitem__(self, key, value):
         if active_budget().book.immutable:
             raise TypeError("book 0.12 has no item assignment: use where, concatenate, put_along_axis ...")
-        _setitem(self, key, value)
+        super().__setitem__(key, value)
 
-    def __hash__(self):
-        raise TypeError(f"unhashable type: {type(self).__name__!r}")
+    def compress(self, condition, *args, **kwargs):
+        return _FUNCTIONS["compress"](condition, self, *args, **kwargs)
+
+    def conj(self):
+        return self.conjugate()
 
 
 class SymmetricTensor(FlopscopeArray):
@@ -1658,56 +1673,35 @@ class SymmetricTensor(FlopscopeArray):
     _writable = False       # whether out= may break the symmetry: of zeros, ones and constants
 
     @property
-    def symmetry(self):
+    def symmetry(self) -> SymmetryGroup | None:
         """The SymmetryGroup of its axes; None once writing has broken it."""
         return self._group and SymmetryGroup.of(self._group)
 
-    def is_symmetric(self):
-        """Whether its values still are."""
-        return is_symmetric(self, symmetry=self.symmetry)
-
-    def copy(self, order="C"):
-        return tagged(super().copy(order).view(FlopscopeArray), self._group)
-
-    def __copy__(self):
-        return tagged(np.array(self).view(FlopscopeArray), self._group)
-
-    def __deepcopy__(self, memo):
-        return self.__copy__()
-
-    def __reduce__(self):
-        return tagged, (self.view(FlopscopeArray), self._group)
-
-    def flatten(self, order="C"):
-        return self.ravel(order).view(np.ndarray)
-
-    def __getitem__(self, key):
-        return _passed_on("getitem", (self, key), {}, self.view(FlopscopeArray)[key])
+    def is_symmetric(self) -> bool:
+        """Whether its values (still) have this symmetry."""
+        group = self.symmetry
+        return group is not None and is_symmetric(self, symmetry=group)
 
     @property
     def T(self):
         return self.transpose()
 
-    def transpose(self, *axes):
-        order = axes[0] if len(axes) == 1 else axes or None
-        return _passed_on("transpose", (self, order), {}, self.view(FlopscopeArray).transpose(order))
-
-    def swapaxes(self, *axes):
-        return _passed_on("swapaxes", (self, *axes), {}, self.view(FlopscopeArray).swapaxes(*axes))
+    def flatten(self, order="C"):
+        return self.ravel(order).view(np.ndarray)
 
     @property
     def flat(self):
-        return _Flat(self)
+        return _Flat(self) if active_budget().book.immutable else super().flat
+
+    def __reduce__(self):
+        return tagged, (self.view(FlopscopeArray), self._group)
 
 
 class _Flat:
-    """`flat` of a symmetric tensor: what is written through it breaks the symmetry."""
+    """`flat` of a symmetric tensor: book 0.12 forgets the symmetry of what is written through it."""
 
     def __init__(self, array):
         self._array, self._flat = array, array.view(np.ndarray).flat
-
-    def __getattr__(self, name):
-        return getattr(self._flat, name)
 
     def __len__(self):
         return len(self._flat)
@@ -1716,8 +1710,7 @@ class _Flat:
         return self._flat[key]
 
     def __setitem__(self, key, value):
-        self._flat[key] = value
-        _written(self._array, active_budget().book)
+        self._flat[key], self._array._group = value, None
 
 
 def tagged(array, group):
@@ -1729,29 +1722,27 @@ def tagged(array, group):
 
 
 def bare(a):
-    """`a` with every counted array in it, also in lists and tuples, as a plain view of the same memory."""
+    """`a` with every counted array in it (a list, a tuple, a dict) as a plain view of the same memory."""
     kind = type(a)
     if kind is list or kind is tuple:
         return kind([bare(item) for item in a])
+    if kind is dict:
+        return {key: bare(value) for key, value in a.items()}
     return a.view(np.ndarray) if isinstance(a, FlopscopeArray) else a
 
 
-def _bare_values(kwargs):
-    return {key: bare(value) for key, value in kwargs.items()}
-
-
-def dress(result, args=(), scalars=True):
+def dress(result, scalars=True):
     """A result as callers see it: counted arrays; NumPy scalars as 0-d arrays, unless they are to stay."""
     kind = type(result)
     if kind is np.ndarray or scalars and isinstance(result, np.generic):
         return np.asarray(result).view(FlopscopeArray)
-    if kind is tuple or kind is list:
-        return kind([dress(item, args, scalars) for item in result])
-    return kind(*[dress(item, args, scalars) for item in result]) if isinstance(result, tuple) else result
+    if not isinstance(result, (list, tuple)):
+        return result
+    items = [dress(item, scalars) for item in result]
+    return kind(*items) if hasattr(kind, "_fields") else kind(items)
 
 
-def _dress_arrays(result, args=()):
-    return dress(result, args, scalars=False)
+_dress_arrays = functools.partial(dress, scalars=False)
 
 
 def _any_counted(args):
@@ -1773,59 +1764,60 @@ _PLAIN_KINDS = {int, float, bool, type(None), str, type}
 
 def counted(name, function):
     """The counted version of a NumPy function: charge, run it on plain views, dress what it returns."""
-    if name not in _BY_SHAPE:
+    if name in _BY_SHAPE:
+        call = _counted_by_shape(name, function)
+    else:
         def call(*args, **kwargs):
             return _run(name, function, args, kwargs)
-    else:
-        call = _counted_by_shape(name, function)
     call.__name__ = call.__qualname__ = name.rpartition(".")[2]
     call.__doc__ = function.__doc__
     return call
 
 
+def _key_of(book, args, kwargs, pointwise):
+    """(what a bill by shapes depends on, the operands as NumPy is to see them); no key if it is more."""
+    key, plain = (book,), []
+    for a in args:
+        kind = type(a)
+        if kind is FlopscopeArray or kind is np.ndarray:
+            key += kind, a.shape, a.dtype
+            a = a.view(np.ndarray)
+        elif kind in _PLAIN_KINDS:
+            key += (kind,) if pointwise else (kind, a)
+        else:
+            return None, plain
+        plain.append(a)
+    for parameter, value in kwargs.items():
+        if type(value) not in _PLAIN_KINDS:
+            return None, plain
+        key += parameter, type(value), value
+    return key, plain
+
+
 def _counted_by_shape(name, function):
-    """The same where the bill follows from shapes, dtypes and scalars: it is looked up, so that a call is quick."""
-    pointwise, multiplies, finish, known = name in UFUNCS, name in CONTRACTIONS, _FINISH.get(name, dress), {}
+    """The same, quick: where the bill follows from shapes, dtypes and scalars, it is looked up."""
+    pointwise, multiplies, known = name in UFUNCS, name in CONTRACTIONS, {}
     method = getattr(np.ndarray, name) if name in _QUICK_METHODS else None
 
     def call(*args, **kwargs):
         start = _clock()
         context = _thread.active or active_budget()
-        key, plain = (context.book,), []
-        for a in args:
-            kind = type(a)
-            if kind is FlopscopeArray:
-                key += a.shape, a.dtype
-                plain.append(a.view(np.ndarray))
-            elif kind in _PLAIN_KINDS:
-                key += (kind,) if pointwise else (kind, a)
-                plain.append(a)
-            elif kind is np.ndarray:
-                key += kind, a.shape, a.dtype
-                plain.append(a)
-            else:
-                return _run(name, function, args, kwargs)
-        for parameter, value in kwargs.items():
-            if type(value) not in _PLAIN_KINDS:
-                return _run(name, function, args, kwargs)
-            key += parameter, type(value), value
-        if not args or multiplies and args[0] is args[-1]:
+        key, plain = _key_of(context.book, args, kwargs, pointwise)
+        if key is None or not args or multiplies and args[0] is args[-1] or context.observer is not None:
             return _run(name, function, args, kwargs)
-        try:
-            bill, stays_plain = known[key]
-        except KeyError:
-            if context.observer is not None:        # always met here, as nothing is known of its book
-                return _run(name, function, args, kwargs)
+        found = known.get(key)
+        if found is None:
             if len(known) > 4096:
                 known.clear()
-            bill, stays_plain = known[key] = _bill(name, args, kwargs, context.book), _stays_plain(name, args, context.book)
+            found = known[key] = _bill(name, args, kwargs, context.book), _finish(name, args, context.book)
+        bill, finish = found
         context.charge(bill, start)
         work = method if method and type(plain[0]) is np.ndarray else function
         begun = _clock()
         result = work(*plain, **kwargs)
         ended = _clock()
-        if not stays_plain:
-            result = result.view(FlopscopeArray) if type(result) is np.ndarray else finish(result, args)
+        if finish:
+            result = result.view(FlopscopeArray) if type(result) is np.ndarray else finish(result)
         now = _clock()
         context.settle(ended - begun, begun - start + now - ended, now)
         return result
@@ -1835,75 +1827,60 @@ def _counted_by_shape(name, function):
 def _run(name, function, args, kwargs, logged=None):
     """Any counted call. What the price knows only from the result is charged after the work."""
     start, context = _clock(), active_budget()
-    book, logged = context.book, logged or _LOGGED_AS.get(name, name)
-    if not args and kwargs and name in _FUNCTIONS:
+    book, drawn = context.book, name.startswith("random.")
+    late, free = name in book.after, name in book.unlogged
+    if not args and not drawn:                      # prices and symmetries ask for the first by its place
         first = next(iter(inspect.signature(function).parameters))
         args = (kwargs.pop(first),) if first in kwargs else ()
-    late, free = name in book.after, name in book.unlogged
-    if not late:
-        bill = _bill(name, args, kwargs, book, logged)
-        if not free:
-            context.charge(bill, start)
+    broken = _broken(name, args, kwargs, book)
+    bill = None if late else _bill(name, args, kwargs, book, logged)
+    if not (late or free):
+        context.charge(bill, start)
     begun = _clock()
-    result = function(*bare(args), **_bare_values(kwargs))
+    result = function(*bare(args), **bare(kwargs))
     ended = _clock()
     if late:
-        bill = Bill(logged, *book.charge(name, args, kwargs, result))
-        if not free:
-            context.charge(bill, start)
-    if kwargs.get("out") is not None and name in _FUNCTIONS:        # but samplers dress it
-        result = dress(kwargs["out"]) if name in ("take", "concatenate") else kwargs["out"]
-        if not _keeps_symmetry(name, args, kwargs):
-            _written(result, book)
+        bill = Bill(logged or name, *book.charge(name, args, kwargs, result))
+        context.charge(bill, start)
+    out = kwargs.get("out")
+    if out is None or drawn:
+        finish = _finish(name, args, book)
+        result = _passed_on(name, args, kwargs, finish(result) if finish else result)
     else:
-        if not _stays_plain(name, args, book):
-            result = _FINISH.get(name, dress)(result, args)
-        if name in SYMMETRIES or name in CONTRACTIONS:
-            result = _passed_on(name, args, kwargs, result)
-    if name in _WRITERS:
-        _written(args[0], book)
+        result = dress(out) if name in _DRESS_OUT else out
+    if broken is not None and book.immutable:       # 0.7 goes on billing it as symmetric
+        broken._group = None
     if not free:
         now = _clock()
         context.settle(ended - begun, begun - start + now - ended, now)
-    if context.observer is not None:
-        context.observer(name, args, kwargs, result, bill.cost)
+    _show(context, name, args, kwargs, result, bill.cost)
     return result
 
 
 def _bill(name, args, kwargs, book, logged=None):
     """The Bill of a call: the log shows all operands of products and of pointwise operations."""
-    _require_writable(name, args, kwargs)
-    subscripts, shown = None, args if name in UFUNCS else args[:1]
+    charge, subscripts = book.charge(name, args, kwargs), None
+    shown = args[:2] if name in UFUNCS else [a for a in args[:1] if isinstance(a, np.ndarray)]
     if name in CONTRACTIONS:
         subscripts = product_of(name, args, kwargs, book.name)[3]
         shown = args[1:] if name == "einsum" else args[:2]
-    elif shown and name not in UFUNCS and not isinstance(shown[0], np.ndarray):
-        shown = ()
-    return Bill(logged or name, *book.charge(name, args, kwargs), tuple([shape_of(a) for a in shown]), subscripts)
+    logged = logged or _LOGGED_AS.get(name, name)
+    return Bill(logged, *charge, tuple([shape_of(a) for a in shown]), subscripts)
 
 
-def _stays_plain(name, args, book):
+def _finish(name, args, book):
+    """What makes a result what callers see; None if it stays as NumPy gives it."""
     operands = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args   # NumPy asks the last
-    return name in book.plain or name in book.alike and not _any_counted(operands)
+    if name in book.plain or name in book.alike and not _any_counted(operands):
+        return None
+    scalars_stay = name in _SCALARS_STAY or name in _ALIKE and not _any_counted(args)
+    return _dress_arrays if scalars_stay else dress
 
 
-def _fancy_index(array, key):
-    context, start = active_budget(), _clock()
-    result = _getitem(array, key)
-    keys = key if type(key) is tuple else (key,)
-    keys = [k for k in keys if isinstance(k, (list, np.ndarray, bool, np.bool_))]
-    if keys and context.book.immutable:
-        charge = context.book.charge("getitem", (array, bare(keys)), {}, result)
-        context.charge(Bill("getitem", *charge, (array.shape,)), start)
-    _show("getitem", (array, key), {}, result)
-    return result
-
-
-def _show(name, args, kwargs, result):
-    """Tell the observer of what is free, or billed by itself."""
-    observer = active_budget().observer
-    if observer is not None:
-        observer(name, args, kwargs, result, 0)
+def _show(context, name, args, kwargs, result, cost=0):
+    """Tell the observer, also of what is free or billed by itself."""
+    if context.observer is not None:
+        context.observer(name, args, kwargs, result, cost)
 
 
 # ---- symmetry: what is known of results -------------------------------------------------------------------
@@ -1912,44 +1889,26 @@ def _group_of(a):
     return getattr(a, "_group", None)
 
 
-def _shared(operands, result):
-    arrays = [a for a in operands if isinstance(a, (np.ndarray, list))]
-    return binary([_group_of(a) for a in arrays], [shape_of(a) for a in arrays], result.shape)
-
-
-def _kept(a, gone, closed=True, ndim=None):
-    """What the other axes leave: closed up, or where they were."""
+def _kept(a, gone, ndim, closed=None):
+    """What the other axes leave: closed up if some are missing, or where they were."""
     left = [i for i in range(np.ndim(a)) if i not in gone]
-    place = {i: k if closed else i for k, i in enumerate(left)}
-    return carried(_group_of(a), place, ndim or (len(left) if closed else a.ndim))
+    closed = ndim < a.ndim if closed is None else closed
+    return carried(_group_of(a), {i: k if closed else i for k, i in enumerate(left)}, ndim)
 
 
-def _permuted(function, a, *places):
+def _permuted(name, a, *places, **named):
+    move = getattr(np.ndarray if places else np, name, None) or getattr(np, name)
     probe = np.empty(tuple(range(2, 2 + a.ndim)), "?")              # its extents tell where each axis went
-    return stabiliser(a._group, [n - 2 for n in function(probe, *places).shape])
+    return stabiliser(a._group, [n - 2 for n in move(probe, *places, **named).shape])
 
 
 def _picked(a, key):
     keys = key if type(key) is tuple else (key,)
-    basic = all(k is None or k is Ellipsis or isinstance(k, (int, slice, np.integer)) for k in keys)
-    return indexed(a._group, a.shape, key) if basic else None
+    return {*map(type, keys)} <= _BASIC_KEYS and indexed(a._group, a.shape, key)
 
 
-def _untouched(a, axes):
-    return None if moved(a._group) & set(axes) else a._group
-
-
-def _squeezed(a, axes):
-    return _untouched(a, axes) and _kept(a, axes)
-
-
-def _flipped(a, axes):
-    return proper(g for g in a._group or () if {g[i] for i in axes} == set(axes))
-
-
-def _joined(arrays, axis):
-    return axis is not None and common(
-        [_group_of(a) and _kept(a, [axis % a.ndim], closed=False) for a in arrays])
+def _flipped(group, axes):
+    return proper(g for g in group or () if {g[i] for i in axes} == set(axes))
 
 
 def _tiled(a, reps):
@@ -1959,95 +1918,85 @@ def _tiled(a, reps):
     return group if all(reps[g[i]] == n for g in group or () for i, n in enumerate(reps)) else None
 
 
-def _expanded(a, axes, ndim):
-    """New axes may be permuted too."""
-    place = dict(enumerate(i for i in range(ndim) if i not in axes))
-    return closure(carried(_group_of(a), place, ndim), full_symmetry((1,) * ndim, tuple(axes)))
+def _joined(arrays, axis):
+    return axis is not None and common([_group_of(a) and _kept(a, [axis % a.ndim], a.ndim) for a in arrays])
 
 
-def _filled(result, fill=0, like=None, k=0):
-    """All elements alike, or all off the diagonal: symmetric in all axes of equal extent."""
-    if k or shape_of(fill):
-        return None
-    same = like is not None and shape_of(like) == result.shape
-    return same and _group_of(like) or full_symmetry(result.shape)
+def _stacked(arrays, axis, ndim):
+    place = {i: i + (i >= axis % ndim) for i in range(ndim - 1)}
+    return common([carried(_group_of(a), place, ndim) for a in arrays])
 
 
-UNARY, BINARY = [[op for op, ufunc in UFUNCS.items()
-                  if (ufunc.nin, ufunc.nout) == arity and op not in PRICES["0.12"].plain] for arity in ((1, 1), (2, 1))]
-# What a result is symmetric under: where an operand is symmetric, or whatever the operands, for the makers.
-_SYMMETRIES = " ".join(UNARY) + """ fix round around angle sinc i0 nan_to_num isneginf isposinf isreal
-    iscomplex real_if_close real imag copy linalg.inv (x): x._group
-""" + " ".join(BINARY) + """ clip (*operands, result): _shared(operands, result)
+_ELEMENTWISE = " ".join(
+    op for op, ufunc in UFUNCS.items() if ufunc.nout == 1 and op not in PRICES["0.12"].plain)
+# What results are symmetric under: names | a cell, as in the price table. Asked if an operand is symmetric,
+# and else of the _MAKERS and of products of an array with itself.
+_SYMMETRIES = f"""
+{_ELEMENTWISE} fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real
+    imag clip copy linalg.inv | binary(list(map(_group_of, args)), list(map(shape_of, args)), result.shape)
+{" ".join(f"{op}.outer" for op in UFUNCS)}
+    | side_by_side(*[x for a in args for x in (_group_of(a), np.ndim(a))])
+{" ".join(CONTRACTIONS)} | _of_product(name, args, kwargs, result, book)
 sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
-    nanmean nanstd nanvar nanargmax nanargmin median nanmedian ptp
-    average (a, axis=None, *_, keepdims=False): axis is not None and _kept(
-    a, axes_of(a.shape, axis), not keepdims)
-cumsum cumprod nancumsum nancumprod (a, axis=None, *_, book): axis is not None and _kept(
-    a, [axis % a.ndim], book == "0.7", a.ndim)
-zeros ones identity (*_, result): _filled(result)
-zeros_like ones_like (a, *_, result): _filled(result, like=a)
-full (shape, fill_value, *_, result, book): _filled(result, fill_value if book != "0.7" else 0)
-full_like (a, fill_value, *_, result): _filled(result, fill_value, a)
-eye (N, M=None, k=0, *_, result): _filled(result, k=k)
-diag (v, k=0, *_, result): _filled(result, k=k or len(shape_of(v)) != 1)
-diagflat (v, k=0, *_, result): _filled(result, k=k)
-transpose permute_dims swapaxes moveaxis rollaxis
-    matrix_transpose (a, *axes, name): _permuted(getattr(np, name), a, *axes)
-getitem (a, key): _picked(a, key)
-reshape atleast_1d atleast_2d atleast_3d (a, *_, result): reshaped(a._group, a.shape, result.shape)
-squeeze (a, axis=None): _squeezed(
-    a, [i for i, n in enumerate(a.shape) if n == 1] if axis is None else axes_of(a.shape, axis))
-repeat roll (a, n, axis=None): None if axis is None else _untouched(a, axes_of(a.shape, axis))
-tile (a, reps): _tiled(a, tuple(np.atleast_1d(bare(reps)).tolist()))
-flip fliplr flipud (m, axis=None, *_, name): _flipped(
-    m, dict(fliplr=[1], flipud=[0]).get(name) or axes_of(m.shape, axis))
-concatenate concat vstack row_stack (arrays, axis=0): _joined(arrays, axis)
-hstack column_stack (arrays): _joined(arrays, 1)
-stack (arrays, axis=0, *_, result): common([carried(_group_of(a), {
-    i: i + (i >= axis % result.ndim) for i in range(result.ndim - 1)}, result.ndim) for a in arrays])
-split (a, n, axis=0, *_, result): [_kept(a, axes_of(a.shape, axis), False)] * len(result)
-broadcast_to (a, *_, result): broadcast_symmetry(_group_of(a), shape_of(a), result.shape)
-expand_dims (a, axis, *_, result): _expanded(a, sorted(axes_of(result.shape, axis)), result.ndim)
+    nanmean nanstd nanvar nanargmax nanargmin median nanmedian average
+    | axis is not None and _kept(first, axes, result.ndim)
+cumsum cumprod nancumsum nancumprod | axis is not None and _kept(first, axes, result.ndim, book == "0.7")
+zeros ones identity | full_symmetry(result.shape)
+full | (book == "0.7" or not shape_of(fill_value)) and full_symmetry(result.shape)
+zeros_like ones_like | shape_of(first) == result.shape and group or full_symmetry(result.shape)
+full_like | not shape_of(fill_value) and (
+    shape_of(first) == result.shape and group or full_symmetry(result.shape))
+eye diagflat | not k and full_symmetry(result.shape)
+diag | not k and len(shape_of(v)) == 1 and full_symmetry(result.shape)
+transpose swapaxes moveaxis matrix_transpose | _permuted(name, *args, **kwargs)
+getitem | _picked(*args)
+reshape squeeze atleast_1d atleast_2d atleast_3d | reshaped(group, first.shape, result.shape)
+repeat roll | axis is not None and not moved(group) & set(axes) and group
+flip | _flipped(group, axes)
+tile | _tiled(first, tuple(np.atleast_1d(bare(reps)).tolist()))
+concatenate(a, axis=0) | _joined(first, axis)
+vstack row_stack | _joined(first, 0)
+hstack column_stack | _joined(first, 1)
+stack | _stacked(first, axis, result.ndim)
+split | [_kept(first, axes, first.ndim)] * len(result)
+broadcast_to | broadcast_symmetry(group, shape_of(first), result.shape)
+expand_dims(a, axis) | closure(reshaped(group, shape_of(first), result.shape),
+    full_symmetry((1,) * result.ndim, axes_of(result.shape, axis)))
 """
-SYMMETRIES = {}
-for _names, _arguments, _rule in re.findall(r"(.+) \((.*?)\): (.+)", _SYMMETRIES.replace("\n    ", " ")):
-    _rest = "**__" if "*" in _arguments else "*_, **__"
-    SYMMETRIES |= dict.fromkeys(_names.split(), eval(f"lambda {_arguments}, {_rest}: {_rule}", globals()))
-_FILLED = "zeros ones full zeros_like ones_like full_like".split()
-_MAKERS = {*CONTRACTIONS, *_FILLED, *"eye identity diag diagflat broadcast_to expand_dims".split()}
+SYMMETRIES = {name: (cell, parameters)
+              for names, cell in re.findall(r"(.+?) \| (.+)", re.sub(r"\n +", " ", _SYMMETRIES))
+              for name, parameters in re.findall(r"([\w.]+)(?:\((.*?)\))?", names)}
+_CONSTANT = ["zeros", "ones", "full", "zeros_like", "ones_like", "full_like"]
+_MAKERS = {*_CONSTANT, "eye", "identity", "diag", "diagflat", "broadcast_to", "expand_dims"}
+
+
+def _symmetry_of(name, args, kwargs, result):
+    """The symmetry of a result, or of each of several."""
+    cell, parameters = SYMMETRIES.get(name, ("None", ""))
+    return Call(name, parameters, active_budget().prices, args, kwargs, result).evaluate(cell)
 
 
 def _of_product(name, args, kwargs, result, book):
-    if not (SymmetricTensor in map(type, args) or len({id(a) for a in args}) < len(args)):
-        return None
-    _, _, group, text = product_of(name, args, kwargs, book)
+    *_, group, text = product_of(name, args, kwargs, book)
     if not group:
         return None
     plain, out = bare(result), text.partition("->")[2]
-    finite, ordered = np.isfinite(plain).all(), list(out) == sorted(out)
-    if book == "0.7" and finite and not ordered and not _holds(plain, group):
+    finite = np.isfinite(plain).all()
+    if book == "0.7" and finite and list(out) != sorted(out) and not _holds(plain, group):
         raise SymmetryError(f"book 0.7 takes the wrong axes of {text} for symmetric: name them in order")
     return group if finite or book == "0.7" else None
 
 
 def _any_symmetric(args):
     operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
-    return any([_group_of(a) for a in operands])
-
-
-def _symmetry_of(name, args, kwargs, result):
-    """The symmetry of a result, or of each of several."""
-    book = active_budget().book.name
-    if name in CONTRACTIONS:
-        return _of_product(name, args, kwargs, result, book)
-    return SYMMETRIES[name](*args, **{**kwargs, "name": name, "result": result, "book": book})
+    return any(map(_group_of, operands))
 
 
 def _passed_on(name, args, kwargs, result):
     """`result` as a SymmetricTensor, if the operation keeps or makes a symmetry."""
-    symmetric = _any_symmetric(args)
-    if not (symmetric or name in _MAKERS) or not isinstance(result, (np.ndarray, list)):
+    symmetric = name in SYMMETRIES and _any_symmetric(args)
+    makes = name in _MAKERS or name in CONTRACTIONS and len({*map(id, args)}) < len(args)
+    if not (symmetric or makes) or not isinstance(result, (np.ndarray, list)):
         return result
     group = _symmetry_of(name, args, kwargs, result)
     if isinstance(result, list):
@@ -2055,32 +2004,25 @@ def _passed_on(name, args, kwargs, result):
     if symmetric and not (group or name in CONTRACTIONS) and result.ndim and _SETTINGS["symmetry_warnings"]:
         _warn(f"{name} loses the symmetry of its operand", SymmetryLossWarning)
     result = tagged(result, group)
-    if group and not symmetric and name in _FILLED:
+    if group and not symmetric and name in _CONSTANT:
         result._writable = True
     return result
 
 
-def _require_writable(name, args, kwargs):
-    """TypeError where there is no out=; ValueError if the result has not the symmetry that out= has."""
+def _broken(name, args, kwargs, book):
+    """The symmetric tensor that a call writes into, unless it keeps it so. ValueError if it must stay so."""
     out = kwargs.get("out")
-    if out is not None and (name == "dot" or name == "matmul" and not active_budget().book.immutable):
-        raise TypeError(f"{name} has no out= in this book")
-    if not _group_of(out) or out._writable or name in ("take", "concatenate"):
-        return
-    if not _keeps_symmetry(name, args, kwargs):
-        raise ValueError(f"{name} would break the symmetry of out=: give it a plain copy")
-
-
-def _keeps_symmetry(name, args, kwargs):
-    """Whether a result has the symmetry of the array that it is written to."""
-    group = _group_of(kwargs["out"])
-    return group and _any_symmetric(args) and _symmetry_of(name, args, kwargs, kwargs["out"]) == group
-
-
-def _written(array, book):
-    """Book 0.12 forgets the symmetry of what is written to; 0.7 goes on billing it as symmetric."""
-    if isinstance(array, SymmetricTensor) and book.immutable:
-        array._group = None
+    if out is not None and (name == "dot" or name == "matmul" and not book.immutable):
+        raise TypeError(f"{name} has no out= in book {book.name}")
+    written = args[0] if args and (name in _WRITERS or name.endswith(".at")) else out
+    group = _group_of(written)
+    if not group:
+        return None
+    if written is out and _any_symmetric(args) and _symmetry_of(name, args, kwargs, out) == group:
+        return None
+    if name in _WRITERS or written is out and (out._writable or name in _DRESS_OUT):
+        return written
+    raise ValueError(f"{name} would break a symmetry: write into a plain copy")
 
 
 class FlopscopeWarning(UserWarning):
@@ -2095,18 +2037,12 @@ class SymmetryError(FlopscopeError, ValueError):
     """The data do not have the symmetry that was claimed."""
 
 
-def _claimed(name, data, symmetry, units):
-    """Charge for checking or making a symmetry (book 0.12); (plain data, group of the array)."""
-    context, plain, group = active_budget(), np.asarray(bare(data)), symmetry_group(symmetry)
+def _pay_for_symmetry(name, plain, units):
+    """Book 0.12 charges for checking and making symmetries."""
+    context, dtype = active_budget(), inexact(plain.dtype)
     if context.book.immutable:
-        dtype = inexact(plain.dtype)
-        factor = 2 if dtype.kind == "c" else 1
-        context.charge(Bill(name, units(group, plain.size) * rate_of(dtype) * factor, dtype, (plain.shape,)))
-    return plain, group.over(plain.ndim)
-
-
-def _check_units(group, size):
-    return max(sum(list(g) != sorted(g) for g in group.generators) * (7 * size - 1), 1)
+        cost = units * rate_of(dtype) * (2 if dtype.kind == "c" else 1)
+        context.charge(Bill(name, cost, dtype, (plain.shape,)))
 
 
 def _holds(plain, group, atol=1e-6, rtol=1e-5):
@@ -2116,38 +2052,48 @@ def _holds(plain, group, atol=1e-6, rtol=1e-5):
     return all(np.allclose(plain, image, atol=atol, rtol=rtol) for image in images)
 
 
-def is_symmetric(data, *, symmetry, atol=1e-6, rtol=1e-5):
-    """Whether the values have this symmetry, within the tolerances."""
-    return _holds(*_claimed("is_symmetric", data, symmetry, _check_units), atol, rtol)
-
-
-def as_symmetric(data, *, symmetry):
-    """`data` as a SymmetricTensor; SymmetryError if its values are not symmetric."""
-    plain, group = _claimed("as_symmetric", data, symmetry, _check_units)
-    if not _holds(plain, group):
-        raise SymmetryError("the data do not have this symmetry")
-    return tagged(plain.view(FlopscopeArray), group)
-
-
-def symmetrize(data, *, symmetry):
-    """The mean of `data` over all permutations of the symmetry, in double precision."""
-    data = np.asarray(bare(data))
-    data = data.astype(np.result_type(data, f8), copy=False)
-    plain, group = _claimed("symmetrize", data, symmetry, lambda group, size: (group.order() + 1) * size)
-    return _averaged(plain, group)
-
-
 def _averaged(plain, group):
     images = [plain.transpose(g) for g in sorted(group or [range(plain.ndim)])]
     return tagged((sum(images) / len(images)).view(FlopscopeArray), group)
 
 
-_SETTINGS = dict(symmetry_warnings=True, check_nan_inf=False, partition_budget=100000, dimino_budget=50000,
-                 einsum_path_cache_size=4096, callback_warnings=True)
+def _checked(name, data, symmetry, **tolerances):
+    """(the data, the symmetry of their array, whether they have it)."""
+    plain, symmetry = np.asarray(bare(data)), symmetry_group(symmetry)
+    swaps = sum(list(g) != sorted(g) for g in symmetry.generators)
+    _pay_for_symmetry(name, plain, max1(swaps * (7 * plain.size - 1)))
+    group = symmetry.over(plain.ndim)
+    return plain, group, _holds(plain, group, **tolerances)
 
 
-def configure(**settings):
-    """Change local settings: `symmetry_warnings=False` silences SymmetryLossWarning. Prices stay the same."""
+def is_symmetric(data: Any, *, symmetry: SymmetryGroup | tuple | list, atol: float = 1e-6,
+                 rtol: float = 1e-5) -> bool:
+    """Whether the values have this symmetry, within the tolerances."""
+    return _checked("is_symmetric", data, symmetry, atol=atol, rtol=rtol)[2]
+
+
+def as_symmetric(data: Any, *, symmetry: SymmetryGroup | tuple | list) -> FlopscopeArray:
+    """`data` as a SymmetricTensor; SymmetryError if its values are not symmetric."""
+    plain, group, holds = _checked("as_symmetric", data, symmetry)
+    if not holds:
+        raise SymmetryError("the data do not have this symmetry")
+    return tagged(plain.view(FlopscopeArray), group)
+
+
+def symmetrize(data: Any, *, symmetry: SymmetryGroup | tuple | list) -> FlopscopeArray:
+    """The mean of `data` over all permutations of the symmetry, in double precision."""
+    plain, group = np.asarray(bare(data)), symmetry_group(symmetry)
+    plain = plain.astype(np.result_type(plain, f8), copy=False)
+    _pay_for_symmetry("symmetrize", plain, (group.order() + 1) * plain.size)
+    return _averaged(plain, group.over(plain.ndim))
+
+
+_SETTINGS = {"symmetry_warnings": True, "check_nan_inf": False, "callback_warnings": True,
+             "partition_budget": 100_000, "dimino_budget": 50_000, "einsum_path_cache_size": 4096}
+
+
+def configure(**settings) -> None:
+    """Change settings: `symmetry_warnings=False` silences SymmetryLossWarning. Prices stay the same."""
     if unknown := set(settings) - set(_SETTINGS):
         raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
     _SETTINGS.update(settings)
@@ -2155,60 +2101,46 @@ def configure(**settings):
 
 # ---- exceptions, as tables --------------------------------------------------------------------------------
 
-def _within(namespace, names):
-    return [f"{namespace}.{name}" for name in names.split()]
-
-
-_SCALARS_STAY = [name for name, row in PRICES["0.12"].rows.items() if "scalars" in row.notes]
-_FINISH = dict.fromkeys(_SCALARS_STAY, _dress_arrays) | {           # how results become what callers see
-    "bmat": lambda result, args: dress(np.asarray(result)) if active_budget().book.immutable else result,
-    "isclose": lambda result, args: dress(result) if any(hasattr(a, "shape") for a in args) else bool(result),
-    "average": lambda result, args: dress(np.stack(result) if isinstance(result, tuple) else result),
-    **dict.fromkeys(("round", "around"), lambda result, args:
-                    result.item() if type(args[0]) in _SCALARS else dress(result)),
-    **dict.fromkeys("matmul dot inner vecdot".split(), lambda result, args:
-                    dress(result, scalars=_any_counted(args))),
-    **dict.fromkeys("isreal iscomplex real imag".split(), lambda result, args: dress(np.asarray(result))),
-    **dict.fromkeys(("iscomplexobj", "isrealobj"), lambda result, args:
-                    result if active_budget().book.immutable else dress(np.asarray(result))),
-}
-_LOGGED_AS = {"linalg.diagonal": "diagonal"}
-_WRITERS = set("copyto fill_diagonal put place putmask put_along_axis".split())
-
-_QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())  # quicker than np.sum ...
-_BY_SHAPE = {*UNARY, *BINARY, *_QUICK_METHODS, *"""isnan isfinite isinf std var median clip where matmul
-    dot""".split()}
-# refused under NumPy's own name, like all of fft and nan...
-_UNROUTED = {*"""angle append argwhere around array_split block broadcast_arrays choose compress concat
-    convolve correlate count_nonzero cumulative_prod cumulative_sum delete diag diag_indices_from
-    diagflat dstack ediff1d einsum_path empty_like extract fill_diagonal fix flatnonzero fliplr
-    flipud full_like geomspace i0 imag insert interp iscomplex isneginf isposinf isreal ix_ kron
-    linspace logspace ones_like permute_dims put put_along_axis ravel_multi_index real
-    real_if_close resize rollaxis rot90 sinc sort_complex take take_along_axis trapezoid
-    tril_indices_from trim_zeros triu_indices_from unravel_index unstack unwrap vdot zeros_like""".split(),
-    *_within("linalg", """cond cross diagonal matmul matrix_norm matrix_transpose outer svdvals tensordot
-    tensorinv trace vecdot vector_norm""")}
+_SCALARS_STAY = {name for name, row in PRICES["0.12"].rows.items() if "scalars" in row.notes}
+# Of plain operands: in book 0.7 the whole result stays plain, in 0.12 its scalars do.
+_ALIKE = PRICES["0.7"].alike
+_LOGGED_AS = {"linalg.diagonal": "diagonal", "row_stack": "vstack"}
+_WRITERS = {"copyto", "fill_diagonal", "put", "place", "putmask", "put_along_axis"}
+_DRESS_OUT = {"take", "concatenate"}        # give out= back as a counted array, even if it is none
+# ndarray's methods of these names are quicker than NumPy's functions.
+_QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())
+_BY_SHAPE = _QUICK_METHODS.union((op for op, ufunc in UFUNCS.items() if ufunc.nout == 1),
+                                 "std var median clip where matmul dot".split())
+# Refused under NumPy's own name, like all of fft and nan...
+_UNROUTED = set("""angle append argwhere around array_split block broadcast_arrays choose compress concat
+    convolve correlate count_nonzero cumulative_prod cumulative_sum delete diag diag_indices_from diagflat
+    dstack ediff1d einsum_path empty_like extract fill_diagonal fix flatnonzero fliplr flipud full_like
+    geomspace i0 imag insert interp iscomplex isneginf isposinf isreal ix_ kron linspace logspace ones_like
+    permute_dims put put_along_axis ravel_multi_index real real_if_close resize rollaxis rot90 sinc
+    sort_complex take take_along_axis trapezoid tril_indices_from trim_zeros triu_indices_from unravel_index
+    unstack unwrap vdot zeros_like linalg.cond linalg.cross linalg.diagonal linalg.matmul linalg.matrix_norm
+    linalg.matrix_transpose linalg.outer linalg.svdvals linalg.tensordot linalg.tensorinv linalg.trace
+    linalg.vecdot linalg.vector_norm""".split())
 _QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
     may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
-_PASSED_THROUGH = {*_QUERIES.split(), *"""array_equal iscomplexobj isrealobj array_repr array_str
-    array2string save savez""".split()}
-_METHODS = """sum prod mean std var min max argmin argmax all any cumsum cumprod ptp argsort argpartition
-    searchsorted take repeat clip round trace dot conjugate"""      # x.f(...) is fnp.f(x, ...)
-_COPYING_METHODS = "copy ravel reshape nonzero astype flatten choose"   # book 0.7 leaves them to NumPy, free
-_WRITING_METHODS = "sort partition fill put resize setfield"            # refused in book 0.12
-_OPERATORS = dict(add="add", sub="subtract", mul="multiply", truediv="true_divide", floordiv="floor_divide",
-                  mod="mod", pow="power", matmul="matmul", xor="bitwise_xor", lshift="left_shift",
-                  rshift="right_shift", **{"and": "bitwise_and", "or": "bitwise_or"})
-_UNREFLECTED = dict(lt="less", le="less_equal", gt="greater", ge="greater_equal", eq="equal", ne="not_equal",
-                    neg="negative", pos="positive", abs="abs", invert="invert")
+_PASSED_THROUGH = set(f"""{_QUERIES} array_equal iscomplexobj isrealobj array_repr array_str array2string save
+    savez""".split())
+_OPERATORS = dict(pair.split("=") for pair in """add=add sub=subtract mul=multiply truediv=true_divide
+    floordiv=floor_divide mod=mod pow=power matmul=matmul and=bitwise_and or=bitwise_or xor=bitwise_xor
+    lshift=left_shift rshift=right_shift lt=less le=less_equal gt=greater ge=greater_equal eq=equal
+    ne=not_equal neg=negative pos=positive abs=abs invert=invert""".split())
+_FOLDS = dict(pair.split("=") for pair in """add.reduce=sum multiply.reduce=prod maximum.reduce=max
+    minimum.reduce=min logical_and.reduce=all logical_or.reduce=any add.accumulate=cumsum
+    multiply.accumulate=cumprod""".split())         # along the first axis, unless told otherwise
 
 
 # ---- functions that are not simply NumPy's ----------------------------------------------------------------
 
 def _einsum(text, *operands, optimize=None, out=None, **kwargs):
     """einsum pair by pair along the charged path, as the real package does: the bits depend on it."""
+    immutable = active_budget().book.immutable
     if out is not None:
-        if not active_budget().book.immutable:
+        if not immutable:
             return np.copyto(out, _einsum(text, *operands, **kwargs), casting="unsafe")
         operands = [np.asarray(a, np.result_type(out, *operands)) for a in operands]
         return _FUNCTIONS["copyto"](out, _einsum(text, *operands, **kwargs), casting="safe")    # billed
@@ -2216,54 +2148,60 @@ def _einsum(text, *operands, optimize=None, out=None, **kwargs):
         return np.einsum(text, *operands, **kwargs)
     parts, out = subscripts(text, tuple(map(np.ndim, operands)))
     size = {c: n for part, a in zip(parts, operands) for c, n in zip(part, np.shape(a))}
-    terms, arrays, left = list(parts), list(operands), set(range(len(parts)))
+    left = dict(enumerate(zip(parts, operands)))
     path = [(0, 1)] if len(parts) == 2 else find_path(parts, out, size)
-    for step, (j, i) in enumerate(map(sorted, path), 1):
-        left -= {i, j}
-        needed = set(out).union(*[terms[k] for k in left])
-        last = step == len(path)
-        result = out if last else "".join(c for c in dict.fromkeys(terms[i] + terms[j]) if c in needed)
-        arrays.append(np.einsum(f"{terms[i]},{terms[j]}->{result}", arrays[i], arrays[j],
-                                optimize=active_budget().book.immutable, **(kwargs if last else {})))
-        terms.append(result)
-        left.add(len(terms) - 1)
-    return arrays[-1]
-
-
-def _count_nonzero(a, axis=None, *, keepdims=False):
-    total = np.count_nonzero(a, axis, keepdims=keepdims)
-    return int(total) if axis is None and not keepdims else total
+    for step, (j, i) in enumerate(map(sorted, path), len(parts)):
+        (term, a), (other, b) = left.pop(i), left.pop(j)
+        needed = set(out).union(*[rest for rest, _ in left.values()])
+        result = "".join(c for c in dict.fromkeys(term + other) if c in needed) if left else out
+        left[step] = result, np.einsum(f"{term},{other}->{result}", a, b, optimize=immutable,
+                                       **({} if left else kwargs))
+    return left[step][1]
 
 
 def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
-    if k is None:
-        return np.linalg.svd(a, full_matrices, compute_uv, hermitian)
-    if k > min(np.shape(a)[-2:]) > 0:
-        raise ValueError(f"there are no {k} singular values in a matrix of this shape")
-    u, s, vh = svd_result = np.linalg.svd(a, full_matrices=False)
-    return type(svd_result)(u[..., :k], s[..., :k], vh[..., :k, :])
-
-
-def _unique(ar, return_index=False, return_inverse=False, return_counts=False, **kwargs):
-    result = np.unique(ar, return_index, return_inverse, return_counts, **kwargs)
-    return np.sort(result) if isinstance(result, np.ndarray) and result.dtype.kind == "c" else result
-
-
-_IMPLEMENTED = STATS | {
-    "count_nonzero": _count_nonzero, "einsum": _einsum, "row_stack": np.vstack, "unique": _unique,
-    "linalg.svd": _svd, "inner": lambda a, b: np.inner(a, b), "vdot": lambda a, b: np.vdot(a, b),
-    "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
-    "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1),
-}
+    found = np.linalg.svd(a, full_matrices and k is None, compute_uv, hermitian)
+    if compute_uv and k is not None:
+        return found._replace(U=found.U[..., :k], S=found.S[..., :k], Vh=found.Vh[..., :k, :])
+    return found if compute_uv else found[..., :k]
 
 
 def _numpy_function(name):
     return functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), np)
 
 
-_FUNCTIONS = {name: counted(name, _IMPLEMENTED.get(name) or _numpy_function(name))
-              for name in sorted({*PRICES["0.7"].rows, *PRICES["0.12"].rows}) if not name.startswith((".", "random."))
-              if name in _IMPLEMENTED or _numpy_function(name) is not None}
+def _then(function, mend):
+    """NumPy's function, and what the real package makes of its result: mend(result, *args, **kwargs)."""
+    return functools.wraps(function)(lambda *args, **kwargs: mend(function(*args, **kwargs), *args, **kwargs))
+
+
+def _array_in(book):
+    return lambda result, *_: np.asarray(result) if active_budget().prices == book else result
+
+
+_MENDS = {
+    "isreal iscomplex real imag": lambda result, _: np.asarray(result),
+    "iscomplexobj isrealobj": _array_in("0.7"),
+    "bmat": _array_in("0.12"),
+    "isclose": lambda result, *args, **named:
+        result if any(hasattr(a, "shape") for a in (*args, *named.values())) else bool(result),
+    "round around": lambda result, a, *_, **__: result.item() if type(a) in _SCALARS else result,
+    "average": lambda result, *_, **__: np.stack(result) if isinstance(result, tuple) else result,
+    "unique": lambda result, *_, **__:
+        np.sort(result) if isinstance(result, np.ndarray) and result.dtype.kind == "c" else result,
+    "count_nonzero": lambda result, a, axis=None, *, keepdims=False:
+        int(result) if axis is None and not keepdims else result,
+}
+_IMPLEMENTED = STATS | {name: _then(getattr(np, name), mend)
+                        for names, mend in _MENDS.items() for name in names.split()} | {
+    "einsum": _einsum, "row_stack": np.vstack, "linalg.svd": _svd,
+    "inner": lambda a, b: np.inner(a, b), "vdot": lambda a, b: np.vdot(a, b),       # here by their names too
+    "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
+    "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1),
+}
+_FUNCTIONS = {name: counted(name, _function) for name in PRICES["0.7"].rows | PRICES["0.12"].rows
+              if not name.startswith("random.")
+              and (_function := _IMPLEMENTED.get(name) or _numpy_function(name))}
 
 
 def _where(condition, *choices, three_way=_FUNCTIONS["where"], **named):
@@ -2272,104 +2210,73 @@ def _where(condition, *choices, three_way=_FUNCTIONS["where"], **named):
     return _FUNCTIONS["nonzero"](condition) if alone else three_way(condition, *choices)
 
 
-def _row_stack(arrays, *, before=_FUNCTIONS["row_stack"], **kwargs):
-    return (_FUNCTIONS["vstack"] if active_budget().book.immutable else before)(arrays, **kwargs)
-
-
 def _one_by_one(function):
     """Book 0.12 logs each of several arrays."""
     return lambda *arrays: (tuple(map(function, arrays)) if len(arrays) > 1 and active_budget().book.immutable
                             else function(*arrays))
 
 
-_FUNCTIONS |= {"where": _where, "row_stack": _row_stack}
+_FUNCTIONS["where"] = _where
 _FUNCTIONS |= {name: _one_by_one(_FUNCTIONS[name]) for name in ("atleast_1d", "atleast_2d", "atleast_3d")}
-_FUNCTIONS |= {f"linalg.{name}": _FUNCTIONS[name] for name in "matmul outer tensordot vecdot".split()}
-_BY_UFUNC = {getattr(np, name): function for name, function in _FUNCTIONS.items()
-             if isinstance(getattr(np, name, None), np.ufunc) and getattr(np, name).__name__ == name}
-
-# ---- ufunc methods, operators and methods -----------------------------------------------------------------
-
-_REDUCTIONS = dict(add="sum", multiply="prod", maximum="max", minimum="min", logical_and="all",
-                   logical_or="any")
-_ACCUMULATIONS = dict(add="cumsum", multiply="cumprod")
+_FUNCTIONS |= {f"linalg.{name}": _FUNCTIONS[name] for name in ("matmul", "outer", "tensordot", "vecdot")}
+_FUNCTIONS |= {name: functools.partial(_FUNCTIONS[same], axis=0) for name, same in _FOLDS.items()}
 
 
-def _ufunc_method(ufunc, method, inputs, kwargs):
-    """np.add.reduce and its kind: sums and their like under their own names, the rest as `ufunc.method`."""
-    same = {"reduce": _REDUCTIONS, "accumulate": _ACCUMULATIONS}.get(method, {}).get(ufunc.__name__)
-    if same:
-        return _FUNCTIONS[same](*inputs, **{"axis": 0} | kwargs)
-    if method == "at" and _group_of(inputs[0]):
-        raise ValueError(f"{ufunc.__name__}.at would break a symmetry: make a plain copy first")
-    name = f"{ufunc.__name__}.{method}"
-    if name not in _FUNCTIONS:
-        _FUNCTIONS[name] = counted(name, getattr(ufunc, method))
-    result = _FUNCTIONS[name](*inputs, **kwargs)
-    if method == "outer" and any(map(_group_of, inputs)):
-        result = tagged(result, side_by_side(*[x for a in inputs for x in (_group_of(a), np.ndim(a))]))
-    return result
+# ---- operators and methods --------------------------------------------------------------------------------
 
+def _define_operator(short, name):
+    function = _FUNCTIONS[name]
 
-def _in_place(function, name):
-    def operate(self, other):
+    def in_place(self, other):
         if active_budget().book.immutable:
             raise TypeError(f"book 0.12 has no in-place operators: write x = fnp.{name}(x, y)")
         result = function(self, other)
-        if result.shape != self.shape:
-            return result
         if _group_of(self) and _group_of(result) != self._group:
             raise ValueError(f"{name} in place would break a symmetry: write x = fnp.{name}(x, y)")
         np.copyto(self.view(np.ndarray), bare(result), casting="same_kind")
         return self
-    return operate
+    setattr(FlopscopeArray, f"__{short}__", function)
+    setattr(FlopscopeArray, f"__r{short}__", lambda self, other: function(other, self))
+    setattr(FlopscopeArray, f"__i{short}__", in_place)
 
 
-def _copying_method(name):
-    native, function = getattr(np.ndarray, name), _FUNCTIONS.get("copy" if name == "flatten" else name)
-
-    def method(self, *args, **kwargs):
-        if not active_budget().book.immutable:
-            result = native(self.view(np.ndarray), *args, **kwargs)
-            _show(name, (self, *args), kwargs, result)
-            return result if name == "nonzero" else dress(result)
-        if name == "reshape" and len(args) != 1:
-            args = (args,)
-        if name == "copy" and not args:
-            kwargs.setdefault("order", "C")         # the method's default; the function's is "K"
-        result = function(self, *args, **kwargs)
-        return result.view(np.ndarray).reshape(-1).view(FlopscopeArray) if name == "flatten" else result
-    return method
+def _view_method(name):
+    """A method that gives a free view of a symmetric tensor, with what is left of the symmetry."""
+    view = getattr(FlopscopeArray, name)
+    return lambda self, *args: _passed_on(name.strip("_"), (self, *args), {},
+                                          view(self.view(FlopscopeArray), *args))
 
 
-def _writing_method(name):
-    native = getattr(np.ndarray, name)
+def _native_method(name):
+    """A method that one book counts. In the other, NumPy does it for free, or 0.12 refuses what writes."""
+    native, priced = getattr(np.ndarray, name), "copy" if name == "flatten" else name
 
     def method(self, *args, **kwargs):
         context = active_budget()
-        if context.book.immutable:
+        immutable = context.book.immutable
+        if immutable and name in _WRITING:
             raise ValueError(f"book 0.12 has no in-place {name}: arrays are immutable there")
-        if name in ("sort", "partition"):
-            context.charge(Bill(name, *context.book.charge(name, (self, *args), kwargs), (self.shape,)))
-        return native(self.view(np.ndarray), *args, **kwargs)
+        if immutable or name in ("sort", "partition"):
+            return _run(priced, native, (self, *args), kwargs)
+        result = native(self.view(np.ndarray), *args, **kwargs)
+        _show(context, name, (self, *args), kwargs, result)
+        return result if name == "nonzero" else _passed_on(name, (self, *args), kwargs, dress(result))
     return method
 
 
-for _short, _name in _OPERATORS.items():
-    _function = _FUNCTIONS[_name]
-    setattr(FlopscopeArray, f"__{_short}__", _function)
-    setattr(FlopscopeArray, f"__r{_short}__", lambda self, other, _function=_function: _function(other, self))
-    setattr(FlopscopeArray, f"__i{_short}__", _in_place(_function, _name))
-for _short, _name in _UNREFLECTED.items():
-    setattr(FlopscopeArray, f"__{_short}__", _FUNCTIONS[_name])
-for _names, _make in ((_METHODS, _FUNCTIONS.get), (_COPYING_METHODS, _copying_method),
-                      (_WRITING_METHODS, _writing_method)):
-    for _name in _names.split():
-        setattr(FlopscopeArray, _name, _make(_name))
-FlopscopeArray.conj = FlopscopeArray.conjugate
-SymmetricTensor.squeeze, SymmetricTensor.ravel = _FUNCTIONS["squeeze"], _FUNCTIONS["ravel"]
-FlopscopeArray.compress = lambda self, condition, *args, **kwargs: _FUNCTIONS["compress"](
-    condition, self, *args, **kwargs)
+_WRITING = ["sort", "partition", "fill", "put", "resize", "setfield"]
+for _short, _name in _OPERATORS.items():        # Python never asks for the forms that an operator has not
+    _define_operator(_short, _name)
+for _name in """sum prod mean std var min max argmin argmax all any cumsum cumprod ptp argsort argpartition
+        searchsorted take repeat clip round trace dot conjugate""".split():
+    setattr(FlopscopeArray, _name, _FUNCTIONS[_name])
+for _name in [*_WRITING, "copy", "ravel", "reshape", "nonzero", "astype", "flatten", "choose"]:
+    setattr(FlopscopeArray, _name, _native_method(_name))
+for _name in ("__getitem__", "transpose", "swapaxes"):
+    setattr(SymmetricTensor, _name, _view_method(_name))
+for _name in ("squeeze", "ravel"):
+    setattr(SymmetricTensor, _name, _FUNCTIONS[_name])
+
 
 # ---- random -----------------------------------------------------------------------------------------------
 
@@ -2380,11 +2287,9 @@ def _sampler(owner, name):
 
     @functools.wraps(draw)
     def sample(*args, **kwargs):
-        work = draw
-        if is_method:
-            work, args = functools.partial(draw, args[0]), args[1:]
         if _thread.drawing:                 # what NumPy's samplers call inside is free
-            return work(*args, **kwargs)
+            return draw(*args, **kwargs)
+        work, args = (functools.partial(draw, args[0]), args[1:]) if is_method else (draw, args)
         _thread.drawing = True
         try:
             return _run(f"random.{name}", work, args, kwargs, logged)
@@ -2393,28 +2298,24 @@ def _sampler(owner, name):
     return sample
 
 
-_SAMPLERS = [name[7:] for name in PRICES["0.12"].rows if name.startswith("random.")]
+class _CountedGenerator(np.random.Generator):
+    def __reduce__(self):
+        return _CountedGenerator, (self.bit_generator,)
 
 
-def _counted_class(base):
-    """numpy.random.Generator or RandomState with counted samplers; pickled and copied, it stays one."""
-    members = {name: _sampler(base, name) for name in _SAMPLERS if hasattr(base, name)}
-    return type(f"_Counted{base.__name__}", (base,), members)
+class _CountedRandomState(np.random.RandomState):
+    def __reduce__(self):
+        return _CountedRandomState, (), self.get_state(legacy=False)
 
 
-_CountedGenerator, _CountedRandomState = map(_counted_class, (np.random.Generator, np.random.RandomState))
-_CountedGenerator.__reduce__ = lambda self: (_CountedGenerator, (self.bit_generator,))
-_CountedRandomState.__reduce__ = lambda self: (_CountedRandomState, (), self.get_state(legacy=False))
-
-
-def default_rng(seed=None):
+def default_rng(seed=None) -> np.random.Generator:
     """A counted numpy.random.Generator: the same stream as NumPy's for the same seed."""
     if isinstance(seed, _CountedGenerator):
         raise UnsupportedFunctionError("default_rng takes a seed or a bit generator, not a counted Generator")
     return _CountedGenerator(np.random.default_rng(seed).bit_generator)
 
 
-def symmetric(shape, symmetry, distribution="randn", **parameters):
+def symmetric(shape, symmetry: SymmetryGroup, distribution: str = "randn", **parameters) -> FlopscopeArray:
     """The mean over a SymmetryGroup's permutations of an array that numpy.random.<distribution> draws."""
     draw, context = getattr(np.random, distribution), active_budget()
     data = draw(*shape) if distribution in ("rand", "randn") else draw(size=shape, **parameters)
@@ -2426,34 +2327,29 @@ def symmetric(shape, symmetry, distribution="randn", **parameters):
 # ---- modules ----------------------------------------------------------------------------------------------
 
 _LEFT_OUT = """apply_along_axis apply_over_axes bartlett blackman fromfunction hamming hanning histogram
-    histogram2d histogram_bin_edges histogramdd in1d kaiser packbits piecewise poly polyadd
-    polyder polydiv polyfit polyint polymul polysub polyval roots save savez savez_compressed
-    trapz unpackbits"""
+    histogram2d histogram_bin_edges histogramdd in1d kaiser packbits piecewise poly polyadd polyder polydiv
+    polyfit polyint polymul polysub polyval roots save savez savez_compressed trapz unpackbits"""
+_AS_IN_NUMPY = """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
+    complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf
+    nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr"""
 
 
-def _refused(name):
-    def refuse(*_, **__):
-        raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
-    return refuse
+def _refuse(name, *_, **__):
+    raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
 
 
 def _uncounted(function):
-    return functools.wraps(function)(lambda *args, **kwargs: function(*bare(args), **_bare_values(kwargs)))
+    return functools.wraps(function)(lambda *args, **kwargs: function(*bare(args), **bare(kwargs)))
 
 
 def _assert(name, *args, **kwargs):
-    getattr(np.testing, name)(*bare(args), **_bare_values(kwargs))      # only now, as numpy.testing is slow to import
+    getattr(np.testing, name)(*bare(args), **bare(kwargs))      # only now, as numpy.testing is slow to import
 
 
-def load(file):
+def load(file) -> Any:
     """The array in an .npy file, or a dict of those in an .npz file."""
     loaded = np.load(file)
     return dress(loaded) if isinstance(loaded, np.ndarray) else {name: dress(loaded[name]) for name in loaded}
-
-
-def _fill(module, source, names, made=lambda member: member):
-    for name in names.split():
-        setattr(module, name, made(getattr(source, name)))
 
 
 def _module(name, *members, **others):
@@ -2462,35 +2358,42 @@ def _module(name, *members, **others):
     return module
 
 
-fnp = _module("flopscope.numpy", load, ndarray=FlopscopeArray)
-_spaces = {name: types.ModuleType(f"flopscope.numpy.{name}") for name in "linalg fft random testing".split()}
-vars(fnp).update(_spaces, **{name: _refused(name) for name in _LEFT_OUT.split()})
+def _members(owner, names, made=lambda member: member):
+    return {name: made(getattr(owner, name)) for name in names.split()}
+
+
+_spaces = {name: _module(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
+fnp = _module("flopscope.numpy", load, ndarray=FlopscopeArray, **_spaces, **_members(np, _AS_IN_NUMPY),
+              **_members(np, _QUERIES, _uncounted),
+              **{name: functools.partial(_refuse, name) for name in _LEFT_OUT.split()})
 _spaces[""] = fnp
 for _name, _function in _FUNCTIONS.items():
     _space, _, _short = _name.rpartition(".")
     if _space in _spaces:
         setattr(_spaces[_space], _short, _function)
-_fill(fnp, np, _QUERIES, _uncounted)
-_fill(fnp, np, """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
-    complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf
-    nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr""")
-vars(fnp.testing).update({name: functools.partial(_assert, name) for name in ("assert_allclose", "assert_array_equal")})
-_fill(fnp.random, np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state")
-vars(fnp.random).update({name: _sampler(np.random, name) for name in _SAMPLERS if hasattr(np.random, name)},
-                        default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator,
-                        RandomState=_CountedRandomState)
+for _name in ("assert_allclose", "assert_array_equal"):
+    setattr(fnp.testing, _name, functools.partial(_assert, _name))
+for _name in [name.removeprefix("random.") for name in PRICES["0.12"].rows if name.startswith("random.")]:
+    for _owner, _target in ((np.random, fnp.random), (np.random.Generator, _CountedGenerator),
+                            (np.random.RandomState, _CountedRandomState)):
+        if hasattr(_owner, _name):
+            setattr(_target, _name, _sampler(_owner, _name))
+vars(fnp.random).update(
+    _members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state"),
+    default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator,
+    RandomState=_CountedRandomState)
 stats = _module("flopscope.stats", **{name: types.SimpleNamespace(**{
     method: _FUNCTIONS[f"stats.{name}.{method}"] for method in ("pdf", "cdf", "ppf")}) for name in STANDARD})
 _errors = [FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError, SymmetryError,
            UnsupportedFunctionError, UnsupportedDtypeError, SymmetryLossWarning]
 flops = _module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor,
                 SymmetryGroup, namespace, budget_summary, budget_summary_dict, budget_reset, use_prices,
-                as_symmetric, is_symmetric, symmetrize, configure, numpy=fnp, stats=stats, budget=budget,
-                errors=_module("flopscope.errors", *_errors), current_budget=active_budget,
-                __version__="0.12.4")
+                as_symmetric, is_symmetric, symmetrize, configure, budget=budget,
+                current_budget=active_budget, numpy=fnp, stats=stats,
+                errors=_module("flopscope.errors", *_errors), __version__="0.12.4")
 
 
-def install():
+def install() -> None:
     """Make `import flopscope`, `import flopscope.numpy as fnp` and their submodules reach this counter."""
     if sys.modules.get("flopscope", flops) is not flops:
         raise ImportError("flopscope is already imported: import whestbench before flopscope")
@@ -4453,7 +4356,7 @@ class SubprocessRunner(LocalRunner):
             try:
                 pickle.dump((token, question), process.stdin)
                 process.stdin.flush()
-                answer: dict = {}
+                answer = {}
                 while answer.get("token") != token:     # what is left over from another question is no answer
                     answer = json.loads(process.stdout.readline(2**24))
                     data = process.stdout.read(min(max(0, answer["bytes"]), 2**28))
@@ -5128,7 +5031,7 @@ class Watch(Profile):
         if min(map(len, shapes)) > 1 and len({n for shape in shapes for n in shape}) == 1:
             self.note("square", name, flops)
         inputs = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
-        alive: dict[str, Any] = {}          # by subscript: where the operands are not all zero
+        alive = {}          # by subscript: where the operands are not all zero
         for subscripts, a in zip(inputs, operands):
             for axis, label in enumerate(subscripts if len(set(subscripts)) == a.ndim else ""):
                 used = (a != 0).any(axis=tuple({*range(a.ndim)} - {axis}))
