@@ -1675,7 +1675,7 @@ class SymmetricTensor(FlopscopeArray):
     @property
     def symmetry(self) -> SymmetryGroup | None:
         """The SymmetryGroup of its axes; None once writing has broken it."""
-        return self._group and SymmetryGroup.of(self._group)
+        return SymmetryGroup.of(self._group) if self._group else None
 
     def is_symmetric(self) -> bool:
         """Whether its values (still) have this symmetry."""
