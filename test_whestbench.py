@@ -3050,6 +3050,8 @@ X4, X4; "ij,ij->", X34, X34; "ij,kl->", X34, X43; "ij,k->i", X34, X3; "bi,bj,ij-
 ZOO["symmetric"] = r"""
 = zeros4 + zeros4; [fnp.add(sym3, sym3, out=sym3), fnp.exp(sym3)][1]; [fnp.exp(X33, out=zeros4[:3, :3]),
 1][0];
+fnp.clip(sym3, 0, X3); fnp.clip(sym3, 0, sym3); fnp.clip(sym3, 0, 1); sym3[0, None, None] + 1;
+sym3[None, :, None] + 1; fnp.argmax(X34, axis=0, out=fnp.zeros(4, dtype=fnp.int64) + 0);
 sym3 + sym3; sym3 * 2.0; sym3 + X33; sym3 @ sym3; sym3 @ X33; fnp.exp(sym3);
 fnp.sum(sym3); fnp.sum(sym3, axis=0); fnp.mean(sym3, axis=1); fnp.var(sym3); fnp.cumsum(sym3, axis=0);
 fnp.max(cube3, axis=0); fnp.sum(cube3, axis=1); cube3 * cube3; fnp.transpose(cube3, (2, 0, 1)); sym3.T;

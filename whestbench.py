@@ -200,7 +200,9 @@ pow atan2 | weight 16/1 | complex 5.5
 floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm | weight 16
 divmod(x1, x2, out=None) | 2 * B | weight 16/1 | dtype weak(*two) | complex -
 bounds = [b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue]
-clip | max1(len(bounds)) * max1(elements(a, *bounds)) | N | dtype weak(a, *bounds, out)
+dense_bound = any(shape_of(b) and not getattr(b, "_group", None) for b in bounds)
+clip | max1(len(bounds)) * max1(elements(a, *bounds)) | max1(size) if dense_bound else N
+  | dtype weak(a, *bounds, out)
 isclose allclose | {6 * B; max1(7 * elements(a, b) - 1)}
   | dtype inexact({weak(a, b, rtol, atol); join(*args)})
 
