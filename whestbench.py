@@ -518,7 +518,7 @@ def nlogn(n):
 def rate_of(dtype):
     """Cost of an element operation: 1 up to 32 bits (per component), 2 up to 64, 3 and 4 beyond."""
     if dtype.kind not in "biufc":
-        raise UnsupportedDtypeError(f"{dtype!r} is not billable: only bool, integer, float and complex are")
+        raise UnsupportedDtypeError(f"{dtype!r} has no price: use bool, integers, floats or complex numbers")
     return min(math.ceil(dtype.itemsize / (8 if dtype.kind == "c" else 4)), 4)
 
 
@@ -785,7 +785,7 @@ class PriceBook:
         dtype, factor = call.evaluate(row.dtype), 1
         if dtype.kind == "c":
             if call["factor"] == "-":
-                raise UnsupportedDtypeError(f"{name} has no meaning for complex numbers")
+                raise UnsupportedDtypeError(f"{name} has no meaning for complex numbers: take the real part")
             factor = call.evaluate(call["factor"])
         return int(units * rate_of(dtype) * factor * row.weight), dtype
 
@@ -795,7 +795,8 @@ class PriceBook:
         try:
             row, of = self.rows["." + method], self.rows[ufunc]
         except KeyError:
-            raise UnsupportedFunctionError(f"{name} has no price in book {self.name}") from None
+            raise UnsupportedFunctionError(
+                f"{name} has no price in book {self.name}: the README lists what was left out") from None
         self.rows[name] = row._replace(weight=of.weight if self.immutable else 1, factor=of.factor)
         return self.rows[name]
 
@@ -964,7 +965,7 @@ class SymmetryGroup:
         """Groups that act side by side; ValueError if their axes overlap."""
         axes = [a for group in groups for a in group.axes]
         if len(set(axes)) < len(axes):
-            raise ValueError("blocks of symmetric axes overlap")
+            raise ValueError("blocks of symmetric axes overlap: name each axis once")
         images = [{a: b.axes[i] for a, i in zip(b.axes, g)} for b in groups for g in b.generators]
         return cls(*[[axes.index(image.get(a, a)) for a in axes] for image in images], axes=axes)
 
@@ -1344,7 +1345,7 @@ class BudgetContext(contextlib.ContextDecorator):
 
     def __enter__(self):
         if _thread.active is not None:
-            raise RuntimeError("Cannot nest BudgetContexts")
+            raise RuntimeError("BudgetContexts do not nest: leave the first before entering the next")
         _thread.active = self
         if not self._quiet:
             print(f"flopscope prices {self.prices} | budget: {self.flop_budget:.2e} FLOPs", file=sys.stderr)
@@ -1624,7 +1625,7 @@ class FlopscopeArray(np.ndarray):
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         name = ufunc.__name__
         if name not in _FUNCTIONS:
-            raise TypeError(f"numpy.{name} has no counted version")
+            raise TypeError(f"numpy.{name} has no counted version: use the functions of fnp")
         if out is not None:
             kwargs["out"] = out if len(out) > 1 else out[0]
         if method != "__call__":
@@ -2050,7 +2051,7 @@ def _pay_for_symmetry(name, plain, units):
 def _holds(plain, group, atol=1e-6, rtol=1e-5):
     images = [plain.transpose(g) for g in group or ()]
     if any(image.shape != plain.shape for image in images):
-        raise SymmetryError("symmetric axes have equal extents")
+        raise SymmetryError("axes of unequal extents cannot be symmetric: name others")
     return all(np.allclose(plain, image, atol=atol, rtol=rtol) for image in images)
 
 
@@ -2078,7 +2079,7 @@ def as_symmetric(data: Any, *, symmetry: SymmetryGroup | tuple | list) -> Flopsc
     """`data` as a SymmetricTensor; SymmetryError if its values are not symmetric."""
     plain, group, holds = _checked("as_symmetric", data, symmetry)
     if not holds:
-        raise SymmetryError("the data do not have this symmetry")
+        raise SymmetryError("the data do not have this symmetry: symmetrize() makes the mean that has")
     return tagged(plain.view(FlopscopeArray), group)
 
 
@@ -2097,7 +2098,7 @@ _SETTINGS = {"symmetry_warnings": True, "check_nan_inf": False, "callback_warnin
 def configure(**settings) -> None:
     """Change settings: `symmetry_warnings=False` silences SymmetryLossWarning. Prices stay the same."""
     if unknown := set(settings) - set(_SETTINGS):
-        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}: there are {', '.join(_SETTINGS)}")
     _SETTINGS.update(settings)
 
 
@@ -2595,7 +2596,8 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
                          "the import.", "ESTIMATOR_MISSING_MODULE") from exc
     except Exception as exc:
         where = participant_line(exc, path)
-        raise failed(f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({where})") from exc
+        raise failed(f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({where}); "
+                     "--debug shows the traceback.") from exc
 
 
 def find_estimator_class(module: types.ModuleType, file: str, class_name: str | None) -> type[BaseEstimator]:
@@ -3143,7 +3145,8 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise
     except Exception as exc:        # a damaged file can raise anything
         what = f"no {exc} in it" if isinstance(exc, KeyError) else exc
-        raise InvalidDatasetError(f"{path} is not a usable suite or dataset: {what}") from exc
+        raise InvalidDatasetError(
+            f"{path} is not a usable suite or dataset ({what}): bake or fetch it anew.") from exc
 
 
 def need(module: str, extra: str) -> types.ModuleType:
@@ -3151,7 +3154,7 @@ def need(module: str, extra: str) -> types.ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as exc:
-        raise WhestError(f"{module} is not installed: pip install 'whestbench-kit[{extra}]'") from exc
+        raise WhestError(f"{module} is not installed: pip install 'whestbench-kit[{extra}]'.") from exc
 
 
 def fingerprint(*arrays) -> str:
@@ -3331,12 +3334,13 @@ class DaskExecutor:
         try:
             self.client = connect(address, timeout=5)
         except (OSError, ValueError) as exc:
-            raise WhestError(f"No Dask cluster answers at {address}: {exc}.") from exc
+            raise WhestError(
+                f"No Dask cluster answers at {address} ({exc}): start one, or leave out --dask.") from exc
         self.client.upload_file(__file__, load=False)
         self._max_workers = sum(self.client.nthreads().values())
         if not self._max_workers:
             self.client.close()
-            raise WhestError(f"The Dask cluster at {address} has no workers.")
+            raise WhestError(f"The Dask cluster at {address} has no workers: start some, or do without.")
 
     def submit(self, sample: types.MethodType, *node: int):
         if sample.__self__ is not self.source:
@@ -3456,7 +3460,7 @@ class Dataset(list):
         d, w = metadata["depth"], metadata["width"]
         shapes = {"weights": (d, w, w), "all_layer_means": (d, w), "final_means": (w,)}
         if split not in splits:
-            raise InvalidDatasetError(f'Unknown split "{split}". Should be one of {sorted(splits)}.')
+            raise InvalidDatasetError(f"Unknown split {split!r}: choose one of {', '.join(sorted(splits))}.")
         files = map(parquet.ParquetFile, sorted((folder / "data").glob(f"{split}-*.parquet")))
         for batch in itertools.islice((batch for file in files for batch in file.iter_batches(1)), n_rows):
             row = dict(zip(batch.schema.names, batch.columns))
@@ -3505,7 +3509,8 @@ def mlp_at(ds: Dataset, index: int) -> MLP:
         withheld = protocol.get("salt_source") == "env"
         salt = bytes.fromhex((os.environ.get("WHEST_SEED_SALT") if withheld else protocol.get("salt")) or "")
         if not salt or protocol.get("salt_digest") not in (None, hashlib.sha256(salt).hexdigest()):
-            raise InvalidDatasetError("The seeds' salt is missing or wrong (WHEST_SEED_SALT, if withheld).")
+            raise InvalidDatasetError(
+                "The seeds' salt is missing or wrong: if it is withheld, set WHEST_SEED_SALT.")
         derived = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est")
         seed = int.from_bytes(derived.digest()[-4:], "big")
     return mlp_of(row["weights"], seed, row["mlp_name"])
@@ -3524,7 +3529,8 @@ def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None)
         folder, about = open_dataset(path)
         split = split or about.get("split") or about.get("default_split")
         if not split:
-            raise Misuse(f"{path} has the splits {sorted(about['splits'])}: choose one with --split.")
+            names = ", ".join(sorted(about["splits"]))
+            raise Misuse(f"{path} has the splits {names}: choose one with --split.")
         ds = Dataset(folder, about, split, n_mlps)
         sha256 = hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest()
         return Suite(list(iter_mlps(ds)), [published_truth(row, about["n_samples"]) for row in ds], {
@@ -4263,7 +4269,8 @@ class LocalRunner:
         except BaseException as exc:
             if self.fail_fast:
                 raise
-            said = f"raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)})"
+            line = participant_line(exc, self.path)
+            said = f"raised {type(exc).__name__}: {exc} ({line}); --debug shows the traceback."
             late = isinstance(exc, TimeExhaustedError)
             if late:
                 said = f"exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout."
@@ -4281,7 +4288,8 @@ class LocalRunner:
                 self.estimator.teardown()
         except BaseException as exc:        # the predictions are made: nothing is lost but teardown()
             what = traceback.format_exception_only(exc)[-1].strip()
-            print(f"whest: teardown() raised {what} ({participant_line(exc, self.path)}).", file=sys.stderr)
+            line = participant_line(exc, self.path)
+            print(f"whest: teardown() raised {what} ({line}); the score stands.", file=sys.stderr)
         for name in set(sys.modules) - self.modules:
             found_beside = str(Path(self.path).parent / name.partition(".")[0])
             if (getattr(sys.modules[name], "__file__", None) or "").startswith(found_beside):
@@ -4875,7 +4883,7 @@ def report_run(document: dict, screen: Screen, debug: bool = False, html_path: s
             with replacing(Path(html_path)) as part:
                 part.write_text(page(f"whestbench: {r.config['estimator']}", panels), "utf-8", "replace")
         except OSError as exc:
-            raise Misuse(f"--html {html_path}: {exc.strerror}.") from exc
+            raise Misuse(f"--html {html_path}: {exc.strerror}; choose another place.") from exc
     if screen.format == "json":
         return screen.write(json.dumps(document, indent=2))
     for has_text, group in itertools.groupby(panels, lambda panel: str in map(type, panel[1])):
@@ -5521,11 +5529,11 @@ def run(options, screen: Screen) -> int:
     """
     rules, rival, started = rules_of(options), options.against, datetime.now(timezone.utc)
     if options.repeats and not rival:
-        raise Misuse("--repeats is for --against: name a rival.")
+        raise Misuse("--repeats repeats a comparison: name a rival with --against.")
     if rival and rival not in BASELINES and not Path(rival).expanduser().is_file():
         raise Misuse(f"--against {rival}: no such file, nor one of the baselines {', '.join(BASELINES)}.")
     if options.html and not os.access(Path(options.html).parent, os.W_OK):
-        raise Misuse(f"--html {options.html}: cannot write in that folder.")
+        raise Misuse(f"--html {options.html}: that folder cannot be written to; choose another.")
     limit_threads(options.max_threads)
     dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
     suite = dataset.mlps if dataset else suite_of(options, rules)
