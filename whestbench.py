@@ -735,9 +735,11 @@ class Call(dict):
     def __init__(self, name, parameters, book, args, kwargs, result):
         names, defaults = parameters_of(name, parameters)
         super().__init__(defaults | dict(zip(names, args)) | kwargs)
-        self.update(name=name, book=book, args=args, kwargs=kwargs, result=result, call=self)
+        self.update(name=name, book=book, args=args, kwargs=kwargs, result=result)
 
     def __missing__(self, name):
+        if name == "call":
+            return self         # not kept: a cycle would wait for the garbage collector
         self[name] = self.evaluate(QUANTITIES[name])
         return self[name]
 
@@ -4030,7 +4032,7 @@ class Alarm:
     def strike(self, signum, frame):
         elapsed = self.limit - self.left + time.perf_counter() - self.begun
         module = "" if frame is None else frame.f_globals.get("__name__", "")
-        elsewhere = module not in (__name__, "contextlib") and elapsed > self.limit + 0.1
+        elsewhere = module not in (__name__, "contextlib") and elapsed > self.limit + 0.5
         # In the participant's frames first: library code may be a callback, where an exception would be lost.
         if module.startswith(SUBMISSION) or elsewhere:
             raise TimeExhaustedError(self.op_name, elapsed_s=elapsed, limit_s=self.limit)
