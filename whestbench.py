@@ -4658,7 +4658,7 @@ def _context(r):
     yield "estimator   {estimator} (class {class}), runner {runner}".format(**r.config)
     yield "networks    {n_mlps} of {width}x{depth}, seed {seed}, round {round}".format(**r.config)
     yield (f"budget      {readable(r.config['flop_budget'])} FLOPs each, prices {r.config['prices']}; "
-           f"a residual second costs {second}, gate {'none' if gate is None else f'{gate:g} s'}; "
+           f"a residual second {second}, gate {'none' if gate is None else f'{gate:g} s'}; "
            f"wall {r.config['wall_time_limit_s']:g} s")
 
 
@@ -4709,12 +4709,13 @@ def _exhausted(r):
 def _truth(r):
     corrected = r.results["corrected"]
     yield f"{r.per_mlp[0]['truth_n_samples']:,} samples a network ({r.config['n_samples']})"
-    yield ("its noise adds {noise_floor:.2g} to the raw score, which is taken out, and blurs it by "
+    yield ("its noise adds {noise_floor:.2g} to the raw score (taken out) and blurs it by "
            "{standard_error:.2g} (standard error)".format(**corrected))
     if corrected["growth_needed"] is None:
         yield "the score cannot be told from zero yet: raise --n-samples or --max-work"
     elif corrected["growth_needed"] > 1:
-        yield f"2% precision would take {corrected['growth_needed']:.2g} times as many samples"
+        yield "an error of {:.2%} would take {growth_needed:.2g} times as many samples".format(
+            r.config["precision"], **corrected)
 
 
 def _flops(r):
@@ -4839,7 +4840,7 @@ def _score(r):
     results, corrected, estimator = r.results, r.results["corrected"], r.config["estimator"]
     score, (low, high) = corrected["score"], corrected["truth_interval"]
     yield (r.screen.paint(f"{score:.4g}", "strong") + "  corrected score (lower is better); 95% interval "
-           f"{low:.3g} to {high:.3g} from the truth's noise")
+           f"{low:.3g} to {high:.3g} by truth noise")
     if corrected["network_interval"]:
         yield "on other networks of this shape: {:.3g} to {:.3g}".format(*corrected["network_interval"])
     yield "raw: " + ", ".join(f"{name} {results[name]:.4g}" for name in (
@@ -5554,7 +5555,7 @@ def run(options, screen: Screen) -> int:
     config = asdict(rules) | {
         **{f"{name}_s": getattr(rules, name) for name in vars(rules) if name.endswith(("limit", "timeout"))},
         "n_mlps": len(suite), "seed": options.seed, "round": rules.tag, "estimator": estimator_path(options),
-        "class": classes[0], "runner": options.runner,
+        "class": classes[0], "runner": options.runner, "precision": options.precision,
         "n_samples": "the dataset's" if dataset else options.n_samples or "auto"}
     if dataset:
         config["dataset"] = dataset.about
