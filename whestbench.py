@@ -2911,24 +2911,28 @@ def relu_group(typingctx, z, masks, total):
     """ReLU of 16 rows of 64 floats in place; each tile's mask of nonzero columns; the sum of the rows."""
     from llvmlite import ir
     from numba.core import cgutils, types
-    row = ir.VectorType(ir.FloatType(), COLUMNS)        # LLVM cuts it into the host's vectors
-    rows = vector_type()[2]
+    vector, lanes, rows = vector_type()
 
     def codegen(context, b, signature, args):
         z, masks, total = args
-        i64, zero = z.type, ir.Constant(row, None)
-        sums = cgutils.alloca_once_value(b, zero)
+        i64, zero, columns = z.type, ir.Constant(vector, None), range(0, COLUMNS, lanes)
+        sums = [cgutils.alloca_once_value(b, zero) for _ in columns]
         with cgutils.for_range(b, i64(GROUP // rows)) as tile:
-            active = ir.Constant(ir.VectorType(ir.IntType(1), COLUMNS), None)
-            for r in range(rows):
-                here = _pointer(b, z, b.mul(b.add(b.mul(tile.index, i64(rows)), i64(r)), i64(COLUMNS)), row)
-                value = b.fadd(b.load(here, align=4), zero)     # or LLVM stores by mask: slow on AMD
-                value = b.select(b.fcmp_ordered("<", value, zero), zero, value)     # a NaN stays
-                b.store(value, here, align=4)
-                b.store(b.fadd(b.load(sums), value), sums)
-                active = b.or_(active, b.fcmp_unordered("!=", value, zero))
-            b.store(b.bitcast(active, i64), _pointer(b, masks, b.mul(tile.index, i64(2)), i64))
-        b.store(b.load(sums), _pointer(b, total, i64(0), row), align=4)
+            first, mask = b.mul(tile.index, i64(rows * COLUMNS)), i64(0)
+            for s, column in zip(sums, columns):
+                active = ir.Constant(ir.VectorType(ir.IntType(1), lanes), None)
+                for r in range(rows):
+                    here = _pointer(b, z, b.add(first, i64(r * COLUMNS + column)), vector)
+                    value = b.fadd(b.load(here, align=4), zero)     # or LLVM stores by mask: slow on AMD
+                    value = b.select(b.fcmp_ordered("<", value, zero), zero, value)     # a NaN stays
+                    b.store(value, here, align=4)
+                    b.store(b.fadd(b.load(s), value), s)
+                    active = b.or_(active, b.fcmp_unordered("!=", value, zero))
+                bits = b.zext(b.bitcast(active, ir.IntType(lanes)), i64)
+                mask = b.or_(mask, b.shl(bits, i64(column)))
+            b.store(mask, _pointer(b, masks, b.mul(tile.index, i64(2)), i64))
+        for s, column in zip(sums, columns):
+            b.store(b.load(s), _pointer(b, total, i64(column), vector), align=4)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), codegen
@@ -5807,7 +5811,8 @@ def seconds_of(work, times=1):
 
 def call_times(numpy):
     """Microseconds of common calls on 256 float32, medians: of NumPy, or a namespace like it."""
-    x, w = numpy.ones(256, dtype="float32"), numpy.ones((256, 256), dtype="float32")
+    x = numpy.array([1.0] * 256, dtype="float32")       # not ones(), which is known to be symmetric
+    w = numpy.array([[1.0] * 256] * 256, dtype="float32")
     names = {"x": x, "w": w} | {name: getattr(numpy, name) for name in ("sqrt", "maximum", "sum", "mean")}
     calls = "x + x; x * 2.0; sqrt(x); maximum(x, x); sum(x); mean(x); w @ x; x[3]; x[2:5]; w[3]".split("; ")
     return {call: 1e6 * statistics.median(seconds_of(work, 200) for _ in range(7))
