@@ -1945,6 +1945,15 @@ def test_a_baseline_is_a_rival_by_its_name_and_the_better_one_is_named(score):
         assert difference["score"] > 0 and difference["p"] < 0.05 and difference["networks_needed"] is None
         assert verdict.startswith("mean_propagation is better than ") and "p = " in verdict and err == ""
 
+def test_the_verdict_quotes_its_interval_from_low_to_high_whichever_is_better(score):
+    body = "return wb.mean_propagation(mlp, budget)"
+    for ours, theirs in ((ZEROS, "mean_propagation"), ("import whestbench as wb\n" + body, "zeros")):
+        _, document, _ = score(ours, "--against", theirs, "--n-mlps", "6")
+        against = document["against"]
+        said = re.search(r"by (\S+) on .* interval (\S+) to (\S+),", against["verdict"])
+        by, low, high = map(float, said.groups())
+        assert 0 < low < by < high and by == pytest.approx(abs(against["difference"]["score"]), rel=0.01)
+
 def test_an_estimator_against_itself_differs_by_exactly_0(score, tmp_path):
     for repeats in ("1", "3"):
         _, document, _ = score(SAMPLER, "--against", str(tmp_path / "estimator.py"), "--repeats", repeats)
