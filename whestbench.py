@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numba", "numpy", "plac"]
+# dependencies = ["numba", "numpy>=2", "plac"]
 # ///
 # SPDX-License-Identifier: MIT
 """Score white-box estimators of random ReLU networks: an exact FLOP bill, an honest truth, an error bar.
@@ -738,8 +738,6 @@ class Call(dict):
         self.update(name=name, book=book, args=args, kwargs=kwargs, result=result)
 
     def __missing__(self, name):
-        if name == "call":
-            return self         # not kept: a cycle would wait for the garbage collector
         self[name] = self.evaluate(QUANTITIES[name])
         return self[name]
 
@@ -2165,6 +2163,8 @@ def _einsum(text, *operands, optimize=None, out=None, **kwargs):
 
 
 def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
+    if k is not None and k > min(np.shape(a)[-2:]) > 0:
+        raise ValueError(f"a matrix of shape {np.shape(a)[-2:]} has no {k} singular values: ask for fewer")
     found = np.linalg.svd(a, full_matrices and k is None, compute_uv, hermitian)
     if compute_uv and k is not None:
         return found._replace(U=found.U[..., :k], S=found.S[..., :k], Vh=found.Vh[..., :k, :])
