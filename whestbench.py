@@ -3297,6 +3297,21 @@ def grow_together(sources: list[TruthSource], n_samples: int | None = None,
     return truths, error
 
 
+def awaited(future: Any, pool: Any) -> dict:
+    """What a future gives; raises BrokenExecutor if a process of its pool is dead.
+
+    One that was killed while it wrote leaves half a message, for whose rest its executor waits forever.
+    """
+    processes = getattr(pool, "_processes", None) or {}
+    while processes and not concurrent.futures.wait([future], 1.0).done:
+        if any(process.exitcode for process in processes.values()):
+            for process in [*processes.values()]:
+                process.kill()
+            pool._result_queue._writer.close()      # was the last that might still write
+            break
+    return future.result()
+
+
 def grow(sources: list[TruthSource], goal: int, executor, progress: Callable, error) -> list[Truth]:
     """Sample what these sources lack up to `goal`, a few nodes in flight at a time, and add it in order."""
     truths = [source.recall(goal) for source in sources]
@@ -3315,7 +3330,7 @@ def grow(sources: list[TruthSource], goal: int, executor, progress: Callable, er
                 if not pending:
                     break
                 source, future = pending.popleft()
-                source.add(future.result())
+                source.add(awaited(future, pool))
                 progress(sources.index(source) * goal + samples_in(source.sums), len(sources) * goal, error)
                 if time.monotonic() > saved_at + 60:        # no more is lost to a kill
                     saved_at = time.monotonic()
