@@ -468,10 +468,12 @@ free = 0
 
 
 def shape_of(a):
+    """Shape of an array, or of the array that a list or a number would become."""
     return a.shape if hasattr(a, "shape") else np.asarray(a).shape
 
 
 def dtype_of(a):
+    """The same of its dtype; a dtype is its own."""
     return a if isinstance(a, np.dtype) else a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype
 
 
@@ -482,6 +484,7 @@ def axes_of(shape, axis):
 
 
 def size_of(*arrays):
+    """How many elements these arrays have, together."""
     return sum([math.prod(shape_of(a)) for a in arrays])
 
 
@@ -498,6 +501,7 @@ def elements(*arrays):
 
 
 def max1(n):
+    """n, but at least the 1 that most operations cost."""
     return max(n, 1)
 
 
@@ -507,10 +511,12 @@ def levels(n):
 
 
 def lg(n):
+    """log2, rounded up, but at least 1."""
     return max1(levels(n))
 
 
 def nlogn(n):
+    """Comparisons of a sort of n elements, at least 1."""
     return max1(n * lg(n))
 
 
@@ -538,6 +544,7 @@ def join(*operands):
 
 
 def inexact(dtype):
+    """The dtype that NumPy computes means in: integers become float64."""
     return dtype if dtype.kind in "fc" else f8
 
 
@@ -552,6 +559,7 @@ def added(dtype):
 
 
 def with_out(out, dtype):
+    """The dtype that a result has where it is written to `out`, an array, several or None."""
     outs = out if isinstance(out, tuple) else (out,)
     return np.result_type(dtype, *[array.dtype for array in outs if array is not None])
 
@@ -577,7 +585,10 @@ def loop_dtype(ufunc, operands, dtype=None):
 
 
 def loop_of(call, ufunc, args, kwargs):
-    """dtype of a ufunc's loop, joined with those of out=; a real loop sets the complex factor of its call."""
+    """dtype of a ufunc's loop, joined with those of out=; a real loop sets the complex factor of its call.
+
+    In a cell, locals() is the call itself.
+    """
     asked = kwargs.get("dtype")
     dtype, is_complex = loop_dtype(ufunc, args[:ufunc.nin], asked and np.dtype(asked))
     joined = with_out(kwargs.get("out", args[ufunc.nin:]), dtype)
@@ -655,6 +666,7 @@ def slopes(shape, size, axes, spacing, edge_order):
 
 
 def variables(a, in_rows):
+    """How many variables cov and corrcoef see in an array."""
     return (1, 1, *shape_of(a))[-2 if in_rows or len(shape_of(a)) < 2 else -1]
 
 
@@ -747,6 +759,7 @@ class Call(dict):
 
 @functools.cache
 def compiled(cell):
+    """A cell of the table as code."""
     return compile(cell, "<price table>", "eval")
 
 
@@ -844,6 +857,7 @@ def orbits(symmetry, shape):
 
 
 def moved(symmetry):
+    """The axes that some permutation of the symmetry moves."""
     return {a for g in symmetry or () for a, b in enumerate(g) if a != b}
 
 
@@ -860,6 +874,7 @@ def stabiliser(symmetry, kept):
 
 
 def distinct(symmetry, kept, shape):
+    """How many elements differ once only these axes are kept."""
     return orbits(stabiliser(symmetry, kept), tuple([shape[a] for a in kept]))
 
 
@@ -2621,11 +2636,19 @@ def find_estimator_class(module: types.ModuleType, file: str, class_name: str | 
                      "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method.")
 
 
+OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
+
+
+def is_participants(file: str, home: str) -> bool:
+    """Whether a file below the participant's folder is neither installed nor ours."""
+    return file.startswith(home) and "site-packages" not in file and not file.startswith(OURS)
+
+
 def participant_line(exc: BaseException, path: Path | str) -> str:
     """`file.py, line 12` of the innermost frame of the participant's own folder in a traceback."""
-    home = str(Path(path).parent)
+    home = str(Path(path).parent) + os.sep
     frames = [f for f in traceback.extract_tb(exc.__traceback__, limit=-100)
-              if f.filename.startswith(home) and f.filename != __file__ and "site-packages" not in f.filename]
+              if is_participants(f.filename, home)]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else Path(path).name
 
 
@@ -2801,6 +2824,7 @@ def finish_slab(y, masks, n_samples, layer, depth, column, groups, sums):
 
 
 def add_squares(rows, total):
+    """Add the squares of a group's 16 rows to `total`, 64 columns."""
     for r in range(GROUP):
         for c in range(COLUMNS):
             total[c] += rows[r, c] * rows[r, c]
@@ -3178,6 +3202,7 @@ def add_sums(first: dict, *others: dict) -> dict:
 
 
 def samples_in(sums: dict) -> int:
+    """How many samples these sums are of."""
     return int(np.sum(sums.get("n_samples", 0)))
 
 
@@ -3371,6 +3396,7 @@ class DaskExecutor:
 
 
 def unpack_truth(arrays: dict[str, np.ndarray]) -> Truth:
+    """The Truth of which the store or a suite keeps these arrays."""
     fields: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in arrays.items()}
     return Truth(**fields)
 
@@ -3468,6 +3494,7 @@ def read_suite(path: str | os.PathLike, n_mlps: int | None = None) -> Suite:
 
 
 def mlp_of(weights: np.ndarray, seed: int, name: str) -> MLP:
+    """The network of these weights `(depth, width, width)`."""
     return MLP(weights.shape[-1], len(weights), [fnp.asarray(w) for w in weights], seed, name)
 
 
@@ -4082,7 +4109,6 @@ class Alarm:
         self.__enter__()
 
 
-OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
 AMOUNTS = "calls", "flops_used", "time_s"
 OUTSIDE = "(the runner's own cast)", 0
 
@@ -4116,8 +4142,8 @@ class Profile:
         return tuple(found)
 
     def owns(self, file: str, module: str = "") -> bool:
-        inside = file.startswith(self.home) and "site-packages" not in file
-        return (inside or module.startswith(SUBMISSION)) and not file.startswith(OURS)
+        """Whether a file is the participant's, wherever it was loaded from."""
+        return module.startswith(SUBMISSION) or is_participants(file, self.home)
 
     def rows(self) -> list[dict]:
         """One row a line, in the order of the source: `calls`, `flops_used`, `time_s` (in counted calls),
@@ -4154,6 +4180,11 @@ def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
             total["charges"] = merged(charges, "namespace", "operation", "dtype")
         together.append(total)
     return together
+
+
+def lines_of(outcomes: list[Outcome]) -> list[dict]:
+    """The rows of these outcomes' profiles together."""
+    return merged(itertools.chain(*[outcome.lines for outcome in outcomes]), "file", "line")
 
 
 @contextlib.contextmanager
@@ -4556,6 +4587,12 @@ class Screen:
         text = text if self.colour else uncoloured(text)
         print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
 
+    def write_json(self, document: dict) -> bool:
+        """Print the document, if JSON is what the screen is for."""
+        if self.format == "json":
+            self.write(json.dumps(document, indent=2))
+        return self.format == "json"
+
     def live(self, text: str | None) -> None:
         """Redraw the live line, at most ten times a second; None wipes it, if it is there."""
         now = time.monotonic()
@@ -4618,6 +4655,7 @@ class Screen:
 
 
 def uncoloured(text: str) -> str:
+    """The text without its colour codes."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
@@ -4827,6 +4865,12 @@ def sampling_score(results: dict, config: dict) -> tuple[float, int]:
     return multiplier * variance / n_samples, n_samples
 
 
+def zeros_score(results: dict) -> float:
+    """The score of predicting zeros, at the lowest multiplier."""
+    errors = [entry["zeros_final_layer_mse"] for entry in results["per_mlp"]]
+    return MULTIPLIER_FLOOR * float(np.mean(errors))
+
+
 def verdict(difference: dict, us: str, them: str) -> str:
     """Which of two estimators is better and how sure that is, in one sentence to be quoted."""
     n, p, needed = len(difference["per_mlp"]), difference["p"], difference["networks_needed"]
@@ -4868,9 +4912,9 @@ def _score(r):
            "worst {worst_mlp_adjusted_final_layer_score:.3g}; multiplier {mean_score_multiplier:.3g} "
            "(C/B {mean_compute_utilization:.2%}), failed {n_failed_mlps} of {n}"
            .format(**results, n=len(r.per_mlp)))
-    zeros = float(np.mean([entry["zeros_final_layer_mse"] for entry in r.per_mlp])) * MULTIPLIER_FLOOR
     sampled, n = sampling_score(results, r.config)
-    for rival, theirs in (("zeros", zeros), (f"sampling at your multiplier ({n:,} samples)", sampled)):
+    for rival, theirs in (("zeros", zeros_score(results)),
+                          (f"sampling at your multiplier ({n:,} samples)", sampled)):
         ratio = f", by {max(score, theirs) / min(score, theirs):.3g}x" if score > 0 else ""
         verb, style = ("beats", "good") if score < theirs else ("loses to", "bad")
         yield r.screen.paint(f"{verb} {rival} ({theirs:.3g}){ratio}", style)
@@ -4906,8 +4950,8 @@ def report_run(document: dict, screen: Screen, debug: bool = False, html_path: s
                 part.write_text(page(f"whestbench: {r.config['estimator']}", panels), "utf-8", "replace")
         except OSError as exc:
             raise Misuse(f"--html {html_path}: {exc.strerror}; choose another place.") from exc
-    if screen.format == "json":
-        return screen.write(json.dumps(document, indent=2))
+    if screen.write_json(document):
+        return
     for has_text, group in itertools.groupby(panels, lambda panel: str in map(type, panel[1])):
         row, across = list(group), 1 if has_text else max(1, screen.width // 26)
         for first in range(0, len(row), across):
@@ -4917,9 +4961,7 @@ def report_run(document: dict, screen: Screen, debug: bool = False, html_path: s
 def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
     """Print what `validate` or `doctor` found, or its document; tell whether no check failed."""
     ok = all(check["ok"] is not False for check in checks)
-    if screen.format == "json":
-        screen.write(json.dumps({"ok": ok, "checks": checks, "whestbench_version": __version__}, indent=2))
-    else:
+    if not screen.write_json({"ok": ok, "checks": checks, "whestbench_version": __version__}):
         labels = {True: screen.paint("OK  ", "good"), False: screen.paint("FAIL", "bad"), None: "NOTE"}
         screen.panel(title, (f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in checks))
     return ok
@@ -5123,7 +5165,7 @@ def gather_evidence(options: Any, rules: Round, screen: Screen) -> Any:
     e.results = score_suite(suite, e.outcomes, e.truths, rules, options.precision)
     e.score, e.spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
     e.propagated = [np.asarray(mean_propagation(mlp, DEFAULT_BUDGET)) for mlp in suite]
-    e.lines = merged(itertools.chain(*[outcome.lines for outcome in e.outcomes]), "file", "line")
+    e.lines = lines_of(e.outcomes)
     e.bill = max(1, sum(outcome.flops_charged for outcome in e.outcomes) / len(suite))
     screen.live("watch")
     untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
@@ -5184,10 +5226,12 @@ def ask_failures(e, kind: str, it_is: str):
 
 
 def ask_class(e):
+    """Which class the loader took."""
     yield "yes" if e.class_found == "Estimator" else f"it is {e.class_found}, which the loader took"
 
 
 def ask_validation(e):
+    """What `whest validate` finds; a line that draws at random, where there is one."""
     bad = {c["check"]: f"{c['check']}: {c['detail']}" for c in e.checks[::-1] if not c["ok"]}
     yield "; ".join(bad.values()) or f"all {len(e.checks)} pass"
     if "determinism" in bad and not e.failed:
@@ -5198,7 +5242,8 @@ def ask_validation(e):
 
 
 def ask_zeros(e):
-    theirs = MULTIPLIER_FLOOR * statistics.fmean(mlp["zeros_final_layer_mse"] for mlp in e.results["per_mlp"])
+    """Whether predicting zeros scores better."""
+    theirs = zeros_score(e.results)
     yield f"{'yes' if e.score > theirs else 'no'}: it scores {theirs:.3g}, you {e.score:.3g}"
     if e.score > theirs:
         yield Finding(1, f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero",
@@ -5206,6 +5251,7 @@ def ask_zeros(e):
 
 
 def ask_sampling(e):
+    """Whether plain sampling for the same FLOPs scores better."""
     (paid, n_samples), multiplier = sampling_score(e.results, e.config), e.results["mean_score_multiplier"]
     same = paid * n_samples / max(1.0, n_samples * e.spent / (multiplier * e.rules.flop_budget))
     yield (f"{'yes' if e.score > same else 'no'}: with your {readable(e.spent)} FLOPs it scores {same:.3g}, "
@@ -5218,6 +5264,7 @@ def ask_sampling(e):
 
 
 def ask_layers(e):
+    """The error of every layer, its growth, and where it leaves mean propagation's behind."""
     errors = [(p - truth.mean) ** 2 for p, truth in zip(e.propagated, e.truths)]
     mine, theirs = e.results["per_layer_mse"], np.mean(errors, axis=(0, 2)).tolist()
     growth = [None, *(b / a if a else None for a, b in itertools.pairwise(mine))]
@@ -5237,6 +5284,7 @@ def ask_layers(e):
 
 
 def ask_anatomy(e):
+    """How much of the final error is the estimator's randomness, an offset, a factor, and the rest."""
     runs = [[outcome.prediction, *again] for outcome, again in zip(e.outcomes, e.reseeded)]
     if any(prediction is None for each in runs for prediction in each):
         yield "not measured: predict() failed with another mlp.seed"
@@ -5261,6 +5309,7 @@ def ask_anatomy(e):
 
 
 def ask_matmul(e):
+    """The operations that cost most, and whether they are products of square matrices."""
     charges = merged(itertools.chain(*[row["charges"] for row in e.lines]), "operation")
     top = sorted(charges, key=lambda charge: -charge["flops_used"])[:4]
     yield ", ".join(f"{charge['operation']} {charge['flops_used'] / len(e.outcomes) / e.bill:.1%}"
@@ -5287,6 +5336,7 @@ def ask_notes(e, kind: str, what: str, said: str, change: str):
 
 
 def ask_float64(e):
+    """What float64 costs where float32 would do."""
     for row in e.lines:
         row["float64"] = sum(charge["flops_used"] for charge in row["charges"]
                              if charge["dtype"] in ("float64", "complex128")
@@ -5300,6 +5350,7 @@ def ask_float64(e):
 
 
 def ask_calls(e):
+    """What the number of calls would cost on the real grader."""
     calls = sum(row["calls"] for row in e.lines) / len(e.outcomes)
     seconds, gate = calls * CALL_RESIDUAL, e.rules.residual_wall_time_limit
     cost = seconds * e.rules.lambda_flops_per_second
@@ -5534,13 +5585,6 @@ def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
                             max_threads=options.max_threads)
 
 
-def as_json(document: dict, screen: Screen) -> bool:
-    """Print the document, if JSON is what the screen is for."""
-    if screen.format == "json":
-        screen.write(json.dumps(document, indent=2))
-    return screen.format == "json"
-
-
 @command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset
     split seed max_threads runner memory_limit against repeats profile html format json debug fail_fast""")
 def run(options, screen: Screen) -> int:
@@ -5570,7 +5614,7 @@ def run(options, screen: Screen) -> int:
     results, *theirs = (score_suite(suite, each, truths, rules, options.precision) for each in first)
     if options.profile:
         results["profile"] = {"flops_used": sum(outcome.flops_charged for outcome in first[0]),
-                              "lines": merged(itertools.chain(*[o.lines for o in first[0]]), "file", "line")}
+                              "lines": lines_of(first[0])}
     config = asdict(rules) | {
         **{f"{name}_s": getattr(rules, name) for name in vars(rules) if name.endswith(("limit", "timeout"))},
         "n_mlps": len(suite), "seed": options.seed, "round": rules.tag, "estimator": estimator_path(options),
@@ -5683,8 +5727,8 @@ def checklist(options, screen: Screen) -> int:
     tiers: list[dict] = [{"tier": i, "title": title, "questions": [answered(e, *each) for each in questions]}
                          for i, (title, questions) in enumerate(QUESTIONS.items())]
     worst = Counter(f["severity"] for tier in tiers for asked in tier["questions"] for f in asked["findings"])
-    if not as_json({"ok": not worst[1], "tiers": tiers, "run_config": e.config,
-                    "whestbench_version": __version__}, screen):
+    if not screen.write_json({"ok": not worst[1], "tiers": tiers, "run_config": e.config,
+                    "whestbench_version": __version__}):
         for tier in tiers:
             screen.panel(f"Tier {tier['tier']}: {tier['title']}", checklist_lines(tier["questions"], screen))
         found = [f"{SEVERITIES[severity]} {n}" for severity, n in sorted(worst.items()) if n]
@@ -5754,7 +5798,8 @@ def loop_command(options, screen: Screen) -> int:
     if options.baseline:
         estimators[f"Baseline: {options.baseline}"] = Baseline(options.baseline)
     tables = dict(zip(estimators, convergence_tables(estimators.values(), mlp, rules.flop_budget)))
-    if not as_json({"width": mlp.width, "depth": mlp.depth, "seed": options.seed, "tables": tables}, screen):
+    document = {"width": mlp.width, "depth": mlp.depth, "seed": options.seed, "tables": tables}
+    if not screen.write_json(document):
         screen.write(f"MLP: width={mlp.width} depth={mlp.depth} seed={options.seed}")
         for label, rows in tables.items():
             screen.write("\n".join(["", f"--- {label} ---", *table_lines(rows)]))
@@ -5788,7 +5833,7 @@ def bake_command(options, screen: Screen) -> int:
     write_suite(output, Suite(mlps, truths, (old.about if old else {}) | about))
     noise = math.sqrt(np.mean([(truth.standard_error[-1]**2).mean() for truth in truths]))
     about |= {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}
-    if not as_json(about, screen):
+    if not screen.write_json(about):
         size = f"{len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each"
         screen.write(f"{output}: {size}, final-layer standard error {noise:.3g}\n"
                      f"Next: whest run estimator.py --dataset {output}")
@@ -5805,7 +5850,7 @@ def store_command(options, screen: Screen) -> int:
         rows.append({"network": network.name, "bytes": size, "n_samples": max(counts, default=0)})
     if options.clear:
         shutil.rmtree(folder, ignore_errors=True)
-    if not as_json({"folder": str(folder), "cleared": options.clear, "networks": rows}, screen):
+    if not screen.write_json({"folder": str(folder), "cleared": options.clear, "networks": rows}):
         total = sum(row["bytes"] for row in rows) / 2**20
         screen.panel("Store", [f"{row['network'][:24]:<26} {row['n_samples']:>16,} samples "
                                f"{row['bytes'] / 2**20:>9.1f} MB" for row in rows]
@@ -5956,7 +6001,7 @@ with flops.BudgetContext(flop_budget=10**15, quiet=True):
         calls.append({"call": name, "numpy_us": us, "ours_us": ours[name], "real_us": real.get(name),
                       "added_us": added,
                       "times_less_added": theirs / added if theirs and added > 0 else None})
-    if not as_json({"engine": shapes, "overhead": calls}, screen):
+    if not screen.write_json({"engine": shapes, "overhead": calls}):
         screen.panel("Engine", bench_lines(shapes, {
             "shape": "shape", "samples/s": "engine", "NumPy": "numpy", "x NumPy": "times_numpy",
             "real": "real", "x real": "times_real", "GFLOP/s": "gflops", "FMA peak": "fma_peak_gflops",
