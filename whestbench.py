@@ -14,20 +14,16 @@ runners, reports, checklist, command line. Each uses only the rooms above it.
 from __future__ import annotations
 
 import abc
-import ast
 import bisect
-import builtins
 import concurrent.futures
-import contextlib
 import copy
 import difflib
+import errno
 import faulthandler
-import functools
 import hashlib
 import html
 import importlib.util
 import inspect
-import itertools
 import json
 import linecache
 import math
@@ -35,10 +31,11 @@ import operator
 import os
 import pickle
 import platform
+import queue
 import re
+import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -47,14 +44,19 @@ import threading
 import time
 import traceback
 import types
-import typing
 import warnings
 from collections import Counter, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ContextDecorator, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from fractions import Fraction
+from functools import cache, cached_property, lru_cache, partial, reduce, wraps
+from itertools import accumulate, chain, combinations, groupby, islice, pairwise, permutations, product, repeat, zip_longest
+from math import inf, prod
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__" and (
         _missing := [name for name in ("numba", "numpy", "plac") if not importlib.util.find_spec(name)]):
@@ -65,12 +67,12 @@ import numpy as np
 
 __version__ = "1.0.0"
 __all__ = """
-    ROUNDS Round PRICES PriceBook BudgetContext BudgetExhaustedError TimeExhaustedError namespace
-    budget_summary budget_summary_dict budget_reset use_prices flops fnp MLP BaseEstimator SetupContext
-    WhestError Misuse sample_mlp sample_suite build_mlp relu run_mlp run_mlp_all_layers
-    sample_layer_statistics monte_carlo_layer_means load_estimator limit_threads pack_weights
-    samples_per_block simulate_block block_inputs Truth TruthSource TruthStore grow_together Suite
-    read_suite write_suite load_dataset mlp_at iter_mlps InvalidDatasetError BASELINES Baseline Outcome
+    ROUNDS Round PRICES PriceBook OPERATIONS Operation Call price explain LEFT_OUT BudgetContext BudgetExhaustedError
+    TimeExhaustedError namespace budget_summary budget_summary_dict budget_reset use_prices flops fnp MLP
+    BaseEstimator SetupContext WhestError Misuse sample_mlp sample_suite build_mlp relu run_mlp
+    run_mlp_all_layers sample_layer_statistics monte_carlo_layer_means load_estimator limit_threads
+    pack_weights samples_per_block simulate_block block_inputs Truth TruthSource TruthStore grow_together
+    read_suite write_suite read_dataset describe_dataset InvalidDatasetError BASELINES Baseline Outcome
     TruthError final_error suite_error score_mlp score_suite compare convergence_tables
     compare_against_monte_carlo metered_predict Profile LocalRunner SubprocessRunner Screen report_run
     COMMANDS main
@@ -78,6 +80,7 @@ __all__ = """
 
 # Run as a script, this module is still `whestbench`: one copy of every class, whoever imports it.
 _RUN_AS_SCRIPT = __name__ == "__main__"
+PROGRAM = "python whestbench.py" if _RUN_AS_SCRIPT else "whest"     # as the user starts it
 if _RUN_AS_SCRIPT:
     __name__ = "whestbench"
     sys.modules["whestbench"] = sys.modules["__main__"]
@@ -89,6 +92,8 @@ if _RUN_AS_SCRIPT:
 # What a contest round fixes: the shape of its networks, its budget, its time rules and its
 # price book. One row each; the command line's flags replace single cells of a row.
 # ======================================================================================
+
+MULTIPLIER_FLOOR = 0.1      # spending a smaller share of the budget earns nothing
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,16 @@ class Round:
     wall_time_limit: float | None
     prices: str
     setup_timeout: float | None = 5.0
+    purse: int | None = None        # FLOPs that may be spent, if not the budget: where a network is too small for it
+
+    @property
+    def most(self):
+        """FLOPs that may be spent on one network."""
+        return self.purse or self.flop_budget
+
+    def multiplier(self, spent: float) -> float:
+        """The share of the budget that so many FLOPs are, at least MULTIPLIER_FLOOR: what a score is multiplied with."""
+        return max(MULTIPLIER_FLOOR, spent / self.flop_budget)
 
 
 ROUNDS = {r.tag: r for r in (
@@ -113,358 +128,37 @@ ROUNDS = {r.tag: r for r in (
     Round("v2-phase2",  1024,   16,           2**41,  0.0,     0.4, 120.0, "0.12"),
 )}
 DEFAULT_ROUND = "v1-warmup"
-MULTIPLIER_FLOOR = 0.1      # the least share of the budget that a score is multiplied with
 
 
 # ======================================================================================
 # Prices
 #
-# What every operation costs, in both price books: one table, then the rules that need more than a line.
+# What every operation costs, in both books. `price` registers operations: one place says all that is known
+# of them, and a formula is a function of the Call. In: a name and arguments; out: `PriceBook.bill`.
 #
-#     FLOPs = int(units * rate of the dtype * complex factor * weight)           book 0.12
-#     FLOPs = int(units * weight)                                                 book 0.7
+#     FLOPs = int(units * rate of the dtype * weight)     book 0.12
+#     FLOPs = int(units * weight)                         book 0.7
 #
 # Source: the observed charges of flopscope 0.7.0 and 0.12.4; the tests compare them with these, call by call.
 # ======================================================================================
+
 
 class FlopscopeError(Exception):
     """Base of the errors that the counter raises."""
 
 
 class UnsupportedFunctionError(FlopscopeError):
-    """The operation has no price here, so it must not run."""
+    """The operation, or this form of it, has no price here, so it does not run."""
 
 
 class UnsupportedDtypeError(FlopscopeError, TypeError):
-    """Book 0.12 bills numbers only: bool, integer, float, complex."""
-
-
-# A row: names | units in 0.12 | units in 0.7 | weight | dtype whose rate is charged | complex factor | notes
-#
-# Left out, a cell is what the [section] says, or else: units as in 0.12, weight 1, the dtype of the first
-# operand, factor 2. `a/b` weighs a in 0.12 and b in 0.7; {a; b} is a for the first name and b for the second.
-# Cells are Python. They know the arguments by NumPy's names (or the row's own), the functions of this room,
-# and the lines `quantity = formula`, each computed when asked for. `free` is 0 and not even logged; `-`: no
-# price, no dtype, or no sense for complex numbers. What looks at the result (O, made) is charged after the
-# work, as is a row that notes `after`. Results are counted arrays, even single numbers unless `scalars` stay;
-# `plain`: never, `alike`: if operands are. Such a note may name its book.
-PRICE_TABLE = """
-early = book == "0.7"
-first = args[0] if args else next(iter(kwargs.values()), None)
-two = [*args, *kwargs.values()][:2]
-out = None
-dtype = None
-shape = shape_of(first)
-size = size_of(first)
-O = size_of(*result) if isinstance(result, (tuple, list)) else size_of(result)
-group = getattr(first, "_group", None)
-ufunc = getattr(np, name.partition(".")[0])
-main = dtype_of(first)
-made = dtype_of(result[0] if isinstance(result, tuple) and result else result)
-asked = main if dtype is None else np.dtype(dtype)
-pair = join(*two)
-items = with_out(out, join(*first))
-every = max1(spread(*args, *kwargs.values()))
-
-[] pointwise: N elements, at least 1 | N | N | dtype loop
-N = max1(elements(first))
-loop = loop_of(locals(), ufunc, args, kwargs)
-negative positive rint conj conjugate logical_not
-degrees radians deg2rad rad2deg signbit fabs ceil floor trunc spacing invert bitwise_not bitwise_invert
-  bitwise_count | complex -
-abs absolute square reciprocal sign sqrt | complex {4; 4; 5; 6; 7; 10}
-log log2 log10 log1p | weight 16 | complex {2.25; 2.3; 2.3; 2.3}
-exp exp2 expm1 | weight 16 | complex 3.1
-sin cos sinh cosh tanh | weight 16 | complex 3.4
-arcsin arccos arctan arcsinh arccosh arctanh | weight 16 | complex 3.5
-asin acos atan asinh acosh atanh | weight 16/1 | complex 3.5
-tan cbrt | weight 16 | complex {3.6; -}
-isnan isfinite isinf | size | size | notes plain
-modf frexp | 2 * N | complex -
-round around nan_to_num isreal iscomplex real_if_close | dtype with_out(out, main)
-sized = main if main.kind in "fc" else np.result_type(main, np.float16)
-fix isneginf isposinf | dtype with_out(out, {main; sized; sized}) | complex -
-angle | weight 16 | dtype f8 if main.kind == "b" else sized
-sinc i0 | weight 16 | dtype inexact(main) | complex {14.5; -}
-real imag | 0 | dtype main
-iscomplexobj isrealobj | free | dtype main
-
-[] pointwise: B elements of the operands together, at least 1 | B | B | dtype loop
-B = max1(elements(*two))
-add subtract maximum minimum fmax fmin equal not_equal less less_equal greater greater_equal logical_and
-  logical_or logical_xor copysign nextafter ldexp heaviside bitwise_and bitwise_or bitwise_xor
-  bitwise_left_shift bitwise_right_shift left_shift right_shift
-multiply divide true_divide | complex {6; 11; 11}
-power float_power | weight 16 | complex 5.5
-pow atan2 | weight 16/1 | complex 5.5
-floor_divide mod remainder fmod logaddexp logaddexp2 arctan2 hypot gcd lcm | weight 16
-divmod(x1, x2, out=None) | 2 * B | weight 16/1 | dtype weak(*two) | complex -
-bounds = [b for b in (a_min, a_max, min, max) if b is not None and b is not np._NoValue]
-dense_bound = any(shape_of(b) and not getattr(b, "_group", None) for b in bounds)
-clip | max1(len(bounds)) * max1(elements(a, *bounds)) | max1(size) if dense_bound else N
-  | dtype weak(a, *bounds, out)
-isclose allclose | {6 * B; max1(7 * elements(a, b) - 1)}
-  | dtype inexact({weak(a, b, rtol, atol); join(*args)})
-
-[] reductions: adds additions (R: at least 1), V results of `each` elements | R | R
-axes = axes_of(shape, axis)
-sides = [*map(shape.__getitem__, axes)]
-each = math.prod(sides)
-adds = summing(shape, axes, group, book)
-R = max1(adds)
-V = distinct(group, sorted({*range(len(shape))}.difference(axes)), shape)
-seek = N if main.kind in "fc" else 0
-summed = of_reduction(added(main), main, dtype, out)
-lines = size // shape[axis] if shape[axis] else 1
-reduced = of_reduction(main, main, dtype, out)
-averaged = of_reduction(inexact(main), main, dtype, out)
-sum nansum cumsum nancumsum cumulative_sum | R + {0; seek; 0; seek; 0} | dtype summed
-prod nanprod cumprod nancumprod cumulative_prod | R + {0; seek; 0; seek; 0} | dtype summed | complex 6
-max min amax amin all any nanmax nanmin | dtype reduced
-argmax argmin
-nanargmax nanargmin | R + seek
-count_nonzero ptp | {N; 2 * R + V} | dtype reduced
-mean nanmean | adds + V + {0; seek} | {adds + V; R} | dtype averaged
-var std nanvar nanstd | 2 * (N + adds + V) + {0; V; seek; V + seek} | weight 1/2 | dtype averaged
-  | complex 2.5
-average | R + V + (0 if weights is None else N + R)
-  | dtype averaged if weights is None else join(averaged, weights) | complex 4
-median nanmedian | {V * each; max1(V * each + N)} | {V * each; R} | dtype averaged
-orders = max1(size_of(q))
-by_sorting = 4 * each * levels(each) + 3 * each + orders * (levels(each) + 4)
-selected = V * (each * min(orders, 1 + 4 * levels(min(orders, each))) + 4 * orders if weights is None
-  else by_sorting)
-percentile quantile | selected | V * each | dtype weak({inexact(main); main}, q) | complex -
-nanpercentile nanquantile | selected + max1(size) | - | dtype weak({inexact(main); main}, q) | complex -
-trace | size // (shape[axis1] * shape[axis2] or 1) * max1(diagonal(a, offset, axis1, axis2))
-  | max1(min(shape[axis1], shape[axis2])) | dtype summed | notes scalars
-
-[] contractions | operations | dtype with_out(out, join(*(args[1:] if name == "einsum" else two)))
-  | complex of_products
-contracted = product_of(name, args, kwargs, book)
-operations = contracted[0]
-products = contracted[1]
-unmultiplied = operations < products or not products and name == "einsum" and len(args) > 3
-of_products = 6 if unmultiplied else (2 * operations + 4 * products) / operations if operations else 1
-einsum
-outer tensordot | notes plain0.7
-matmul dot inner vecdot matvec vecmat | notes alike0.7
-vdot | notes scalars
-einsum_path | 1 | dtype - | notes -
-
-[] creation, copies and views: O elements of the result | dtype made
-array full_like | max1(size)
-full fromstring block choose | O | weight {1; 1; 1; 4}
-bmat fromiter fromfile fromregex | O | weight {1/4; 1/16; 1; 1}
-ones ones_like tri | O | free
-zeros zeros_like empty empty_like | 0 | free | dtype -
-identity eye | {n; diagonal(result, k)} | free
-arange linspace | 2 * {O; (O - retstep)} | {O; max1(num)} | notes scalars
-logspace geomspace | O | max1(num) | weight 16/1 | complex 5.5
-indices | O | 1 if sparse else O
-vander | max1(O - 2 * size) | max1(O - size) | dtype join(x, i8) | complex 6
-grids = math.prod(map(size_of, args)) * len(args)
-meshgrid | max1((sum(map(size_of, args)) if sparse else grids) if copy else 1) | max1(grids)
-  | dtype join(*args)
-diag | size if len(shape) == 1 else 0 | (size + abs(k))**2 if len(shape) == 1 else min(shape) | weight 1/4
-  | dtype main
-diagflat | size | O | dtype main | notes after
-ix_ | O + masked(args) | O | dtype join(*result)
-tril_indices triu_indices diag_indices tril_indices_from triu_indices_from diag_indices_from unravel_index
-  ravel_multi_index | max1(O) | free | dtype - | notes scalars
-mask_indices | n * n | O | weight 1/4 | dtype i8
-broadcast_shapes | max1(size_of(*args)) | free | dtype -
-base_repr binary_repr | max1(len(result)) | dtype -
-copy reshape ravel require | max1(size) | {free; free; 0; free} | dtype {main; main; main; asked}
-astype | size if copy or main != asked else 0 | free | dtype heavier(main, asked)
-asarray | 0 if np.shares_memory(first, result) else O | 0 | dtype heavier(main, made)
-asarray_chkfinite | size | dtype main | notes after
-array_split split vsplit dsplit broadcast_arrays broadcast_to rollaxis from_dlpack frombuffer | 0 | dtype -
-atleast_1d atleast_2d atleast_3d expand_dims squeeze flip fliplr flipud rot90 hsplit moveaxis swapaxes
-  transpose | 0 | free | dtype -
-matrix_transpose permute_dims linalg.matrix_transpose | free | dtype main
-diagonal | 0 | max1(diagonal(first, offset, axis1, axis2)) | dtype main
-unstack | 0 | size | dtype main | notes scalars
-getitem(a, keys) | masked(keys) + 4 * O | - | dtype main
-
-[] joining, comparing, choosing, writing
-array_equal array_equiv | max1({max(map(size_of, two)); equated(*two)}) | dtype pair
-concatenate stack vstack | max1(size_of(*first)) | dtype items
-hstack column_stack row_stack | max1(size_of(*first)) | free | dtype items
-concat dstack | O | dtype items
-append | max1(size_of(arr, values)) | size_of(values) | dtype pair
-insert | O | size_of(values) | weight 1/4 | dtype weak(arr, values)
-delete trim_zeros | {O; size} | size - O | weight {1; 1/4}
-tile repeat resize | {max1(O); max1(O); O}
-roll | max1(O) | free
-pad | padding(shape, pad_width, mode, kwargs) | O
-tril triu | max1({below(result, k); O - below(result, k - 1)}) | free
-where(condition, x=None, y=None) | max1(spread(condition, x, y)) | size | weight 4 | dtype weak(x, y)
-select | O * len(condlist) | max(map(size_of, choicelist)) | weight 1/4
-  | dtype weak(join(*choicelist), default)
-take take_along_axis | O | weight {4; 4/1} | notes scalars
-compress | size + 4 * O | O | weight 1/4 | dtype join(a)
-nonzero flatnonzero argwhere extract | size | weight {1; 1; 1/4; 1/4} | dtype {main; main; main; join(arr)}
-placed = size_of(indices) if axis is None else size // max1(shape[axis]) * shape_of(indices)[axis]
-place putmask put put_along_axis | {size; size; size_of(ind); placed} | size | weight {1/4; 1/4; 1; 1}
-copyto(dst, src, casting=None, where=True) | int(np.broadcast_to(np.asarray(where), shape).sum())
-  | size_of(src) if where is True else int(np.asarray(where).sum()) | dtype pair
-rows = shape[0] if wrap else min(shape)
-fill_diagonal | shape[0] if len(shape) > 2 else len(range(0, rows * shape[1], shape[1] + 1))
-  | min(shape[:2]) | weight 1/4
-
-[] sorting and searching | weight 4/1 | notes scalars
-sort argsort unique | sorting(first, axis) | {sorting(a, axis); sorting(a, axis); sorting(ar)}
-unique_all unique_counts unique_inverse unique_values | sorting(x)
-sort_complex | sorting(a, -1) | size * lg(size) | weight 1
-  | dtype join(main, c8 if main.char in "bhBHFD" else c16) | notes plain0.7
-partition argpartition | max1(size * size_of(kth))
-lexsort(keys, axis=-1) | sum(map(sorting, keys, [axis] * len(keys)))
-  | len(keys) * nlogn(shape_of(keys[0])[axis]) | dtype items
-searchsorted digitize | max1(size_of({v; x})) * lg(size_of({a; bins})) | dtype pair | complex {2; -}
-bincount(x, weights=None, minlength=0) | max1(size) | dtype join(x, i8) | complex -
-together = nlogn(size_of(*two))
-union1d setdiff1d setxor1d | together | dtype pair
-intersect1d
-  | together if assume_unique else sorting(ar1) + sorting(ar2) + nlogn(sum(map(max1, map(size_of, two))))
-  | together | dtype pair
-tests = size_of(test_elements)
-tabled = {main.kind, dtype_of(test_elements).kind} <= {*"biu"}
-tried = 0 if tabled or tests >= 10 * size**0.145 else 2 * size * tests
-isin | max(together, tried) | together | weight 1 | dtype pair
-
-[] 1-D numerics: p points, f variables with t samples each | notes plain0.7 scalars
-diff | differences(a, n, axis, prepend, append) | differences(a, n, axis) | dtype join(a, prepend, append)
-ediff1d | max1(size - 1 + size_of(*[end for end in (to_end, to_begin) if end is not None]))
-gradient | slopes(shape, size, axes, args[1:], edge_order)
-  | max1(2 * int((size // np.array(shape) * np.subtract(shape, 2).clip(0)).sum())) | dtype inexact(main)
-  | notes plain0.7
-trapezoid | 4 * (size if x is None or len(shape_of(x)) == 1 else spread(y, x)) | size | dtype weak(y, x, dx)
-p = size_of(xp)
-wrapped = size * (3 + lg(p + 2)) + 16 * (size + p) + 4 * p * lg(p) + 10 * p + 6
-interp | max1(size) * (3 + lg(p)) if period is None else wrapped | max1(size) * lg(p) | dtype join(fp, f8)
-  | complex 3
-unwrap | max1(13 * size) | max1(7 * size) | dtype averaged | complex - | notes -
-in_rows = rowvar or early
-f = variables(first, in_rows) + (0 if y is None else variables(y, in_rows))
-t = size // max1(variables(first, in_rows))
-cov corrcoef | max1(2 * f * f * t + 2 * f * t) + {0; 2 * f * f + f} | max1(2 * f * f * t)
-  | dtype join(first, y, f8) | complex 4
-overlaps = 2 * size * size_of(v) - size - size_of(v)
-short = min(size, size_of(v))
-cut = dict(full=0, same=(short // 2)**2 + ((short - 1) // 2)**2, valid=2 * (short - 1)**2)[mode]
-convolve correlate | max1(overlaps - cut + {(mode != "full"); 1}) | max1(overlaps) | dtype pair | complex 4
-cross | max1(3 * O) | max1(5 * size) | dtype pair | complex 4.7
-linalg.cross | 3 * spread(*two) | 5 * spread(*two) | dtype pair | complex 4.7 | notes alike0.7
-kron | max1(size * size_of(b)) | dtype pair | complex 6
-
-[linalg.] a batch of m x n matrices, r the lesser of m and n; c right-hand sides | weight 1/4
-  | dtype lapack(first) | complex 4 | notes alike0.7 scalars
-m = shape[-2]
-n = shape[-1]
-r = min(m, n)
-batch = math.prod(shape[:-2]) if m * n else 0
-cholesky eig eigvals eigh eigvalsh
-  | batch * max1({n**3 // 3; 25 * n**3; 10 * n**3; 9 * n**3; 4 * n**3 // 3}) | batch * max1(n**3)
-inv | batch * max1(n**3 + (n**3 // 3 if group else n**3)) | batch * max1(n**3 + (n**3 // 3 if group else 0))
-det slogdet | batch * max1(2 * n**3 // 3 + {1; 18} * n) | batch * max1(n**3)
-batches = math.prod(np.broadcast_shapes(shape[:-2], shape_of(b)[:-2]))
-c = shape_of(b)[-1] if len(shape_of(b)) > 1 else 1
-solve | batches * (n and max1(2 * n**3 // 3 + 2 * n * n * c)) | batch * max1(n**3) | dtype lapack(a, b)
-svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None) svdvals(x, k=None)
-  | batch * max1(svd(m, n, {full_matrices, compute_uv; False, False}, k)) | batch * max1(m * n * (k or r))
-qr | batch * max1((2 * m * n * r - 2 * r**3 // 3) * (1 if mode in ("r", "raw") else 2))
-  | batch * max1(m * n * r)
-fitted = product(r, m, c) + r * c + product(n, r, c)
-inverted = r + n * r + product(n, r, m)
-lstsq pinv | batch * max1(svd(m, n) + {fitted; inverted}) | batch * max1(m * n * r + {fitted; inverted})
-  | dtype {lapack(a, b); lapack(a)}
-cond | batch * max1(svd(m, n, False, False) + 1 if p in (None, 2, -2) else 2 * r**3 + 4 * m * n + 1)
-  | batch * max1(m * n * r if p in (None, 2, -2) else r**3 + m * n)
-tolerances = math.prod(np.broadcast_shapes(shape[:-2], shape_of(tol), shape_of(rtol)))
-matrix_rank | batch * svd(m, n, vectors=False) + r * tolerances if len(shape) > 1 else max1(size)
-  | batch * max1(m * n * r) if len(shape) > 1 else max1(size)
-tensorsolve | max1(2 * size_of(b)**3 // 3 + 2 * size_of(b)**2) | math.prod(shape[2:])**3 | dtype lapack(a, b)
-tensorinv | 2 * math.prod(shape[:ind])**3 | math.prod(shape[:ind])**3
-groups = size // max1(each)
-vectors = 2 * max1(each) if ord in (None, 0, 1, 2, np.inf, -np.inf) else 18 * each + 16
-singular = 4 * each * min(sides) if early else svd(*sides, vectors=False)
-matrices = singular if ord in (2, -2, "nuc") else 2 * max1(each)
-norm | groups * (matrices if len(axes) == 2 else vectors) | matrices if len(axes) == 2 else 2 * max1(each)
-  | weight 1
-vector_norm | groups * vectors | 2 * max1(each) | weight 1
-matrix_norm(x, ord="fro", axis=[-2, -1]) | groups * matrices | matrices | weight 1
-multi_dot | chained(arrays, early) | weight 1 | dtype items | notes alike scalars
-squarings = (n < 0) + max(0, abs(n).bit_length() + bin(n).count("1") - 2)
-matrix_power | batch * squarings * (2 * m**3 - m * m) | weight 1 | dtype lapack(a) if n < 0 else main
-trace | size // (m * n or 1) * max1(diagonal(x, offset, -2, -1)) | max1(diagonal(x, offset, -2, -1))
-  | weight 1 | dtype summed | complex 2
-diagonal(x, offset=0) | 0 | max1(diagonal(x, offset, -2, -1)) | weight 1 | dtype main | complex 2 | notes -
-
-[fft.] along the axes `named`, to `points` | dtype with_out(out, c8 if main.char in "efF" else c16)
-  | complex 1
-s = n and [n]
-half = "back" if name[4:].startswith(("irfft", "hfft")) else "forth"
-  if "rfft" in name or "ihfft" in name else None
-named = axes_of(shape, range(-len(s), 0) if axes is None and s is not None else axes)
-extents = [*map(shape.__getitem__, named)]
-points = s or ([*extents[:-1], 2 * extents[-1] - 2] if half == "back" else extents)
-at_once = 5 * (math.prod(points) // (2 if "rfft" in name else 1)) * sum(map(levels, points))
-rest = 1 if axes is None else size // max1(math.prod(extents))
-fft ifft rfft ihfft irfft hfft fft2 ifft2 fftn ifftn rfft2 rfftn irfft2 irfftn
-  | staged(shape, named, points, half) | max(rest * at_once, 0)
-fftfreq rfftfreq | max1(O) | free | dtype made | notes plain0.7
-fftshift ifftshift | N | free | dtype main | complex 2 | notes plain0.7
-
-[random.] | max1(O) | dtype made | notes scalars
-rand random random_integers random_sample ranf sample randint integers tomaxint
-uniform | 3 * max1(O) | max1(O)
-bytes | max1(len(result)) | dtype -
-beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic
-  lognormal logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson
-  power randn rayleigh standard_cauchy standard_exponential standard_gamma standard_normal standard_t
-  triangular vonmises wald weibull zipf | weight 16
-multivariate_normal | 26 * size_of(mean)**3 + 2 * O * size_of(mean) + 16 * O | max1(O) | weight 1/16
-balls = int(np.sum(np.asarray(colors)))
-drawn = balls + 2 * (O // size_of(colors)) * min(nsample, balls - nsample)
-multivariate_hypergeometric(colors, nsample, size=None, method="marginals")
-  | max1(O) if method == "marginals" else O + drawn | max1(O) | weight 16 | notes after scalars
-pool = first if isinstance(first, (int, np.integer)) else shape[axis]
-permuted permutation(x, axis=0) shuffle(x, axis=0) | max1({size; pool; pool}) | weight 4/1 | dtype -
-  | notes after scalars
-picked = max1(O if replace else pool)
-weighed = 3 * pool + max1(O) * (lg(pool) + 1) if replace else pool * lg(pool)
-choice(a, size=None, replace=True, p=None, axis=0, shuffle=True) | picked if p is None else weighed
-  | max1(O if replace else pool * lg(pool)) | weight 4/1 | dtype - | notes after scalars
-
-[stats.] every: elements of all the arguments together |  | max1(size) | weight 1/16 | dtype f8
-norm.pdf norm.cdf norm.ppf | {27; 48; 83} * every
-uniform.pdf uniform.cdf uniform.ppf | {1; 4; 1} * every | weight 1
-expon.pdf expon.cdf expon.ppf | {22; 22; 27} * every
-cauchy.pdf cauchy.cdf cauchy.ppf | {6; 20; 28} * every | weight {1/4; 1/16; 1/16}
-logistic.pdf logistic.cdf logistic.ppf | {23; 21; 28} * every
-laplace.pdf laplace.cdf laplace.ppf | {22; 40; 51} * every
-lognorm.pdf lognorm.cdf lognorm.ppf | {62; 70; 106} * every
-truncnorm.pdf truncnorm.cdf truncnorm.ppf | {28; 51; 81} * every
-
-[.] methods of ufuncs, with the weight (in 0.7 it is 1) and the complex factor of the ufunc | dtype folded
-folded = loop_dtype(ufunc, [added(main) if ufunc in (np.add, np.multiply) else main] * 2)[0]
-reduce(a, axis=0) accumulate(a, axis=0) | R
-outer(a, b) | max1(elements(a) * elements(b)) | dtype loop_dtype(ufunc, [a, b])[0]
-steps = np.diff([*np.asarray(indices), shape[axis]]) - 1
-reduceat(a, indices, axis=0) | max1(lines * max(int(steps.clip(0).sum()), len(steps))) | max1(size)
-at(a, indices, b=None) | max1(size_of(np.broadcast_to(np.False_, shape)[indices]))
-  | max1(indices.size if isinstance(indices, np.ndarray) else size)
-  | dtype loop_dtype(ufunc, [a, b][:ufunc.nin])[0]
-"""
+    """Book 0.12 bills real numbers only: bool, integer, float."""
 
 
 # ---- shapes and dtypes -----------------------------------------------------------------------------------
 
-_WEAK = {int, float, complex}
-_SCALARS = {*_WEAK, bool}
-f8, i8, c8, c16 = map(np.dtype, ("f8", "i8", "c8", "c16"))
-free = 0
+WEAK = {int, float, complex}        # Python's scalars take the dtype of the arrays that they meet
+f8, i8 = np.dtype("f8"), np.dtype("i8")
 
 
 def shape_of(a):
@@ -474,7 +168,19 @@ def shape_of(a):
 
 def dtype_of(a):
     """The same of its dtype; a dtype is its own."""
-    return a if isinstance(a, np.dtype) else a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype
+    if isinstance(a, np.dtype):
+        return a
+    return a.dtype if hasattr(a, "dtype") else np.asarray(a).dtype
+
+
+def size_of(*arrays):
+    """How many elements these arrays have, together."""
+    return sum([prod(shape_of(a)) for a in arrays])
+
+
+def spread(arrays):
+    """How many elements these arrays broadcast to."""
+    return prod(np.broadcast_shapes(*map(shape_of, arrays)))
 
 
 def axes_of(shape, axis):
@@ -483,24 +189,12 @@ def axes_of(shape, axis):
     return np.lib.array_utils.normalize_axis_tuple(axis, len(shape), allow_duplicate=True)
 
 
-def size_of(*arrays):
-    """How many elements these arrays have, together."""
-    return sum([math.prod(shape_of(a)) for a in arrays])
+def cells(shape):
+    """How many elements an array of this shape, a number or several, has."""
+    return prod(np.atleast_1d(shape).tolist())
 
 
-def spread(*arrays):
-    """Elements that the arrays broadcast to."""
-    return math.prod(np.broadcast_shapes(*map(shape_of, arrays)))
-
-
-def elements(*arrays):
-    """The same; if all are symmetric tensors, only those that differ."""
-    shapes, groups = [shape_of(a) for a in arrays], [getattr(a, "_group", None) for a in arrays]
-    shape = np.broadcast_shapes(*shapes)
-    return orbits(binary(groups, shapes, shape), shape) if any(groups) else math.prod(shape)
-
-
-def max1(n):
+def at_least_1(n):
     """n, but at least the 1 that most operations cost."""
     return max(n, 1)
 
@@ -510,22 +204,23 @@ def levels(n):
     return (n - 1).bit_length() if n > 1 else 0
 
 
-def lg(n):
-    """log2, rounded up, but at least 1."""
-    return max1(levels(n))
+def log2(n):
+    """The same, but at least 1."""
+    return at_least_1(levels(n))
 
 
-def nlogn(n):
-    """Comparisons of a sort of n elements, at least 1."""
-    return max1(n * lg(n))
+def sorting(size, along):
+    """Comparisons of merge sorts along extents, at least 1."""
+    return at_least_1(size * log2(along))
 
 
-@functools.cache
+@cache
 def rate_of(dtype):
-    """Cost of an element operation: 1 up to 32 bits (per component), 2 up to 64, 3 and 4 beyond."""
-    if dtype.kind not in "biufc":
-        raise UnsupportedDtypeError(f"{dtype!r} has no price: use bool, integers, floats or complex numbers")
-    return min(math.ceil(dtype.itemsize / (8 if dtype.kind == "c" else 4)), 4)
+    """Cost of an element operation: 1 up to 32 bits, 2 up to 64, 3 and 4 beyond."""
+    if dtype.kind not in "biuf":
+        why = "take the real part" if dtype.kind == "c" else "use bool, integers or floats"
+        raise UnsupportedDtypeError(f"{dtype} has no price in book 0.12: {why}")
+    return min(math.ceil(dtype.itemsize / 4), 4)
 
 
 def heavier(*dtypes):
@@ -533,14 +228,14 @@ def heavier(*dtypes):
     return max(dtypes, key=rate_of)
 
 
-def weak(*operands):
+def promoted(*operands):
     """result_type with weak Python scalars, as ufuncs promote."""
-    return np.result_type(*[a if type(a) in _WEAK else dtype_of(a) for a in operands if a is not None])
+    return np.result_type(*[a if type(a) in WEAK else dtype_of(a) for a in operands if a is not None])
 
 
-def join(*operands):
+def joined(*operands):
     """result_type with Python scalars as the arrays that they would become."""
-    return np.result_type(*[dtype_of(a) for a in operands if a is not None and a is not np._NoValue])
+    return np.result_type(*[dtype_of(a) for a in operands if a is not None])
 
 
 def inexact(dtype):
@@ -548,293 +243,233 @@ def inexact(dtype):
     return dtype if dtype.kind in "fc" else f8
 
 
-def lapack(*operands):
-    """Linear algebra is done in double precision as soon as one operand is an integer."""
-    return join(*[inexact(dtype_of(a)) for a in operands])
-
-
-def added(dtype):
-    """What NumPy adds up in: no integers below 64 bits."""
-    return np.zeros(0, dtype).sum().dtype if dtype.kind in "biu" else dtype
-
-
-def with_out(out, dtype):
-    """The dtype that a result has where it is written to `out`, an array, several or None."""
-    outs = out if isinstance(out, tuple) else (out,)
-    return np.result_type(dtype, *[array.dtype for array in outs if array is not None])
-
-
-def of_reduction(default, main, dtype, out):
-    """dtype= alone if given, else the heaviest of out=, the default and the input."""
-    if dtype is not None:
-        return np.dtype(dtype)
-    dtype = heavier(*(() if out is None else (out.dtype,)), default, main)
-    return np.result_type(dtype, main) if main.kind == "c" else dtype
-
-
-def loop_dtype(ufunc, operands, dtype=None):
-    """(heaviest dtype, whether complex) of the loop that NumPy picks for these operands."""
-    kinds = tuple([type(a) if type(a) in _WEAK else dtype_of(a) for a in operands])
-    if _WEAK.issuperset(kinds):
-        kinds = tuple(map(np.dtype, kinds))
-    fixed = {"signature": (None,) * ufunc.nin + (dtype,) * ufunc.nout, "casting": "unsafe"} if dtype else {}
-    loop = ufunc.resolve_dtypes(kinds + (None,) * ufunc.nout, **fixed)
-    if ufunc is np.ldexp:                           # the exponent only steers
-        operands, loop = operands[:1], loop[::2]
-    return heavier(*loop, *([] if dtype else [weak(*operands)])), any(t.kind == "c" for t in loop)
-
-
-def loop_of(call, ufunc, args, kwargs):
-    """dtype of a ufunc's loop, joined with those of out=; a real loop sets the complex factor of its call.
-
-    In a cell, locals() is the call itself.
-    """
-    asked = kwargs.get("dtype")
-    dtype, is_complex = loop_dtype(ufunc, args[:ufunc.nin], asked and np.dtype(asked))
-    joined = with_out(kwargs.get("out", args[ufunc.nin:]), dtype)
-    if ufunc.nin == 2 and not is_complex:           # complex out= only, or operands of logical_and, _or, _xor
-        call["factor"] = "1" if dtype.kind == "c" else "2"
-    return joined
-
-
-# ---- formulas that take more than a line ------------------------------------------------------------------
-
-
-def equated(a, b):
-    """array_equiv: broadcast if possible."""
-    try:
-        return elements(a, b)
-    except ValueError:
-        return max(size_of(a), size_of(b))
-
-
-def diagonal(a, offset=0, axis1=0, axis2=1):
-    """Length of a diagonal."""
-    return np.broadcast_to(0, shape_of(a)).diagonal(offset, axis1, axis2).shape[-1]
-
-
-def below(a, k):
-    """Cells on and below the k-th diagonal."""
-    return math.prod(a.shape[:-2]) * int(np.tri(*a.shape[-2:], k).sum())
-
-
-def masked(keys):
-    """Elements of the boolean masks among index keys."""
-    return size_of(*[key for key in keys if dtype_of(key).kind == "b"])
-
-
-def padding(shape, pad_width, mode, kwargs):
-    """Every cell is written once; ramps, odd reflections and statistics are computed on top."""
-    padded = (shape + np.broadcast_to(pad_width, (len(shape), 2)).sum(1)).tolist()
-    units = math.prod(padded)
-    if mode == "linear_ramp" or kwargs.get("reflect_type") == "odd":
-        units += units - math.prod(shape)
-    if mode in ("maximum", "minimum", "mean", "median"):
-        lengths = np.broadcast_to(kwargs.get("stat_length") or max(shape), (len(shape), 2))
-        for i, n in enumerate(shape):
-            ends = np.minimum(lengths[i], n).tolist()
-            ends = ends[:1] if ends == [n, n] else ends                   # one statistic serves both
-            each = sum(ends) + (len(ends) if mode == "mean" else 0)
-            units += math.prod([*padded[:i], *shape[i + 1:]]) * each
-    return units
-
-
-def sorting(a, axis=None):
-    """Merge sort along one axis, or of all elements."""
-    n = size_of(a)
-    return max1(n * lg(n if axis is None or not shape_of(a) else shape_of(a)[axis]))
-
-
-def differences(a, n, axis, *ends):
-    """n rounds, each one element shorter than the one before."""
-    extent = shape_of(a)[axis]
-    length = extent + sum([(shape_of(end) or {axis: 1})[axis] for end in ends if end is not np._NoValue])
-    return max1(size_of(a) // max1(extent) * (n * length - n * (n + 1) // 2))
-
-
-def slopes(shape, size, axes, spacing, edge_order):
-    """gradient: central differences, weighted if unevenly spaced."""
-    units = 0
-    for i, h in zip(axes, spacing * (len(axes) if len(spacing) == 1 else 1) or axes):
-        n = shape[i]
-        units += 2 * size + (6 * size // n if edge_order == 2 else 0)
-        if shape_of(h):
-            units += 3 * (n - 1)
-            if len(set(np.diff(np.asarray(h)).tolist())) > 1:
-                units += 3 * size * (n - 2) // n + 10 * (n - 2) + 4 * size // n
-    return units
-
-
-def variables(a, in_rows):
-    """How many variables cov and corrcoef see in an array."""
-    return (1, 1, *shape_of(a))[-2 if in_rows or len(shape_of(a)) < 2 else -1]
-
-
-def svd(m, n, full=False, vectors=True, k=None):
-    """LAPACK's gesdd (Golub and Van Loan, Matrix Computations, 8.6), or the first k triples only."""
-    short, long = sorted((m, n))
-    if full and vectors and m != n and k is None:
-        return 4 * long**2 * short + 22 * short**3
-    wide, core = (6, 20) if vectors else (2, 2)
-    whole = wide * long * short**2 + core * short**3
-    return whole if k is None else min(4 * m * n * k + wide * (m + n) * k * k + core * k**3, whole)
-
-
-def product(m, k, n):
-    """Of an m x k by a k x n matrix."""
-    return max1(2 * m * k * n - m * n)
-
-
-def chained(arrays, early):
-    """multi_dot: the cheapest order of the products. Book 0.7 takes vectors at the ends for matrices."""
-    shapes = [shape_of(a) for a in arrays]
-    if not early:
-        shapes[0], shapes[-1] = (1, *shapes[0])[-2:], (*shapes[-1], 1)[:2]
-    dims = [shapes[0][0], *[shape[-1] for shape in shapes]]
-    once = (lambda m, k, n: 2 * m * k * n) if early else product
-
-    @functools.cache
-    def best(i, j):
-        splits = [best(i, k) + best(k, j) + once(dims[i], dims[k], dims[j]) for k in range(i + 1, j)]
-        return min(splits, default=0)
-    return max1(best(0, len(arrays)))
-
-
-def staged(shape, axes, points, half):
-    """Transforms (Cooley and Tukey) axis by axis, each on the extents that those before it left."""
-    shape, units, steps = list(shape), 0, list(zip(axes, points))
-    for i, n in steps if half == "back" else steps[::-1]:
-        n, real = shape[i] if n == -1 else n, half and i == axes[-1]
-        shape[i] = 1
-        units += math.prod(shape) * (2 if n == 1 else 5 * (n // 2 if real else n) * levels(n))
-        shape[i] = n // 2 + 1 if real and half == "forth" else n
-    return units
-
-
-# ---- the books -------------------------------------------------------------------------------------------
-
-Row = namedtuple("Row", "units weight dtype factor notes parameters")
-_LINES = re.sub(r"\n +", " ", PRICE_TABLE)
-QUANTITIES = dict(re.findall(r"(?m)^(\w+) = (.*)", _LINES))
-
-
-def read_prices(book):
-    """{operation: Row} of a book: the table, taken apart."""
-    unsaid = {"late": "", "early": "", "weight": "1", "dtype": "main", "complex": "2", "notes": ""}
-    rows, side = {}, 0 if book == "0.12" else -1
-    for line in re.findall(r"(?m)^(?!\w+ = ).+", _LINES):
-        names, *cells = re.split(r" *\| *", line)
-        said = dict(cell.split(" ", 1) for cell in cells if cell.startswith(tuple(unsaid)))
-        said |= zip(("late", "early"), cells[:len(cells) - len(said)])
-        if line.startswith("["):
-            prefix = names[1:names.index("]")]
-            section = unsaid | said
-            continue
-        for i, (name, parameters) in enumerate(re.findall(r"([\w.]+)(?:\((.*?)\))?", names)):
-            late, early, weight, dtype, factor, notes = [
-                re.sub(r"{(.*?;.*?)}", lambda choice, i=i: choice[1].split("; ")[i], cell)
-                for cell in (section | said).values()]
-            units, weight = (late, early or late)[side], int(weight.split("/")[side])
-            notes = {note.removesuffix(book) for note in notes.split()}
-            if units != "-":
-                rows[prefix + name] = Row(units, weight, dtype, factor, notes, parameters)
-    return rows
-
-
-class Call(dict):
-    """The names in the cells of a row: the arguments of one call, and the QUANTITIES that it needs."""
-
-    def __init__(self, name, parameters, book, args, kwargs, result):
-        names, defaults = parameters_of(name, parameters)
-        super().__init__(defaults | dict(zip(names, args)) | kwargs)
-        self.update(name=name, book=book, args=args, kwargs=kwargs, result=result)
-
-    def __missing__(self, name):
-        self[name] = self.evaluate(QUANTITIES[name])
-        return self[name]
-
-    def evaluate(self, cell):
-        return eval(compiled(cell), globals(), self)
-
-
-@functools.cache
-def compiled(cell):
-    """A cell of the table as code."""
-    return compile(cell, "<price table>", "eval")
-
-
-@functools.cache
-def parameters_of(name, parameters):
-    """(names of the positional parameters, defaults of all), as the row says, or else as NumPy does."""
-    try:
-        function = eval(f"lambda {parameters}: 0") if parameters else operator.attrgetter(name)(np)
-        found = inspect.signature(function).parameters.values()
-    except (AttributeError, TypeError, ValueError):
-        return [], {}
-    names = [p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD]
-    return names, {p.name: p.default for p in found if p.default is not p.empty}
-
-
-class PriceBook:
-    """The prices of one version of the rules."""
-
-    def __init__(self, name: str):
-        self.name, self.rows = name, read_prices(name)
-        self.immutable = name != "0.7"                      # 0.12 refuses item assignment, and charges rates
-        self.plain, self.alike, self.after = [{op for op, row in self.rows.items() if note in row.notes}
-                                              for note in ("plain", "alike", "after")]
-        self.after |= {op for op, row in self.rows.items() if re.search(
-            r"\b(O|result|made)\b", row.units + " " + row.dtype * self.immutable)}
-        self.unlogged = {op for op, row in self.rows.items() if row.units == "free"}
-
-    def charge(self, name: str, args: tuple, kwargs: dict, result: Any = None) -> tuple[int, np.dtype | None]:
-        """(FLOPs, dtype charged or None) of the call `name(*args, **kwargs)`."""
-        row = self.rows.get(name) or self._method(name)
-        call = Call(name, row.parameters, self.name, args, kwargs, result)
-        call["factor"] = row.factor
-        units = call.evaluate(row.units)
-        if not self.immutable or row.dtype == "-":
-            return int(units * row.weight), None
-        dtype, factor = call.evaluate(row.dtype), 1
-        if dtype.kind == "c":
-            if call["factor"] == "-":
-                raise UnsupportedDtypeError(f"{name} has no meaning for complex numbers: take the real part")
-            factor = call.evaluate(call["factor"])
-        return int(units * rate_of(dtype) * factor * row.weight), dtype
-
-    def _method(self, name):
-        """The row of `ufunc.method`."""
-        ufunc, _, method = name.rpartition(".")
-        try:
-            row, of = self.rows["." + method], self.rows[ufunc]
-        except KeyError:
-            raise UnsupportedFunctionError(
-                f"{name} has no price in book {self.name}: the README lists what was left out") from None
-        self.rows[name] = row._replace(weight=of.weight if self.immutable else 1, factor=of.factor)
-        return self.rows[name]
-
-
-PRICES = {name: PriceBook(name) for name in ("0.7", "0.12")}
-UFUNCS = {op: getattr(np, op) for op, row in PRICES["0.12"].rows.items() if row.dtype == "loop"}
-
-
-# ---- symmetries and contractions -----------------------------------------------------------------
+# ---- symmetries ------------------------------------------------------------------------------------------
 #
-# A symmetry is a group of axis permutations: a frozenset of tuples, each over *all* axes of the array
-# ({(0, 1), (1, 0)} for a symmetric matrix), or None where only the identity is left.
+# A symmetry is a tuple of blocks of axes; those of a block may change places: ((0, 1),) for a symmetric
+# matrix, () where none is known. So it is never written out, however many permutations it has.
 
-_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LARGEST_GROUP = 240     # 0.12 gives up looking for symmetries of larger ones, and prices without any
+LARGEST_GROUP = 223             # of permutations that a sum or product looks at: beyond, 0.12 prices without
+
+
+def blocks_of(groups):
+    """Groups of axes as a symmetry: sorted, those of a single axis left out."""
+    return tuple(sorted(tuple(sorted(group)) for group in groups if len(group) > 1))
+
+
+def symmetry_of(a):
+    """What is known of an array, or of anything else."""
+    return getattr(a, "_blocks", ())
+
+
+def order_of(blocks):
+    """How many permutations the blocks allow."""
+    return prod(math.factorial(len(block)) for block in blocks)
+
+
+@lru_cache(4096)
+def distinct(blocks, shape, axes=None):
+    """How many elements differ, along some of the axes: k interchangeable indices below n are a multiset."""
+    axes, total = range(len(shape)) if axes is None else axes, 1
+    if order_of(blocks) > 50_000:           # the real package gives up
+        blocks = ()
+    for block in (*blocks, *((axis,) for axis in {*axes}.difference(*blocks))):
+        if inside := [axis for axis in block if axis in axes]:
+            total *= math.comb(shape[inside[0]] + len(inside) - 1, len(inside))
+    return total
+
+
+def moved_to(places, blocks):
+    """What is left of the blocks on the axes of `places`, {old: new}."""
+    return blocks_of([places[axis] for axis in block if axis in places] for block in blocks)
+
+
+def left_on(axes, blocks):
+    """What is left on these axes, in this order."""
+    return moved_to({axis: i for i, axis in enumerate(axes)}, blocks)
+
+
+def equal_axes(shape, axes=None):
+    """All axes of equal extents may change places: the symmetry of zeros, ones and constants."""
+    groups = defaultdict(list)
+    for axis in range(len(shape)) if axes is None else axes:
+        groups[shape[axis]].append(axis)
+    return blocks_of(groups.values())
+
+
+def common(symmetries):
+    """What several arrays share: nothing as soon as one has none."""
+    def meet(one, other):
+        return blocks_of({*a} & {*b} for a in one for b in other)
+    return reduce(meet, symmetries) if symmetries else ()
+
+
+def stretched(blocks, shape, to):
+    """Of broadcast_to: stretched axes drop out, new ones of equal extents may change places."""
+    lead = len(to) - len(shape)
+    places = {axis: lead + axis for axis, n in enumerate(shape) if n == to[lead + axis]}
+    return blocks_of([*moved_to(places, blocks), *equal_axes(to, range(lead))])
+
+
+def shared(arrays, to):
+    """Of pointwise operations: 0-d operands do not count, one without symmetry spoils all."""
+    operands = [a for a in arrays if shape_of(a)]
+    if not all(map(symmetry_of, operands)):
+        return ()
+    left = [stretched(symmetry_of(a), shape_of(a), to) for a in operands]
+    return common([blocks for blocks in left if blocks])
+
+
+def elements(*arrays):
+    """Elements that the arrays broadcast to; if all are symmetric, only those that differ."""
+    shape = np.broadcast_shapes(*map(shape_of, arrays))
+    return distinct(shared(arrays, shape), shape) if any(map(symmetry_of, arrays)) else prod(shape)
+
+
+def indexed(blocks, shape, key):
+    """Of basic indexing: axes with an integer go, new ones come; nothing is left if a slice cuts a block."""
+    key = list(key) if isinstance(key, tuple) else [key]
+    dots = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
+    given = sum(k is not None and k is not Ellipsis for k in key)
+    key[dots:dots + 1] = [slice(None)] * (len(shape) - given)
+    moving, places, new, axis = {*chain(*blocks)}, {}, [], 0
+    for k in key:
+        here = len(places) + len(new)
+        if k is None:
+            new.append(here)
+            continue
+        if isinstance(k, slice):
+            if axis in moving and k.indices(shape[axis]) != (0, shape[axis], 1):
+                blocks = ()
+            places[axis] = here
+        axis += 1
+    return blocks_of([*moved_to(places, blocks), new * bool(moving)])
+
+
+def reshaped(blocks, old, new):
+    """Of reshape: kept if every axis of a block survives, with its extent and as many elements before it."""
+    spots = [(n, prod(new[:i])) for i, n in enumerate(new)]
+    places, start = {}, 0
+    for axis in sorted(chain(*blocks)):
+        spot = old[axis], prod(old[:axis])
+        if spot not in spots[start:]:
+            return ()
+        places[axis] = spots.index(spot, start)
+        start = places[axis] + 1
+    return moved_to(places, blocks)
+
+
+def permuted(c):
+    """Of transpose, swapaxes and moveaxis: the extents of a probe tell where each axis went."""
+    probe = np.empty(tuple(range(2, 2 + len(c.shape))), "?")
+    return left_on([n - 2 for n in c.operation.function(probe, *c.args[1:], **c.kwargs).shape], c.blocks)
+
+
+def joined_along(c, axis):
+    """Of concatenate and its kin: what the other axes of all parts share."""
+    if axis is None:
+        return ()
+    return common([moved_to({i: i for i in range(np.ndim(a)) if i != axis % np.ndim(a)}, symmetry_of(a))
+                   for a in c.first])
+
+
+def stacked(c):
+    """Of stack: the parts' axes make room for the new one."""
+    ndim = c.result.ndim
+    places = {i: i + (i >= c.axis % ndim) for i in range(ndim - 1)}
+    return common([moved_to(places, symmetry_of(a)) for a in c.first])
+
+
+def closed_up(c, is_closed):
+    """What the axes that stay leave, closed up where the others are gone."""
+    if c.axis is None:
+        return ()
+    return moved_to({axis: i if is_closed else axis for i, axis in enumerate(c.kept)}, c.blocks)
+
+
+def reduced(c):
+    """Of reductions."""
+    return closed_up(c, c.result.ndim < len(c.shape))
+
+
+def cumulative(c):
+    """Of cumsum and cumprod: the other axes' symmetry stays."""
+    blocks = closed_up(c, False)
+    if blocks and c.early:
+        raise UnsupportedFunctionError(f"book 0.7 takes the wrong axes of {c.name} for symmetric: use a plain copy")
+    return blocks
+
+
+def unknown(c):
+    """Of tile, repeat, roll and flip."""
+    raise UnsupportedFunctionError(f"{c.name} of a symmetric array has no price here: use a plain copy")
+
+
+def regrouped(c):
+    return reshaped(c.blocks, c.shape, c.result.shape)
+
+
+def elementwise(c):
+    """What the operands share."""
+    return shared([a for a in c.args if not isinstance(a, (str, type(None)))], c.result.shape)
+
+
+def of_product(c):
+    """What the operands' symmetries, and an operand that is used twice, leave of the result."""
+    return c.product.blocks
+
+
+def constant(c):
+    """Of zeros, ones and full: all equal axes may change places."""
+    is_plain = "fill_value" not in c.arguments or c.early and c.name == "full" or not shape_of(c["fill_value"])
+    return equal_axes(c.result.shape) if is_plain else ()
+
+
+def like(c):
+    """The same of what is made in the image of another array, whose own symmetry stays where it fits."""
+    if not shape_of(c.arguments.get("fill_value")) and c.shape == c.result.shape and c.blocks:
+        return c.blocks
+    return constant(c)
+
+
+def centred(c):
+    """Of eye, identity, diag and diagflat: a matrix with its only diagonal in the middle."""
+    is_made = c.name != "diag" or len(c.shape) == 1
+    return equal_axes(c.result.shape) if is_made and not c.arguments.get("k") else ()
+
+
+# ---- products --------------------------------------------------------------------------------------------
+#
+# A product is priced by its labels, as einsum writes them. Here symmetries are sets of permutations of labels
+# or axes, since swapping two equal operands swaps several labels at once; None stands for the identity alone.
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Factor(NamedTuple):
+    """An operand, or what was made of several: equal `same` says that it is the same object."""
+
+    labels: str
+    shape: tuple
+    symmetry: frozenset | None
+    same: Any
+
+
+class Product(NamedTuple):
+    """What a product costs, the symmetry of its result, and how einsum would write it."""
+
+    operations: int
+    blocks: tuple
+    subscripts: str
 
 
 def proper(permutations):
-    """The symmetry of these permutations, which form a group: None if it is the identity alone."""
+    """These permutations, which form a group; None if it is the identity alone."""
     group = frozenset(permutations)
     return group if len(group) > 1 else None
 
 
 def closure(*generators):
-    """The smallest symmetry that holds all these sets of permutations; None counts as an empty one."""
+    """The smallest group that holds all these sets of permutations."""
     group = new = generators = set().union(*(g or () for g in generators))
     while new:
         new = {tuple([p[i] for i in g]) for p in new for g in generators} - group
@@ -842,194 +477,60 @@ def closure(*generators):
     return proper(group)
 
 
-@functools.lru_cache(4096)
-def orbits(symmetry, shape):
-    """How many elements are distinct: Burnside, the mean over the group of the index tuples left in place."""
+def written_out(blocks, ndim):
+    """All permutations of the blocks, each over all axes."""
+    axes = [*chain(*blocks)]
+    for images in product(*map(permutations, blocks)):
+        image = dict(zip(axes, chain(*images)))
+        yield tuple([image.get(axis, axis) for axis in range(ndim)])
+
+
+def stabiliser(group, kept):
+    """What keeps these places among themselves, as permutations of them, in this order."""
+    place = {old: i for i, old in enumerate(kept)}
+    return proper(tuple([place[g[old]] for old in kept]) for g in group or () if all(g[a] in place for a in kept))
+
+
+def orbits(group, sizes):
+    """How many index tuples differ: Burnside, the mean over the group of those that are left in place."""
     total = 0
-    for g in symmetry or [range(len(shape))]:
-        left, fixed = {*range(len(shape))}, 1
+    for g in group or [range(len(sizes))]:
+        left, fixed = {*range(len(sizes))}, 1
         while left:                             # one free index for each cycle
-            fixed *= shape[axis := left.pop()]
-            while (axis := g[axis]) in left:
-                left.remove(axis)
+            fixed *= sizes[i := left.pop()]
+            while (i := g[i]) in left:
+                left.remove(i)
         total += fixed
-    return total // len(symmetry or "1")
+    return total // len(group or "1")
 
 
-def moved(symmetry):
-    """The axes that some permutation of the symmetry moves."""
-    return {a for g in symmetry or () for a, b in enumerate(g) if a != b}
+def stored(group, shown, sizes):
+    """How many elements of the result differ."""
+    return orbits(stabiliser(group, shown), [sizes[i] for i in shown])
 
 
-def carried(symmetry, place, ndim):
-    """The elements that keep the axes of `place` among themselves, these now at `place[axis]` of `ndim`."""
-    source = {new: old for old, new in place.items()}
-    return proper(tuple([place[g[source[a]]] if a in source else a for a in range(ndim)])
-                  for g in symmetry or () if all(g[a] in place for a in place))
+def as_blocks(group, axes, what):
+    """A group of permutations as blocks of axes. UnsupportedFunctionError if it is more than that."""
+    swaps = {frozenset(i for i, j in enumerate(g) if i != j) for g in group or ()}
+    blocks = blocks_of({frozenset(j for j in range(axes) if i == j or {i, j} in swaps) for i in range(axes)})
+    if order_of(blocks) != len(group or "1"):
+        raise UnsupportedFunctionError(f"einsum {what} gives a result whose axes change places in pairs only, which "
+                                       "has no price here: multiply by a copy of one operand")
+    return blocks
 
 
-def stabiliser(symmetry, kept):
-    """What is left on these axes, in this order."""
-    return carried(symmetry, {axis: i for i, axis in enumerate(kept)}, len(kept))
+def label_group(factors, needed=None):
+    """(labels in order, the permutations of them that leave the product as it is).
 
+    Each factor's labels may go to those of an equal one, permuted by its own symmetry, if labels map one to
+    one. With `needed`, labels to be used later, these stay among themselves, and equal factors with equal
+    labels may permute summed axes in step.
 
-def distinct(symmetry, kept, shape):
-    """How many elements differ once only these axes are kept."""
-    return orbits(stabiliser(symmetry, kept), tuple([shape[a] for a in kept]))
-
-
-@functools.lru_cache(4096)
-def full_symmetry(shape, axes=None):
-    """All permutations of (these) axes of equal extents: that of zeros, ones and constants."""
-    axes = range(len(shape)) if axes is None else axes
-    images = (dict(zip(axes, p)) for p in itertools.permutations(axes))
-    return proper(tuple([image.get(a, a) for a in range(len(shape))]) for image in images
-                  if all(shape[a] == shape[b] for a, b in image.items()))
-
-
-def common(symmetries):
-    """What several arrays share: nothing as soon as one has none."""
-    return proper(frozenset.intersection(*symmetries)) if symmetries and all(symmetries) else None
-
-
-def side_by_side(symmetry, ndim, other, other_ndim):
-    """The direct product, for outer ufuncs and tensordot."""
-    total = ndim + other_ndim
-    return closure(carried(symmetry, {a: a for a in range(ndim)}, total),
-                   carried(other, {a: ndim + a for a in range(other_ndim)}, total))
-
-
-def broadcast_symmetry(symmetry, shape, to):
-    """For broadcast_to: stretched axes drop out, new ones may be permuted among themselves."""
-    lead = len(to) - len(shape)
-    place = {a: lead + a for a, n in enumerate(shape) if n == to[lead + a]}
-    return closure(carried(symmetry, place, len(to)), full_symmetry(to, range(lead)))
-
-
-def binary(symmetries, shapes, to):
-    """For binary ufuncs: 0-d operands do not count, one without symmetry spoils all, stretched axes not."""
-    operands = [(s, shape) for s, shape in zip(symmetries, shapes) if shape]
-    left = [broadcast_symmetry(s, shape, to) for s, shape in operands]
-    return common([s for s in left if s]) if all(s for s, _ in operands) else None
-
-
-def indexed(symmetry, shape, key):
-    """For basic indexing: what leaves integer axes in place; none if a slice cuts a moved axis."""
-    key = list(key) if isinstance(key, tuple) else [key]
-    dots = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
-    given = sum(k is not None and k is not Ellipsis for k in key)
-    key[dots:dots + 1] = [slice(None)] * (len(shape) - given)
-    place, new, axis, cut = {}, [], 0, False
-    for k in key:
-        if k is None:
-            new.append(len(place) + len(new))
-            continue
-        if isinstance(k, slice):
-            cut |= axis in moved(symmetry) and k.indices(shape[axis]) != (0, shape[axis], 1)
-            place[axis] = len(place) + len(new)
-        axis += 1
-    still = [g for g in symmetry or () if not cut and all(a in place or g[a] == a for a in range(axis))]
-    ndim = len(place) + len(new)
-    return closure(carried(still, place, ndim), symmetry and full_symmetry((1,) * ndim, tuple(new)))
-
-
-def reshaped(symmetry, old, new):
-    """Kept if every axis that moves survives: with its extent, and as many elements before it."""
-    spots = [(n, math.prod(new[:i])) for i, n in enumerate(new)]
-    place, start = {}, 0
-    for axis in sorted(moved(symmetry)):
-        try:
-            place[axis] = spots.index((old[axis], math.prod(old[:axis])), start)
-        except ValueError:
-            return None
-        start = place[axis] + 1
-    return carried(symmetry, place, len(new))
-
-
-class SymmetryGroup:
-    """Permutations of some axes of an array; each generator permutes positions in `axes`."""
-
-    def __init__(self, *generators: Iterable[int], axes: Iterable[int] | None = None):
-        self.generators = [tuple(g) for g in generators]
-        self.degree = len(self.generators[0])
-        self.axes = tuple(range(self.degree) if axes is None else axes)
-
-    @classmethod
-    def from_generators(cls, generators: Iterable[Iterable[int]], *, axes: Iterable[int]) -> SymmetryGroup:
-        """The group that these permutations of positions in `axes` make."""
-        return cls(*generators, axes=axes)
-
-    @classmethod
-    def symmetric(cls, *, axes: Sequence[int]) -> SymmetryGroup:
-        """All permutations of these axes."""
-        n = len(axes)
-        return cls(*[[*range(i), i + 1, i, *range(i + 2, n)] for i in range(n - 1)] or [[0]], axes=axes)
-
-    @classmethod
-    def cyclic(cls, *, axes: Sequence[int]) -> SymmetryGroup:
-        """The rotations of these axes."""
-        return cls([*range(1, len(axes)), 0], axes=axes)
-
-    @classmethod
-    def dihedral(cls, *, axes: Sequence[int]) -> SymmetryGroup:
-        """The rotations and reflections of these axes."""
-        return cls([*range(1, len(axes)), 0], [0, *range(len(axes) - 1, 0, -1)], axes=axes)
-
-    @classmethod
-    def direct_product(cls, *groups: SymmetryGroup) -> SymmetryGroup:
-        """Groups that act side by side; ValueError if their axes overlap."""
-        axes = [a for group in groups for a in group.axes]
-        if len(set(axes)) < len(axes):
-            raise ValueError("blocks of symmetric axes overlap: name each axis once")
-        images = [{a: b.axes[i] for a, i in zip(b.axes, g)} for b in groups for g in b.generators]
-        return cls(*[[axes.index(image.get(a, a)) for a in axes] for image in images], axes=axes)
-
-    @classmethod
-    def young(cls, blocks: Iterable[Sequence[int]]) -> SymmetryGroup:
-        """All permutations within each of these blocks of axes."""
-        return cls.direct_product(*(cls.symmetric(axes=block) for block in blocks))
-
-    @classmethod
-    def of(cls, symmetry: frozenset) -> SymmetryGroup:
-        """The group of an array's symmetry, on the axes that it moves."""
-        axes = sorted(moved(symmetry))
-        return cls(*sorted(stabiliser(symmetry, axes))[1:], axes=axes)
-
-    def over(self, ndim: int) -> frozenset | None:
-        """The symmetry of an array of that many axes; ValueError if there are too few."""
-        if not 0 <= min(self.axes) <= max(self.axes) < ndim:
-            raise ValueError(f"symmetry axes {self.axes} are out of range for ndim={ndim}")
-        return carried(closure(self.generators), dict(enumerate(self.axes)), ndim)
-
-    def elements(self) -> list[tuple[int, ...]]:
-        """Its permutations."""
-        return sorted(closure(self.generators) or [tuple(range(self.degree))])
-
-    def order(self) -> int:
-        """How many permutations there are."""
-        return len(self.elements())
-
-
-def symmetry_group(symmetry):
-    """What `symmetry=` means: a SymmetryGroup, axes that may all be permuted, or disjoint blocks of such."""
-    if isinstance(symmetry, SymmetryGroup):
-        return symmetry
-    return SymmetryGroup.young(symmetry if isinstance(symmetry[0], (tuple, list)) else [symmetry])
-
-
-# A factor of a product: its labels, their extents, its symmetry; equal `same` tells the same object.
-Term = namedtuple("Term", "part shape sym same")
-
-
-def label_group(terms, needed=None):
-    """(labels in order, the symmetry of their index tuples) for a product of terms.
-
-    Each term's labels may go to those of an identical one, permuted by its own symmetry, if labels map one to
-    one. With `needed`, labels to be used later, these must stay among themselves, and identical terms with
-    identical labels may permute summed axes in step.
+    Example: for `ij,kj` of one matrix twice, i may go to k and k to i while j stays, so labels ijk have the
+    group {(0, 1, 2), (2, 1, 0)}: the result is symmetric.
     """
-    labels = sorted({c for term in terms for c in term.part})
-    if not any(term.sym for term in terms) and len({term.same for term in terms}) == len(terms):
+    labels = sorted({c for factor in factors for c in factor.labels})
+    if not any(factor.symmetry for factor in factors) and len({f.same for f in factors}) == len(factors):
         return labels, None
     needed = labels if needed is None else needed
 
@@ -1037,229 +538,979 @@ def label_group(terms, needed=None):
         one_to_one = len(dict(pairs)) == len(pairs) == len({d for _, d in pairs})
         return one_to_one and all((c in needed) == (d in needed) for c, d in pairs)
 
-    maps = {(frozenset(), frozenset(range(len(terms))))}        # (pairs of labels, terms not yet met)
-    for part, _, _, same in terms:
-        twins = [j for j, term in enumerate(terms) if term.same == same]
-        in_step = len(twins) > 1 and {terms[j].part for j in twins} == {part}
-        summed = tuple([i for i, c in enumerate(part) if in_step and c not in needed])
-        own = closure(terms[twins[0]].sym, full_symmetry((1,) * len(part), summed)) or [range(len(part))]
-        maps = {(pairs, left - {j}) for known, left in maps for j in left.intersection(twins) for g in own
-                if allowed(pairs := known.union(zip(part, [terms[j].part[i] for i in g])))}
+    maps = {(frozenset(), frozenset(range(len(factors))))}      # (pairs of labels, factors not yet met)
+    for own, _, symmetry, same in factors:
+        twins = [j for j, factor in enumerate(factors) if factor.same == same]
+        in_step = len(twins) > 1 and {factors[j].labels for j in twins} == {own}
+        summed = tuple([i for i, c in enumerate(own) if in_step and c not in needed])
+        group = closure(symmetry, {*written_out((summed,), len(own))}) or [range(len(own))]
+        maps = {(pairs, left - {j}) for known, left in maps for j in left.intersection(twins) for g in group
+                if allowed(pairs := known.union(zip(own, [factors[j].labels[i] for i in g])))}
     return labels, proper(tuple([labels.index(d) for _, d in sorted(pairs)]) for pairs, _ in maps)
 
 
-def meetings(symmetry, shown, sizes):
+def meetings(group, shown, sizes):
     """Pairs (orbit of index tuples, orbit of output tuples) that meet: each is an addition or a store.
 
-    One per orbit, unless the symmetry carries output labels into summed ones. Then it depends on which
-    indices are equal: count pattern by pattern, where each index names the first that is equal to it.
+    One per orbit, unless the group carries output labels into summed ones. Then it depends on which indices
+    are equal: count pattern by pattern, where each index names the first that is equal to it.
+
+    Example: `ij->i` of a symmetric matrix. The pattern (0, 0), i = j, has n tuples whose orbit shows one
+    output; (0, 1) has n (n - 1), two to an orbit, which shows both: n + n (n - 1) meetings.
     """
-    if all(g[i] in shown for g in symmetry or () for i in shown):
-        return orbits(symmetry, sizes)
-    free = sorted(moved(symmetry))
-    group, extents, total = stabiliser(symmetry, free), [sizes[i] for i in free], 0
+    if all(g[i] in shown for g in group or () for i in shown):
+        return orbits(group, sizes)
+    free = sorted({i for g in group for i, j in enumerate(g) if i != j})
+    group, extents, total = stabiliser(group, free), [sizes[i] for i in free], 0
     shown = [n for n, i in enumerate(free) if i in shown]
     views = stabiliser(group, shown) or [range(len(shown))]
     alike = [[j for j in range(i + 1) if extents[j] == n] for i, n in enumerate(extents)]
-    for pattern in itertools.product(*alike):
+    for pattern in product(*alike):
         if all(pattern[i] == i for i in pattern):
-            tuples = math.prod(extents[i] + 1 - len({*pattern} & {*alike[i]}) for i in {*pattern})
+            tuples = prod(extents[i] + 1 - len({*pattern} & {*alike[i]}) for i in {*pattern})
             orbit = {tuple([pattern[i] for i in g]) for g in group}
             visible = {min(tuple([p[shown[i]] for i in v]) for v in views) for p in orbit}
             total += tuples * len(visible) * (len(group) // len(orbit))
-    return math.prod(n for i, n in enumerate(sizes) if i not in free) * total // len(group)
+    return prod(n for i, n in enumerate(sizes) if i not in free) * total // len(group)
 
 
-def additions(symmetry, shown, sizes, book):
-    """What meets, less the orbits of the output that it ends in; in book 0.7 even if nothing meets."""
-    met = meetings(symmetry, shown, sizes)
-    return met - distinct(symmetry, shown, sizes) if met or book == "0.7" else 0
+def additions(group, shown, sizes, early):
+    """What meets, less what it ends in; in book 0.7 even if nothing meets."""
+    met = meetings(group, shown, sizes)
+    return met - stored(group, shown, sizes) if met or early else 0
 
 
-@functools.lru_cache(4096)
-def summing(shape, axes, symmetry, book):
-    """Additions that reduce these axes of an array."""
-    large = book != "0.7" and len(symmetry or ()) > LARGEST_GROUP
-    kept = [a for a in range(len(shape)) if a not in axes]
-    return additions(None if large else symmetry, kept, shape, book)
+def step_cost(factors, needed, size, merged, early):
+    """Operations of the product of one or two factors; `needed`: the labels used later.
 
-
-def step_cost(terms, needed, size, merged, book):
-    """(operations, multiplications) of the product of one or two terms; needed: the labels used later.
-
-    Labels of one term alone are added up first. Then one product per orbit, and its additions; or, if that is
-    less, what the orbits of all operands behind the terms take: `merged`, their (labels, symmetry).
+    1. Labels of one factor alone are added up first.
+    2. What is left takes one product an orbit, and its additions.
+    3. Or, of three factors and more, what the orbits of all operands behind the factors take, if that is
+       less: `merged`, their labels and group. A multiplication and an addition for each of their orbits, or,
+       for each distinct element of the result, the whole sum that makes it.
     """
     def sizes_and_shown(labels):
-        return tuple([size[c] for c in labels]), [i for i, c in enumerate(labels) if c in needed]
+        return [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
 
     before, left = 0, []
-    for term, other in zip(terms, reversed(terms)):
-        kept = [i for i, c in enumerate(term.part) if c in needed or c in other.part]
-        before += additions(term.sym, kept, term.shape, book)
-        left.append(term._replace(part="".join(term.part[i] for i in kept), sym=stabiliser(term.sym, kept)))
-    if terms[0].same == terms[-1].same and len(left[0].part) != len(left[-1].part):
-        raise IndexError("flopscope cannot price one operand used twice but summed to different ranks")
+    for factor, other in zip(factors, reversed(factors)):
+        kept = [i for i, c in enumerate(factor.labels) if c in needed or c in other.labels]
+        before += additions(factor.symmetry, kept, factor.shape, early)
+        left.append(factor._replace(labels="".join(factor.labels[i] for i in kept),
+                                    symmetry=stabiliser(factor.symmetry, kept)))
+    if factors[0].same == factors[-1].same and len(left[0].labels) != len(left[-1].labels):
+        raise UnsupportedFunctionError("an operand used twice, but summed to different ranks, has no price")
     labels, group = label_group(left)
     sizes, shown = sizes_and_shown(labels)
-    products = orbits(group, sizes) * (len(terms) - 1)
-    costs = [(products + additions(group, shown, sizes, book), products)]
+    costs = [orbits(group, sizes) * (len(factors) - 1) + additions(group, shown, sizes, early)]
     if merged:
         labels, group = merged
         sizes, shown = sizes_and_shown(labels)
-        alive = [i for i, c in enumerate(labels) if any(c in term.part for term in left)]
+        alive = [i for i, c in enumerate(labels) if any(c in factor.labels for factor in left)]
         if group and (not alive or any(sizes[i] != sizes[j] for g in group for i, j in enumerate(g))):
-            raise ValueError("flopscope cannot price equal operands summed wholly, or over unequal axes")
+            raise UnsupportedFunctionError("equal operands summed wholly, or over unequal axes, have no price")
         before = max(before, 0)                                     # of empty operands, in book 0.7
-        stored = distinct(group, shown, sizes)
-        inner = math.prod(sizes[i] for i in alive if i not in shown)
-        if {*labels} <= {*terms[0].part, *terms[1].part}:           # none was summed before
-            costs.append((max(2 * distinct(group, alive, sizes) - stored, 0), products))
-        if stored < math.prod(sizes[i] for i in shown):
-            costs.append((stored * (2 * inner - 1), stored * (inner - 1)))
-    cost, products = min(costs, key=operator.itemgetter(0))
-    return before + cost, products
+        outputs = stored(group, shown, sizes)
+        inner = prod(sizes[i] for i in alive if i not in shown)
+        if {*labels} <= {*factors[0].labels, *factors[1].labels}:   # none was summed before
+            costs.append(max(2 * stored(group, alive, sizes) - outputs, 0))
+        if outputs < prod(sizes[i] for i in shown):
+            costs.append(outputs * (2 * inner - 1))
+    return before + min(costs)
 
 
-@functools.lru_cache(4096)
-def contraction(operands, out, book):
-    """(operations, multiplications, symmetry of the result) of an einsum of any number of operands, Terms.
-
-    Three or more go pairwise along opt_einsum's path, whatever the caller asks for.
-    """
-    size = dict(sorted(item for term in operands for item in zip(term.part, term.shape)))   # the larger wins
+@lru_cache(4096)
+def contraction_cost(operands, out, early):
+    """Operations of an einsum of Factors. Three or four go pairwise along `cheapest_path`, whatever is asked."""
+    size = dict(sorted(item for f in operands for item in zip(f.labels, f.shape)))      # the larger wins
     many = len(operands) > 2
-    labels, group = label_group(operands, out)
-    # 0.7 takes the labels of the output for sorted, and so marks the wrong axes where they are not.
-    shown = sorted(out) if book == "0.7" and len(operands) > 1 else out
-    mark = stabiliser(group, [labels.index(c) for c in shown])
-    if book != "0.7" and len(label_group(operands)[1] or ()) > LARGEST_GROUP:
-        return len(operands) * math.prod(size.values()), 0, mark
+    if not early and len(label_group(operands)[1] or ()) > LARGEST_GROUP:
+        return len(operands) * prod(size.values())
     if many:
-        operands = [term._replace(shape=tuple([size[c] for c in term.part])) for term in operands]
-    costs, terms, members = [], [*operands], [(k,) for k in range(len(operands))]
-    for pair in find_path([term.part for term in operands], out, size) or [(0,)]:
+        operands = [f._replace(shape=tuple([size[c] for c in f.labels])) for f in operands]
+    cost, factors, members = 0, [*operands], [(k,) for k in range(len(operands))]
+    for pair in cheapest_path([f.labels for f in operands], out, size) or [(0,)]:
         inside = tuple(sorted(m for k in pair for m in members[k]))
-        needed = {*out}.union(*[term.part for k, term in enumerate(operands) if k not in inside])
+        needed = {*out}.union(*[f.labels for k, f in enumerate(operands) if k not in inside])
         labels, group = label_group([operands[k] for k in inside], needed)
-        merged = (labels, group) if many else None
-        costs.append(step_cost([terms[k] for k in pair], needed, size, merged, book))
-        part = "".join(c for c in labels if c in needed)
-        left = stabiliser(group, [labels.index(c) for c in part])
-        terms.append(Term(part, tuple([size[c] for c in part]), left, inside))
+        cost += step_cost([factors[k] for k in pair], needed, size, (labels, group) if many else None, early)
+        left = "".join(c for c in labels if c in needed)
+        made = stabiliser(group, [labels.index(c) for c in left])
+        factors.append(Factor(left, tuple([size[c] for c in left]), made, inside))
         members.append(inside)
-    return *map(sum, zip(*costs)), mark
+    return cost
 
 
-def find_path(terms, out, size):
-    """The pairs that opt_einsum's optimize="auto" contracts in turn; each result gets the next free number.
+@lru_cache(4096)
+def result_blocks(operands, out, early):
+    """The symmetry of an einsum's result. UnsupportedFunctionError where that would need code of its own."""
+    text = f"{','.join(factor.labels for factor in operands)}->{out}"
+    labels, group = label_group(operands, out)
+    blocks = as_blocks(stabiliser(group, [labels.index(c) for c in out]), len(out), text)
+    if early and blocks and len(operands) > 1 and list(out) != sorted(out):
+        raise UnsupportedFunctionError(f"book 0.7 takes the wrong axes of {text} for symmetric: name the "
+                                       "result's labels in alphabetical order")
+    return blocks
 
-    A depth-first search for the fewest operations: of everything for up to 4 operands, then of pairs that
-    share labels, those that shrink most first, and no partial path 4 times worse than others of its length:
-    all for up to 6 operands, the best two up to 8, then the best one. Beyond 14 opt_einsum does otherwise.
-    """
-    out, n = {*out}, len(terms)
-    if n > 14:
-        raise UnsupportedFunctionError("an einsum of more than 14 operands has no price: contract some first")
-    exhaustive, branches = n < 5, None if n < 7 else 2 if n < 9 else 1
-    best, least, known = (math.inf, math.inf, ()), defaultdict(lambda: math.inf), {}
 
-    def volume(labels):
-        return math.prod(size[c] for c in labels)
+def cheapest_path(terms, out, size):
+    """The pairs that opt_einsum's exhaustive search contracts in turn; each result gets the next free number."""
+    best, least, known = (), inf, {}
 
-    def candidates(terms, left, total, largest, outer):
-        for i, j in map(sorted, itertools.combinations(left, 2)):
-            a, b = terms[i], terms[j]
-            if not outer and a.isdisjoint(b):
-                continue
-            if (a, b) not in known:       # remembered by labels alone, although the other terms matter too
-                needed = out.union(*(terms[k] for k in left - {i, j}))
-                known[a, b] = (a | b) & needed, volume(a | b) * (1 + bool(a & b - needed))
-            ab, cost = known[a, b]
-            after, top = total + cost, 0 if exhaustive else max(largest, volume(ab))
-            if (after, top) < best[:2]:
-                least[len(terms)] = min(least[len(terms)], after)
-                if exhaustive or after <= 4 * least[len(terms)]:
-                    yield volume(ab) - volume(a) - volume(b), cost, after, top, (i, j), ab
-
-    def descend(path, terms, left, total, largest):
-        nonlocal best
+    def descend(path, terms, left, total):
+        nonlocal best, least
         if len(left) == 1:
-            best = total, largest, path
+            best, least = path, total
             return
-        pairs = candidates(terms, left, total, largest, exhaustive)
-        if not exhaustive:
-            pairs = sorted(list(pairs) or candidates(terms, left, total, largest, True))[:branches]
-        for _, _, after, top, pair, ab in pairs:
-            descend((*path, pair), (*terms, ab), left - {*pair} | {len(terms)}, after, top)
+        for i, j in combinations(sorted(left), 2):
+            a, b = terms[i], terms[j]
+            if (a, b) not in known:       # remembered by labels alone, although the other terms matter too
+                needed = {*out}.union(*(terms[k] for k in left - {i, j}))
+                cost = prod(size[c] for c in a | b) * (1 + bool(a & b - needed))
+                known[a, b] = (a | b) & needed, cost
+            made, cost = known[a, b]
+            if total + cost < least:
+                descend((*path, (i, j)), (*terms, made), left - {i, j} | {len(terms)}, total + cost)
 
-    descend((), tuple(map(frozenset, terms)), frozenset(range(n)), 0, 0)
-    return best[2]
+    descend((), tuple(map(frozenset, terms)), frozenset(range(len(terms))), 0)
+    return best
 
 
-@functools.lru_cache(4096)
+@lru_cache(4096)
 def subscripts(text, ranks):
-    """(parts, out) of einsum's subscripts for operands of these ranks, each axis with a letter of its own."""
+    """(labels of each operand, of the result) of einsum's subscripts for operands of these ranks."""
     inputs, arrow, out = text.replace(" ", "").partition("->")
     if not arrow:
         once = sorted(c for c in inputs if c.isalpha() and inputs.count(c) == 1)
         out = "".join(["..." * ("..." in inputs), *once])
-    inputs = inputs.split(",")
-    wide = [(rank - len(part) + 3) * ("..." in part) for part, rank in zip(inputs, ranks)]
-    spare = "".join(c for c in _LETTERS if c not in text)[:max(wide)]
-    parts = tuple([part.replace("...", spare[max(wide) - n:]) for part, n in zip(inputs, wide)])
+    parts = inputs.split(",")
+    wide = [(rank - len(part) + 3) * ("..." in part) for part, rank in zip(parts, ranks)]
+    spare = "".join(c for c in LETTERS if c not in text)[:max(wide)]
+    parts = [part.replace("...", spare[max(wide) - n:]) for part, n in zip(parts, wide)]
     if tuple(map(len, parts)) != ranks:
         raise ValueError(f"subscripts {text!r} do not fit operands of {ranks} axes")
     return parts, out.replace("...", spare)
 
 
-_FIXED = {"outer": "a,b->ab", "vdot": "a,a->", "vecdot": "...i,...i->...", "matvec": "...ij,...j->...i",
-          "vecmat": "...i,...ij->...j"}
-CONTRACTIONS = ["einsum", "matmul", "dot", "inner", "tensordot", *_FIXED]
-
-
-def meeting(m, n, a_axes, b_axes):
+def meeting_at(m, n, a_axes, b_axes):
     """Subscripts where these axes of operands of ranks m and n meet: dot, inner, tensordot."""
-    a, b = _LETTERS[:m], list(_LETTERS[m:m + n])
+    a, b = LETTERS[:m], list(LETTERS[m:m + n])
     for i, j in zip(a_axes, b_axes):
         b[j] = a[i]
     return f"{a},{''.join(b)}->{''.join(c for c in (*a, *b) if (c in a) != (c in b))}"
 
 
-def product_of(name, args, kwargs, book):
-    """(operations, multiplications, symmetry of the result, subscripts) of the call of a contraction."""
-    operands, text = [*args, *kwargs.values()][:2], _FIXED.get(name)
+FIXED_LABELS = {"outer": "a,b->ab", "vdot": "a,a->", "vecdot": "...i,...i->...",
+                "matvec": "...ij,...j->...i", "vecmat": "...i,...ij->...j"}
+
+
+def product_of(c):
+    """The Product of a call of einsum, or of what einsum could write."""
+    name, operands = c.name, c.operands
+    text = FIXED_LABELS.get(name)
     if name == "einsum":
-        text, *operands = args
-    shapes, syms = [shape_of(a) for a in operands], [getattr(a, "_group", None) for a in operands]
+        text = c.first
+        if len(operands) > 4 or not isinstance(text, str) or {"out", "symmetry"} & c.kwargs.keys():
+            raise UnsupportedFunctionError("einsum takes subscripts and one to four operands here, no out= and no symmetry=: "
+                                           "multiply some first")
+    shapes, symmetries = [*map(shape_of, operands)], [*map(symmetry_of, operands)]
     m, n = [*map(len, shapes), 0][:2]
     if name in ("outer", "vdot"):
-        shapes, syms = [(math.prod(shape),) for shape in shapes], [None, None]
+        shapes, symmetries = [(prod(shape),) for shape in shapes], [(), ()]
     elif name in ("dot", "inner"):
         last = max(n - 2, 0) if name == "dot" else n - 1
-        text = meeting(m, n, *([m - 1], [last]) if m and n else ((), ()))
+        text = meeting_at(m, n, [m - 1], [last]) if m and n else meeting_at(m, n, (), ())
+    elif name == "tensordot":
+        axes = c["axes"]
+        axes = (range(m - axes, m), range(axes)) if isinstance(axes, (int, np.integer)) else axes
+        axes = [tuple(np.atleast_1d(side).tolist()) for side in axes]
+        if c.early and min(chain(*axes), default=0) < 0:
+            raise UnsupportedFunctionError("book 0.7 overcharges tensordot with negative axes: name them from the left")
+        axes = [*map(axes_of, shapes, axes)]
+        text = meeting_at(m, n, *axes)
     elif name == "matmul":
         i, k = "i" * (m > 1), "k" * (n > 1)
         text = f"...{i}j,...j{k}->...{i}{k}"
-    elif name == "tensordot":
-        axes = args[2] if len(args) > 2 else kwargs.get("axes", 2)
-        axes = (range(m - axes, m), range(axes)) if isinstance(axes, (int, np.integer)) else axes
-        axes = [tuple(np.atleast_1d(side).tolist()) for side in axes]
-        axes = [*map(axes_of, shapes, axes)] if book != "0.7" else axes
-        text = meeting(m, n, *axes)
-    parts, out = subscripts(text, tuple(map(len, shapes)))
+    if max(map(order_of, symmetries)) > LARGEST_GROUP:
+        raise UnsupportedFunctionError(f"{c.name} of an array with so many interchangeable axes has no price here")
+    labels, out = subscripts(text, tuple(map(len, shapes)))
+    groups = [proper(written_out(blocks, len(shape))) for blocks, shape in zip(symmetries, shapes)]
     same = [[*map(id, operands)].index(id(a)) for a in operands]
-    cost, products, symmetry = contraction(tuple(map(Term, parts, shapes, syms, same)), out, book)
-    if name == "tensordot":                 # marks what its operands' symmetries leave, not what they make
-        a, b = [[i for i in range(len(shape)) if i not in side] for shape, side in zip(shapes, axes)]
-        symmetry = side_by_side(stabiliser(syms[0], a), len(a), stabiliser(syms[1], b), len(b))
-        if book == "0.7" and not axes[0] == axes[1] == (*range(max(m, n)),):
-            # Products alone, shared out to the distinct elements; negative axes are taken for kept.
-            left = [shapes[0][i] for i in a]
-            result = *left, *(shapes[1][i] for i in b)
-            dense = math.prod([*left, *shapes[1]])
-            cost, products = max1(dense * orbits(symmetry, result) // (math.prod(result) or 1)), 0
-    return cost, products, symmetry, f"{','.join(parts)}->{out}"
+    factors, text = tuple(map(Factor, labels, shapes, groups, same)), f"{','.join(labels)}->{out}"
+    if name != "tensordot":
+        return Product(contraction_cost(factors, out, c.early), result_blocks(factors, out, c.early), text)
+    # tensordot keeps what is left of its operands' symmetries, side by side
+    kept = [[i for i in range(len(shape)) if i not in side] for shape, side in zip(shapes, axes)]
+    first, second = map(left_on, kept, symmetries)
+    blocks = blocks_of([*first, *([len(kept[0]) + i for i in block] for block in second)])
+    if not (c.early and out):
+        return Product(contraction_cost(factors, out, c.early), blocks, text)
+    # book 0.7: products alone, shared out to the distinct elements
+    result = tuple([shape[i] for shape, left in zip(shapes, kept) for i in left])
+    dense = prod(dict(zip(chain(*labels), chain(*shapes))).values())
+    return Product(at_least_1(dense * distinct(blocks, result) // (prod(result) or 1)), blocks, text)
+
+
+# ---- one registration an operation -----------------------------------------------------------------------
+
+
+class Matrices(NamedTuple):
+    """Of linear algebra: rows, columns, and how many such matrices."""
+
+    m: int
+    n: int
+    count: int
+
+
+class Call:
+    """A call as its formulas see it: `c["axis"]` is an argument by NumPy's name, the rest is worked out of
+    the arguments and, where the charge waits for it, of the result."""
+
+    def __init__(self, operation, early, args, kwargs, result=None):
+        self.operation, self.name, self.early = operation, operation.name, early
+        self.args, self.kwargs, self.result = args, kwargs, result
+
+    def __getitem__(self, name):
+        return self.arguments[name]
+
+    @cached_property
+    def arguments(self):
+        names, defaults = parameters_of(self.operation.takes or self.operation.function)
+        return defaults | dict(zip(names, self.args)) | self.kwargs
+
+    @cached_property
+    def operands(self):
+        """The first two arguments, or the one that a ufunc takes; all those of einsum."""
+        if self.name == "einsum":
+            return self.args[1:]
+        return [*self.args, *self.kwargs.values()][: getattr(self.operation.function, "nin", 2)]
+
+    first = property(lambda c: c.args[0] if c.args else None)
+    blocks = property(lambda c: symmetry_of(c.first))
+    shape = cached_property(lambda c: shape_of(c.first))
+    size = cached_property(lambda c: size_of(c.first))
+    numbers = property(lambda c: at_least_1(c.size))
+    main = cached_property(lambda c: dtype_of(c.first))
+    distinct = cached_property(lambda c: at_least_1(distinct(c.blocks, c.shape)))
+    elements = cached_property(lambda c: at_least_1(elements(*c.operands)))
+    results_listed = property(lambda c: c.result if isinstance(c.result, (tuple, list)) else [c.result])
+    outputs = property(lambda c: size_of(*c.results_listed))
+    written = property(lambda c: at_least_1(c.outputs))
+    made = property(lambda c: dtype_of(c.results_listed[0]))
+    axis = property(lambda c: c.arguments.get("axis"))
+    axes = cached_property(lambda c: axes_of(c.shape, c.axis))
+    kept = property(lambda c: tuple([axis for axis in range(len(c.shape)) if axis not in c.axes]))
+    along = property(lambda c: c.size if c.axis is None or not c.shape else c.shape[c.axis])
+    each = property(lambda c: prod(c.shape[axis] for axis in c.axes))      # elements behind a result
+    results = cached_property(lambda c: distinct(c.blocks, c.shape, c.kept))
+    folds = property(lambda c: at_least_1(c.additions))
+    product = cached_property(lambda c: product_of(c))
+    made_by_product = property(lambda c: distinct(c.product.blocks, shape_of(c.result)))
+
+    @cached_property
+    def additions(self):
+        """Of a reduction: each distinct result takes what lies behind it, less one."""
+        if order_of(self.blocks) > LARGEST_GROUP and not self.early:
+            return self.size - self.size // at_least_1(self.each)
+        if not self.size and not self.early:
+            return 0
+        return self.results * (distinct(self.blocks, self.shape, tuple({*self.axes})) - 1)
+
+    @cached_property
+    def matrix(self):
+        *batch, m, n = self.shape
+        return Matrices(m, n, prod(batch) if m * n else 0)
+
+
+@cache
+def parameters_of(function):
+    """(names of the positional parameters, defaults of all)."""
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return (), {}
+    names = tuple(p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD)
+    return names, {p.name: None if p.default is np._NoValue else p.default
+                   for p in found if p.default is not p.empty}
+
+
+def loop(c):
+    """The heaviest dtype of the loop that NumPy picks for a ufunc, widened by out=."""
+    ufunc, operands, dtype = c.operation.function, c.operands, c.kwargs.get("dtype")
+    kinds = tuple([type(a) if type(a) in WEAK else dtype_of(a) for a in operands])
+    if WEAK.issuperset(kinds):
+        kinds = tuple(map(np.dtype, kinds))
+    asked = {}
+    if dtype is not None:
+        asked = {"signature": (None,) * ufunc.nin + (np.dtype(dtype),) * ufunc.nout, "casting": "unsafe"}
+    found = ufunc.resolve_dtypes(kinds + (None,) * ufunc.nout, **asked)
+    if ufunc is np.ldexp:                           # the exponent only steers
+        operands, found = operands[:1], found[::2]
+    return with_out(c, heavier(*found, *([] if asked else [promoted(*operands)])))
+
+
+def with_out(c, dtype):
+    """The dtype that a result has where it is written to `out`."""
+    out = c.kwargs.get("out")
+    return dtype if out is None else np.result_type(dtype, *[a.dtype for a in (out if type(out) is tuple else [out])])
+
+
+def reduction(default):
+    """dtype= alone if given, else the heaviest of out=, the input and the default that is made of it."""
+    def found(c):
+        dtype, out = c.kwargs.get("dtype"), c.kwargs.get("out")
+        if dtype is not None:
+            return np.dtype(dtype)
+        return heavier(*([] if out is None else [out.dtype]), default(c.main), c.main)
+    return found
+
+
+def added(dtype):
+    """What NumPy adds up in: no integers below 64 bits."""
+    return np.zeros(0, dtype).sum().dtype if dtype.kind in "biu" else dtype
+
+
+def main(c):
+    """The dtype of the first operand."""
+    return c.main
+
+
+def main_with_out(c):
+    return with_out(c, c.main)
+
+
+def made(c):
+    """The dtype of the result."""
+    return c.made
+
+
+def both(c):
+    """What the first two operands make together."""
+    return with_out(c, joined(*c.operands))
+
+
+def parts(c):
+    """What the arrays in a list make together."""
+    return with_out(c, joined(*c.first))
+
+
+def lapack(c):
+    """Linear algebra is done in double precision as soon as an operand is an integer."""
+    return joined(*[inexact(dtype_of(a)) for a in c.operands[: 1 + (c.name == "linalg.solve")]])
+
+
+def asked(default=None):
+    """The dtype that is asked for by `dtype`, else the default or that of the first operand."""
+    def found(c):
+        return np.dtype(default or c.main) if c["dtype"] is None else np.dtype(c["dtype"])
+    return found
+
+
+def unlogged(c):
+    """Neither charged nor logged."""
+    return None
+
+
+class Bill(NamedTuple):
+    """What one operation is charged: FLOPs, the dtype whose rate was charged, and what the log shows."""
+
+    op_name: str
+    cost: int
+    dtype: np.dtype | None = None
+    shapes: tuple = ()
+    subscripts: str | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """All that is known of an operation of NumPy's.
+
+    `units(c)`: what a Call is charged for, in book 0.12, and `early(c)` in 0.7 (the same, unless given); None
+    for a call that is not even logged. `weight` and `early_weight`: of a unit. `dtype(c)`: whose rate book
+    0.12 charges; None for none. `late`: the charge waits for the result, `c.result`.
+    `returns`: "arrays" (counted ones, even single numbers), "scalars" (single numbers stay NumPy's) or "plain";
+    `early_returns`, in 0.7: also "alike" (as plain as the operands), or "alike last" (as the last one).
+    `keeps(c)`: the blocks of axes that the result is symmetric under, asked if an operand is symmetric or,
+    where it `makes` symmetries, always. `mend(result, c)`: what the contest's package makes of NumPy's result.
+    `function`: what does the work, if not NumPy's of that name; `takes`: a function with its arguments, where
+    NumPy's does not tell them. `writes`: into its first operand. `unrouted`: names that NumPy's own functions
+    do not reach. `plain`: arguments that the real package trips over if they are counted. `logged_as`: the name in the log. `says`: how the price comes about, a template of `c`.
+    """
+
+    name: str
+    units: Callable[[Call], Any]
+    early: Callable[[Call], Any] | None = None
+    weight: int = 1
+    early_weight: int | None = None
+    dtype: Callable[[Call], np.dtype] | None = main
+    late: bool = False
+    returns: str = "arrays"
+    early_returns: str = ""
+    keeps: Callable[[Call], tuple] | None = None
+    makes: bool = False
+    mend: Callable | None = None
+    function: Any = None
+    takes: Callable | None = None
+    warns: Any = False
+    writes: bool = False
+    unrouted: str = ""
+    plain: str = ""
+    logged_as: str = ""
+    says: str = ""
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def price(names: str, units: Callable[[Call], Any], **told: Any) -> None:
+    """Register operations, `names` of NumPy's separated by blanks; what is told of them are an Operation's fields."""
+    for name in names.split():
+        operation = Operation(name, units, **told)
+        numpys = reduce(lambda owner, part: getattr(owner, part, None), name.split("."), np)
+        if operation.function or numpys:            # this NumPy has it
+            OPERATIONS[name] = replace(operation, function=operation.function or numpys)
+
+
+class PriceBook(NamedTuple):
+    """The prices of one version of the rules. Book 0.12 is `immutable`: arrays are not written into."""
+
+    name: str
+    immutable: bool
+
+    def bill(self, call: Call) -> Bill | None:
+        """What a Call costs; None if it is not logged. Raises UnsupportedFunctionError or -DtypeError."""
+        operation, weight, dtype = call.operation, call.operation.weight, None
+        units = operation.units if self.immutable else operation.early or operation.units
+        for name in operation.plain.split():
+            if hasattr(call.arguments.get(name), "_blocks"):
+                raise UnsupportedFunctionError(f"{call.name} with a counted {name} has no price: use np.asarray({name})")
+        amount = units(call)
+        if amount is None:
+            return None
+        if not self.immutable:
+            weight = weight if operation.early_weight is None else operation.early_weight
+        elif operation.dtype:
+            dtype = operation.dtype(call)
+            amount *= rate_of(dtype)
+        subscripts = call.product.subscripts if operation.keeps is of_product else None
+        whole = subscripts or isinstance(operation.function, np.ufunc)
+        shown = call.operands if whole else [a for a in call.args[:1] if isinstance(a, np.ndarray)]
+        return Bill(operation.logged_as or call.name, int(amount * weight), dtype, tuple(map(shape_of, shown)), subscripts)
+
+
+    def explain(self, call: Call) -> str:
+        """How the price of a call comes about."""
+        operation, bill = call.operation, self.bill(call)
+        if bill is None:
+            return "free"
+        weight = operation.weight if self.immutable or operation.early_weight is None else operation.early_weight
+        said = operation.says.format(c=call) or "no sentence is known"
+        if operation.weight == weight != 1 and operation.early_weight in (None, weight):
+            said += f", weight {weight}"
+        elif weight != 1:
+            said += f"; weight {weight} in book {self.name}"
+        if bill.dtype and rate_of(bill.dtype) > 1:
+            said += f"; {bill.dtype} costs {rate_of(bill.dtype)} times in book {self.name}"
+        return said + "; what is symmetric counts once" * bool(symmetry_of(call.result) or call.blocks)
+
+
+PRICES = {book.name: book for book in (PriceBook("0.7", False), PriceBook("0.12", True))}
+
+
+# ---- what NumPy does not do, or not in the same way ------------------------------------------------------
+
+
+def pairwise_einsum(text, *operands, optimize, **kwargs):
+    """einsum pair by pair along the charged path, as the real package does: the bits depend on it."""
+    if len(operands) == 1:
+        return np.einsum(text, *operands, **kwargs)
+    parts, out = subscripts(text, tuple(map(np.ndim, operands)))
+    size = {c: n for part, a in zip(parts, operands) for c, n in zip(part, np.shape(a))}
+    left = dict(enumerate(zip(parts, operands)))
+    path = [(0, 1)] if len(parts) == 2 else cheapest_path(parts, out, size)
+    for step, (i, j) in enumerate(path, len(parts)):
+        (other, b), (term, a) = left.pop(i), left.pop(j)
+        needed = set(out).union(*[rest for rest, _ in left.values()])
+        made = "".join(c for c in dict.fromkeys(term + other) if c in needed) if left else out
+        left[step] = made, np.einsum(f"{term},{other}->{made}", a, b, optimize=optimize,
+                                     **({} if left else kwargs))
+    return left[step][1]
+
+
+def compiled(function, decorate, *signatures, **options):
+    """A function compiled by one of numba's decorators, cached on disk where there is a place for that."""
+    try:
+        return decorate(*signatures, cache=True, **options)(function)
+    except RuntimeError:
+        print("whest: no folder for compiled code: set NUMBA_CACHE_DIR to one, to compile only once.", file=sys.stderr)
+        return decorate(*signatures, **options)(function)
+
+
+@cache
+def elementwise_kernel(function):
+    """A scalar function as a ufunc of float64."""
+    import numba
+    return compiled(function, numba.vectorize, ["f8(f8)"])
+
+
+# Coefficients of Acklam's approximation of the normal quantile (2003), in the middle and in the tails.
+MIDDLE = (
+    (-3.969683028665376e01, 2.209460984245205e02, -2.759285104469687e02, 1.383577518672690e02,
+     -3.066479806614716e01, 2.506628277459239e00),
+    (-5.447609879822406e01, 1.615858368580409e02, -1.556989798598866e02, 6.680131188771972e01,
+     -1.328068155288572e01, 1.0),
+)
+TAIL = (
+    (-7.784894002430293e-03, -3.223964580411365e-01, -2.400758277161838e00, -2.549732539343734e00,
+     4.374664141464968e00, 2.938163982698783e00),
+    (0.0, 7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e00, 3.754408661907416e00, 1.0),
+)
+DENSITY_AT_0 = 0.3989422804014327
+
+
+def below(z):
+    """Probability below z * sqrt 2; as on the grader, it is 0 where z * sqrt 2 < -8.3."""
+    return 0.5 * (1.0 + math.erf(z))
+
+
+def quantile(p):
+    """Acklam's approximation and a Newton step, as on the grader: tails beyond 1e-8 are right to 1e-9 only."""
+    if not 0.0 < p < 1.0:
+        return math.nan if p != 0.0 and p != 1.0 else math.copysign(inf, p - 0.5)
+    tail = min(p, 1.0 - p)
+    if tail < 0.02425:
+        x, coefficients = math.sqrt(-2.0 * math.log(tail)), TAIL
+    else:
+        x, coefficients = (p - 0.5) * (p - 0.5), MIDDLE
+    above, under = 0.0, 0.0
+    for i in range(6):
+        above = above * x + coefficients[0][i]
+        under = under * x + coefficients[1][i]
+    x = above / under
+    if tail >= 0.02425:
+        x *= p - 0.5
+    elif p > 0.5:
+        x = -x
+    density = DENSITY_AT_0 * math.exp(-0.5 * x * x)
+    return x if density <= 1e-300 else x - (0.5 * (1.0 + math.erf(x / math.sqrt(2.0))) - p) / density
+
+
+def normal_pdf(x, loc=0, scale=1):
+    """Density of the normal distribution, float64; arguments broadcast."""
+    z = (np.asarray(x, float) - loc) / scale
+    return DENSITY_AT_0 / scale * np.exp(-0.5 * z * z)
+
+
+def normal_cdf(x, loc=0, scale=1):
+    """Its distribution function."""
+    return elementwise_kernel(below)((np.asarray(x, float) - loc) / (scale * math.sqrt(2)))
+
+
+def normal_ppf(q, loc=0, scale=1):
+    """Its quantiles of the probabilities q; nan outside [0, 1]."""
+    return loc + scale * elementwise_kernel(quantile)(np.asarray(q, float))
+
+
+NORMAL = {"pdf": normal_pdf, "cdf": normal_cdf, "ppf": normal_ppf}
+
+
+# ---- the operations --------------------------------------------------------------------------------------
+
+per_element = attrgetter("elements")
+per_distinct = attrgetter("distinct")
+per_number = attrgetter("size")
+per_numbers = attrgetter("numbers")
+per_fold = attrgetter("folds")
+per_result = attrgetter("outputs")
+per_written = attrgetter("written")
+
+
+def free(c):
+    """Logged, at no cost."""
+    return 0
+
+
+def refuse(c, **allowed):
+    """UnsupportedFunctionError unless each of these arguments has the only value that has a price."""
+    for name, value in allowed.items():
+        if type(c[name]) is not type(value) or c[name] != value:
+            raise UnsupportedFunctionError(f"{c.name} with {name}= has no price here: leave it out")
+
+
+def diagonal_length(shape, offset, axis1=0, axis2=1):
+    """How many elements a diagonal has."""
+    return np.broadcast_to(0, shape).diagonal(offset, axis1, axis2).shape[-1]
+
+
+def on_diagonal(c):
+    return at_least_1(diagonal_length(c.shape, c["offset"], c["axis1"], c["axis2"]))
+
+
+def masked(keys):
+    """Elements of the boolean masks among index keys."""
+    return size_of(*[key for key in keys if dtype_of(key).kind == "b"])
+
+
+def below_diagonal(c, k):
+    """Cells on and below the k-th diagonal of the result."""
+    return prod(c.result.shape[:-2]) * int(np.tri(*c.result.shape[-2:], k).sum())
+
+
+def scattered(c):
+    """What put_along_axis writes."""
+    if c.axis is None:
+        return size_of(c["indices"])
+    return c.size // at_least_1(c.along) * shape_of(c["indices"])[c.axis]
+
+
+def filled(c):
+    """What fill_diagonal writes."""
+    if len(c.shape) > 2:
+        return c.shape[0]
+    rows = c.shape[0] if c["wrap"] else min(c.shape)
+    return len(range(0, rows * c.shape[1], c.shape[1] + 1))
+
+
+pointwise = partial(price, units=per_element, dtype=loop, keeps=elementwise, says="an operation a number")
+pointwise("add subtract multiply divide true_divide negative positive conj conjugate abs absolute fabs square sqrt")
+pointwise("maximum minimum fmax fmin sign signbit copysign nextafter ldexp heaviside reciprocal spacing")
+pointwise("equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or logical_xor")
+pointwise("ceil floor trunc rint degrees radians deg2rad rad2deg invert bitwise_not bitwise_invert bitwise_count")
+pointwise("bitwise_and bitwise_or bitwise_xor left_shift right_shift bitwise_left_shift bitwise_right_shift")
+pointwise("exp exp2 expm1 log log2 log10 log1p logaddexp logaddexp2 power float_power cbrt hypot", weight=16)
+pointwise("sin cos tan arcsin arccos arctan arctan2 sinh cosh tanh arcsinh arccosh arctanh", weight=16)
+pointwise("floor_divide mod remainder fmod gcd lcm", weight=16)
+pointwise("asin acos atan asinh acosh atanh pow atan2", weight=16, early_weight=1)
+pointwise("isnan isfinite isinf", units=per_number, keeps=None, returns="plain")
+pointwise("round around", units=per_distinct, dtype=main_with_out, unrouted="around",
+          mend=lambda result, c: result.item() if type(c.first) in (*WEAK, bool) else result)
+pointwise("fix nan_to_num", units=per_distinct, dtype=main_with_out, unrouted="fix nan_to_num")
+
+
+def bounds_of(c):
+    """What clip is given, by position or by either of its keywords."""
+    given = [*c.args[1:3], *(c.kwargs.get(name) for name in ("a_min", "a_max", "min", "max"))]
+    return [bound for bound in given if bound is not None]
+
+
+def clipped(c):
+    bounds = bounds_of(c)
+    if not c.early:
+        return at_least_1(len(bounds)) * at_least_1(elements(c.first, *bounds))
+    return c.numbers if any(shape_of(b) and not symmetry_of(b) for b in bounds) else c.distinct
+
+
+pointwise("clip", units=clipped, says="an operation a number and bound",
+          dtype=lambda c: promoted(c.first, *bounds_of(c), c.kwargs.get("out")))
+
+def averaged(c):
+    refuse(c, weights=None, returned=False)
+    return c.folds if c.early else c.folds + c.results
+
+
+reducing = partial(price, units=per_fold, keeps=reduced, says="{c.folds:,} operations, for {c.results:,} results")
+reducing("sum prod", dtype=reduction(added), warns=True)
+reducing("cumsum cumprod", dtype=reduction(added), keeps=cumulative, warns=True)
+reducing("max min amax amin all any", dtype=reduction(np.dtype), warns=True)
+reducing("argmax argmin", warns=True)
+reducing("count_nonzero", warns="0.7", units=per_distinct, early=per_fold, dtype=reduction(np.dtype), unrouted="count_nonzero",
+         mend=lambda result, c: int(result) if c.axis is None and not c["keepdims"] else result)
+reducing("mean", units=lambda c: c.additions + c.results, dtype=reduction(inexact),
+         says="{c.additions:,} additions and {c.results:,} divisions")
+reducing("var", warns="0.7", units=lambda c: 2 * (c.distinct + c.additions + c.results), early=per_fold, early_weight=2,
+         dtype=reduction(inexact), says="the mean, and that of the squares about it")
+reducing("std", warns="0.7", units=lambda c: 2 * (c.distinct + c.additions + c.results) + c.results, early=per_fold,
+         early_weight=2, dtype=reduction(inexact), says="the mean, that of the squares about it, and roots")
+reducing("median", units=lambda c: c.results * c.each, dtype=reduction(inexact))
+reducing("average", warns="0.7", units=averaged, early=averaged, dtype=reduction(inexact))
+
+
+def with_nan_search(base):
+    """The units of a reduction, after floats were looked through for NaN."""
+    always = base.name == "median"
+    return lambda c: at_least_1(base.units(c) + (c.distinct if always or c.main.kind in "fc" else 0))
+
+
+for _name in "sum prod cumsum cumprod mean var std argmax argmin median max min".split():
+    _base = OPERATIONS[_name]
+    _units = _base.units if _name in ("max", "min") else with_nan_search(_base)
+    price(f"nan{_name}", _units, early=per_fold, early_weight=_base.early_weight, dtype=_base.dtype,
+          keeps=_base.keeps, unrouted=f"nan{_name}", says=_base.says,
+          warns=_base.warns or "0.7")
+
+
+def selections(c):
+    """For k orders: a search among n numbers that k orders share, and four operations each."""
+    refuse(c, weights=None)
+    k = at_least_1(size_of(c["q"]))
+    searches = c.each * min(k, 1 + 4 * levels(min(k, c.each)))
+    return c.results * (c.each if c.early else searches + 4 * k)
+
+
+selecting = partial(price, units=selections, says="searches among {c.each:,} numbers a result")
+selecting("percentile", dtype=lambda c: promoted(inexact(c.main), c["q"]))
+selecting("quantile", dtype=lambda c: promoted(c.main, c["q"]))
+
+multiplying = partial(price, units=lambda c: c.product.operations, keeps=of_product, dtype=both,
+                                says="multiplications and additions of {c.product.subscripts}, for {c.made_by_product:,} distinct results")
+multiplying("einsum", function=pairwise_einsum)
+multiplying("outer tensordot", early_returns="plain")
+multiplying("matmul dot vecdot matvec vecmat", early_returns="alike")
+multiplying("inner", early_returns="alike", function=lambda a, b: np.inner(a, b))       # by their names, too
+multiplying("vdot", returns="scalars", unrouted="vdot", function=lambda a, b: np.vdot(a, b))
+price("kron", lambda c: at_least_1(c.size * size_of(c["b"])), dtype=both, early_returns="plain", unrouted="kron",
+      says="a product a result")
+
+COPIED = "{c.size:,} numbers are written"
+WRITTEN = "{c.outputs:,} numbers are written"
+making = partial(price, early=unlogged, makes=True, says=COPIED)
+making("zeros", free, dtype=asked(float), keeps=constant, says="free", takes=lambda shape, dtype=float, order="C": None)
+making("ones", lambda c: cells(c["shape"]), dtype=asked(float), keeps=constant,
+       takes=lambda shape, dtype=None, order="C": None)
+making("full", lambda c: cells(c["shape"]), early=lambda c: cells(c["shape"]), keeps=constant,
+       dtype=lambda c: np.dtype(dtype_of(c["fill_value"]) if c["dtype"] is None else c["dtype"]))
+making("zeros_like", free, dtype=asked(), keeps=like, unrouted="zeros_like", says="free")
+making("ones_like", lambda c: cells(c.shape if c["shape"] is None else c["shape"]), dtype=asked(), keeps=like,
+       unrouted="ones_like")
+making("full_like", per_numbers, plain="fill_value", early=per_numbers, dtype=asked(), keeps=like, unrouted="full_like")
+making("eye", lambda c: diagonal_length(c.result.shape, c["k"]), dtype=made, late=True, keeps=centred, says=WRITTEN)
+making("identity", lambda c: c["n"], dtype=asked(float), keeps=centred, says="{c.first:,} numbers are written")
+making("diagflat", per_number, early=per_result, late=True, keeps=centred, unrouted="diagflat")
+making("diag", lambda c: c.size if len(c.shape) == 1 else 0, early_weight=4, keeps=centred, unrouted="diag",
+       early=lambda c: (c.size + abs(c["k"])) ** 2 if len(c.shape) == 1 else min(c.shape))
+price("array", per_numbers, dtype=asked(), says=COPIED)
+price("empty", free, early=unlogged, dtype=asked(float), says="free", takes=lambda shape, dtype=float, order="C": None)
+price("empty_like", free, early=unlogged, dtype=asked(), unrouted="empty_like", says="free")
+price("arange", lambda c: 2 * c.outputs, plain="start stop step", takes=lambda start=0, stop=None, step=1: None, early=per_result, dtype=made, late=True, says="2 operations a number")
+price("linspace", lambda c: 2 * c.outputs, early=lambda c: at_least_1(c["num"]), dtype=made,
+      late=True, returns="scalars", unrouted="linspace", says="2 operations a number")
+price("ix_", lambda c: c.outputs + masked(c.args), early=per_result, late=True, dtype=lambda c: joined(*c.result),
+      unrouted="ix_", says=WRITTEN)
+indexing = partial(price, units=per_written, early=unlogged, dtype=None, late=True, returns="scalars")
+indexing("tril_indices triu_indices diag_indices", says=WRITTEN)
+for _name in "tril_indices_from triu_indices_from diag_indices_from unravel_index ravel_multi_index".split():
+    indexing(_name, unrouted=_name, says=WRITTEN)
+price("copy", per_numbers, early=unlogged, keeps=elementwise, says=COPIED)
+price("reshape", per_numbers, early=unlogged, keeps=regrouped, warns=True, says="{c.size:,} numbers, even as a view")
+price("ravel", per_numbers, early=free, warns=True, says="{c.size:,} numbers, even as a view")
+price("astype", lambda c: c.size if c["copy"] or c.main != np.dtype(c["dtype"]) else 0, early=unlogged,
+      dtype=lambda c: heavier(c.main, np.dtype(c["dtype"])), takes=lambda x, dtype, copy=True: None, says=COPIED)
+price("asarray", lambda c: 0 if np.shares_memory(c.first, c.result) else c.outputs, early=free,
+      dtype=lambda c: heavier(c.main, c.made), late=True, says="numbers are written if they move")
+
+viewing = partial(price, units=free, dtype=None, says="a view is free")
+viewing("frombuffer broadcast_arrays rollaxis", unrouted="broadcast_arrays rollaxis")
+viewing("vsplit dsplit array_split", unrouted="array_split", warns=True, plain="indices_or_sections")
+viewing("split", warns=True, plain="indices_or_sections", keeps=lambda c: moved_to({axis: axis for axis in c.kept}, c.blocks))
+viewing("broadcast_to", keeps=lambda c: stretched(c.blocks, c.shape, c.result.shape), makes=True)
+viewing("unstack", early=per_number, returns="scalars", unrouted="unstack")
+viewing("diagonal", early=on_diagonal, warns=True)
+viewing("rot90", early=unlogged, unrouted="rot90")
+viewing("fliplr flipud hsplit", early=unlogged, unrouted="fliplr flipud", warns=True)
+viewing("flip", early=unlogged, keeps=unknown)
+viewing("atleast_1d atleast_2d atleast_3d", early=unlogged, keeps=regrouped)
+viewing("squeeze", early=unlogged, keeps=regrouped, warns=True)
+viewing("expand_dims", early=unlogged, makes=True,
+        keeps=lambda c: blocks_of([*regrouped(c), axes_of(c.result.shape, c.axis)]))
+viewing("transpose swapaxes moveaxis", early=unlogged, keeps=permuted)
+viewing("matrix_transpose permute_dims", units=unlogged, keeps=permuted, unrouted="permute_dims")
+price("trace", lambda c: c.size // (c.shape[c["axis1"]] * c.shape[c["axis2"]] or 1) * on_diagonal(c),
+      early=lambda c: at_least_1(min(c.shape[c["axis1"]], c.shape[c["axis2"]])), dtype=reduction(added),
+      returns="scalars", says="an addition a diagonal element")
+joining = partial(price, units=lambda c: at_least_1(size_of(*c.first)), dtype=parts, warns=True,
+                            says="all numbers of the result are written")
+joining("concatenate", keeps=lambda c: joined_along(c, c.axis), takes=lambda a, axis=0, out=None: None)
+joining("stack", keeps=stacked)
+joining("vstack", keeps=lambda c: joined_along(c, 0))
+joining("row_stack", early=unlogged, function=np.vstack, keeps=lambda c: joined_along(c, 0), logged_as="vstack")
+joining("hstack column_stack", early=unlogged, keeps=lambda c: joined_along(c, 1))
+joining("concat dstack", units=per_result, late=True, unrouted="concat dstack", warns=False)
+repeating = partial(price, units=per_written, late=True, says=WRITTEN)
+repeating("tile repeat", keeps=unknown)
+repeating("roll", early=unlogged, keeps=unknown)
+repeating("tril", warns=True, units=lambda c: at_least_1(below_diagonal(c, c["k"])), early=unlogged)
+repeating("triu", warns=True, units=lambda c: at_least_1(c.outputs - below_diagonal(c, c["k"] - 1)), early=unlogged)
+
+choosing = partial(price, weight=4, late=True, says="a choice a number")
+choosing("where", lambda c: at_least_1(spread(c.arguments.values())), early=per_number, late=False,
+         dtype=lambda c: promoted(c["x"], c["y"]), takes=lambda condition, x=None, y=None: None)
+choosing("select", lambda c: c.outputs * len(c["condlist"]), early=lambda c: max(map(size_of, c["choicelist"])),
+         weight=1, early_weight=4, dtype=lambda c: promoted(joined(*c["choicelist"]), c["default"]))
+choosing("take", per_result, returns="scalars", unrouted="take")
+choosing("take_along_axis", per_result, early_weight=1, returns="scalars", unrouted="take_along_axis")
+choosing("compress", warns=True, units=lambda c: c.size + 4 * c.outputs, early=per_result, weight=1, early_weight=4,
+         dtype=lambda c: dtype_of(c["a"]), unrouted="compress")
+price("nonzero flatnonzero", per_number, unrouted="flatnonzero", says="a comparison a number")
+price("argwhere", per_number, early_weight=4, unrouted="argwhere", says="a comparison a number")
+
+
+def copied(c):
+    refuse(c, where=True)
+    return size_of(c["src"]) if c.early else c.size
+
+
+writing = partial(price, early=per_number, writes=True, says="numbers are written")
+writing("put", lambda c: size_of(c["ind"]), unrouted="put")
+writing("put_along_axis", scattered, unrouted="put_along_axis")
+writing("copyto", copied, early=copied, dtype=both, takes=lambda dst, src, casting=None, where=True: None)
+writing("fill_diagonal", filled, early=lambda c: min(c.shape[:2]), early_weight=4, unrouted="fill_diagonal")
+price("packbits", per_numbers, early=per_result, late=True, says="an operation a bit")
+price("unpackbits", per_result, late=True, says="an operation a bit")
+
+searching = partial(price, weight=4, early_weight=1, returns="scalars",
+                              says="n log2 n comparisons, n = {c.along:,}")
+searching("sort argsort", lambda c: sorting(c.size, c.along))
+searching("unique", lambda c: sorting(c.size, c.along), early=lambda c: sorting(c.size, c.size))
+searching("unique_all unique_counts unique_inverse unique_values", lambda c: sorting(c.size, c.size))
+searching("partition argpartition", lambda c: at_least_1(c.size * size_of(c["kth"])), says="a comparison a number")
+searching("searchsorted", lambda c: at_least_1(size_of(c["v"])) * log2(c.size), dtype=both,
+          says="log2 n comparisons a query, n = {c.size:,}")
+searching("digitize", lambda c: c.numbers * log2(size_of(c["bins"])), dtype=both, says="log2 n comparisons a number")
+searching("bincount", per_numbers, dtype=lambda c: joined(c.first, i8), says="an operation a number")
+searching("union1d setdiff1d setxor1d", lambda c: sorting(*[size_of(*c.operands)] * 2), dtype=both,
+          says="n log2 n comparisons of both together")
+
+
+def differences(c):
+    """n rounds, each one element shorter than the one before."""
+    refuse(c, prepend=None, append=None)
+    length, n = c.along, c["n"]
+    return at_least_1(c.size // at_least_1(length) * (n * length - n * (n + 1) // 2))
+
+
+price("diff", differences, returns="scalars", early_returns="plain", says="a subtraction a result")
+
+solving = partial(
+    price, dtype=lapack, early_weight=4, returns="scalars", early_returns="alike", says="LAPACK's operations, n = {c.matrix.n:,}",
+    early=lambda c: c.matrix.count * at_least_1(c.matrix.m * c.matrix.n * min(c.matrix[:2])))
+for _name, _operations in {
+    "cholesky": lambda n: n**3 // 3,
+    "eig": lambda n: 25 * n**3,
+    "eigvals": lambda n: 10 * n**3,
+    "eigh": lambda n: 9 * n**3,
+    "eigvalsh": lambda n: 4 * n**3 // 3,
+    "det": lambda n: 2 * n**3 // 3 + n,
+    "slogdet": lambda n: 2 * n**3 // 3 + 18 * n,
+}.items():
+    solving(f"linalg.{_name}", lambda c, each=_operations: c.matrix.count * at_least_1(each(c.matrix.n)))
+
+
+def inversions(c):
+    """2 n^3; of a symmetric matrix 4/3 n^3, for which book 0.7 charges more."""
+    n, symmetric = c.matrix.n, bool(c.blocks)
+    return c.matrix.count * at_least_1(n**3 + (n**3 // 3 if symmetric else 0 if c.early else n**3))
+
+
+def solutions(c):
+    """An LU decomposition, and two triangular systems a right-hand side."""
+    n, b = c.matrix.n, shape_of(c["b"])
+    batch = prod(np.broadcast_shapes(c.shape[:-2], b[:-2]))
+    return batch * (n and at_least_1(2 * n**3 // 3 + 2 * n * n * (b[-1] if len(b) > 1 else 1)))
+
+
+def singular(c):
+    """LAPACK's gesdd (Golub and Van Loan, Matrix Computations, 8.6), with vectors or without."""
+    short, long = sorted(c.matrix[:2])
+    operations = 2 * long * short**2 + 2 * short**3
+    if c.name == "linalg.svd" and c["compute_uv"]:
+        is_full = c["full_matrices"] and short < long
+        operations = 4 * long**2 * short + 22 * short**3 if is_full else 6 * long * short**2 + 20 * short**3
+    return c.matrix.count * at_least_1(operations)
+
+
+def orthogonal(c):
+    """qr: once for R alone, twice with Q."""
+    m, n, count = c.matrix
+    r = min(m, n)
+    return count * at_least_1((2 * m * n * r - 2 * r**3 // 3) * (1 if c["mode"] in ("r", "raw") else 2))
+
+
+def norms(c):
+    """2 operations a number of each norm; book 0.7 charges one of several."""
+    if c["ord"] not in (None, 1, inf, *([2] if len(c.axes) == 1 else ["fro"])):
+        raise UnsupportedFunctionError(f"norm with ord={c['ord']} has no price here: use the singular values")
+    one = 2 * at_least_1(c.each)
+    return one if c.early else c.size // at_least_1(c.each) * one
+
+
+solving("linalg.inv", inversions, early=inversions, keeps=elementwise)
+solving("linalg.solve", solutions, early_returns="alike last")
+solving("linalg.svd", singular)
+solving("linalg.svdvals", singular, unrouted="linalg.svdvals")
+solving("linalg.qr", orthogonal)
+solving("linalg.norm", norms, early=norms, early_weight=1, says="2 operations a number")
+
+
+def drawing(names, units=per_written, **told):
+    """Register methods of a Generator."""
+    for name in names.split():
+        price(f"random.{name}", units, late=True, returns="scalars", function=getattr(np.random.Generator, name),
+              logged_as=f"random.Generator.{name}", **{"dtype": made, "says": "{c.outputs:,} draws"} | told)
+
+
+def pool(c):
+    """How many things there are to choose from, or to shuffle; at least 1."""
+    return at_least_1(c.first if isinstance(c.first, (int, np.integer)) else c.shape[c.axis])
+
+
+def choices(c):
+    refuse(c, p=None)
+    return c.written if c["replace"] else pool(c) * (log2(pool(c)) if c.early else 1)
+
+
+drawing("random integers")
+drawing("uniform", lambda c: 3 * c.written, early=per_written)
+drawing("bytes", lambda c: at_least_1(len(c.result)), dtype=None)
+for _names in (
+    "beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic lognormal",
+    "logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson power rayleigh",
+    "standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular vonmises wald weibull",
+    "zipf",
+):
+    drawing(_names, weight=16)
+drawing("multivariate_normal", lambda c: 26 * c.size**3 + 2 * c.outputs * c.size + 16 * c.outputs,
+        early=per_written, early_weight=16)
+shuffling = partial(drawing, weight=4, early_weight=1, dtype=None)
+shuffling("permuted", per_numbers)
+shuffling("permutation shuffle", pool, takes=lambda x, axis=0: None)
+shuffling("choice", choices, takes=lambda a, size=None, replace=True, p=None, axis=0, shuffle=True: None)
+
+for _name, _each in {"pdf": 27, "cdf": 48, "ppf": 83}.items():
+    price(f"stats.norm.{_name}", lambda c, each=_each: each * at_least_1(spread(c.arguments.values())),
+          early=per_numbers, early_weight=16, dtype=lambda c: f8, function=NORMAL[_name], plain="loc scale",
+          says=f"{_each} operations a number, in book 0.7 16")
+
+
+def gathered(c):
+    """Of x[keys], with arrays among the keys: masks are read, and 4 a number. Other keys give a free view."""
+    keys = c.args[1] if type(c.args[1]) is tuple else (c.args[1],)
+    arrays = [key for key in keys if isinstance(key, (list, range, np.ndarray, bool, np.bool_))]
+    return masked(arrays) + 4 * c.outputs if arrays else None
+
+
+price("getitem", gathered, warns=True, early=unlogged, late=True, returns="scalars", function=np.ndarray.__getitem__,
+      keeps=lambda c: () if gathered(c) else indexed(c.blocks, c.shape, c.args[1]),
+      says="4 operations a number that is gathered, 1 a number of a mask")
+
+LEFT_OUT = {        # why: what of NumPy's has no price here
+    "complex numbers": "angle real imag isreal iscomplex real_if_close iscomplexobj isrealobj sort_complex",
+    "transforms and special functions": "fft sinc i0 unwrap",
+    "windows": "bartlett blackman hamming hanning kaiser",
+    "polynomials": "poly polyadd polyder polydiv polyfit polyint polymul polysub polyval roots vander",
+    "histograms": "histogram histogram2d histogram_bin_edges histogramdd",
+    "callbacks": "apply_along_axis apply_over_axes fromfunction fromiter piecewise",
+    "files and text": "fromfile fromregex fromstring save savez savez_compressed base_repr binary_repr testing",
+    "numerics": "cov corrcoef correlate convolve cross interp ediff1d gradient trapezoid pad trim_zeros",
+    "comparing and counting": "isclose allclose array_equal array_equiv isneginf isposinf ptp isin intersect1d lexsort",
+    "two results": "modf frexp divmod einsum_path nanpercentile nanquantile cumulative_sum cumulative_prod",
+    "making and writing": "meshgrid indices logspace geomspace tri mask_indices asarray_chkfinite require block bmat",
+    "growing and shrinking": "append insert delete resize choose extract place putmask broadcast_shapes",
+    "linear algebra": "linalg.tensorsolve linalg.tensorinv linalg.multi_dot linalg.matrix_power linalg.cond linalg.cross",
+    "other norms and systems": "linalg.matrix_rank linalg.lstsq linalg.pinv linalg.vector_norm linalg.matrix_norm",
+    "linalg's own names": "linalg.trace linalg.diagonal linalg.matrix_transpose",
+    "random functions of old": "random.RandomState random.normal random.rand random.randn random.randint random.random",
+    "random, by its old names": "random.uniform random.standard_normal random.choice random.permutation random.shuffle",
+}
 
 
 # ======================================================================================
@@ -1268,6 +1519,7 @@ def product_of(name, args, kwargs, book):
 # A BudgetContext is a purse: it knows the price book in force, pays for every operation before it runs, and
 # keeps the log. It keeps the time too: inside NumPy (backend), inside the counter (overhead), and the rest
 # (residual), which contest rounds price by the clock. The session adds up every context of the process.
+# Way in: `afford` and `record`, one pair a call; way out: `summary_dict`.
 # ======================================================================================
 
 
@@ -1290,7 +1542,42 @@ class TimeExhaustedError(FlopscopeError):
 OpRecord = namedtuple("OpRecord", """op_name subscripts shapes flop_cost cumulative namespace
     flopscope_context_start_offset_s flopscope_backend_duration_s flopscope_overhead_duration_s
     resolved_dtype""")
-Bill = namedtuple("Bill", "op_name cost dtype shapes subscripts", defaults=(None, (), None))
+
+
+class Charge(NamedTuple):
+    """One entry of a context's log, or several together; times in seconds."""
+
+    bill: Bill
+    cumulative: int
+    namespace: str | None
+    start: float
+    backend: float              # in NumPy
+    overhead: float             # in this counter
+    stack: tuple = ()           # the participant's lines, innermost first, where a profile is kept: (file, line, ...)
+    calls: int = 1
+
+    @property
+    def amounts(self):
+        return {"flop_cost": self.bill.cost, "calls": self.calls, "flopscope_backend_time_s": self.backend,
+                "flopscope_overhead_time_s": self.overhead}
+
+
+def summed(charges, key):
+    """{key(charge): the amounts of all such charges}."""
+    rows = defaultdict(Counter)
+    for charge in charges:
+        rows[key(charge)].update(charge.amounts)
+    return rows
+
+
+def condensed(charges):
+    """Charges of the same lines, namespace, operation and dtype as one."""
+    rows = summed(charges, lambda charge: (charge.stack, charge.namespace, charge.bill.op_name, charge.bill.dtype))
+    return [Charge(Bill(name, row["flop_cost"], dtype), 0, space, 0.0, row["flopscope_backend_time_s"],
+                   row["flopscope_overhead_time_s"], stack, row["calls"])
+            for (stack, space, name, dtype), row in rows.items()]
+
+
 DEFAULT_BUDGET = 10**15             # of the context that is in force outside any other
 _clock = time.perf_counter
 _default_book = os.environ.get("WHESTBENCH_PRICES", "0.7")
@@ -1310,7 +1597,7 @@ def use_prices(book: str) -> None:
     _default_book, _default_context = PRICES[book].name, None
 
 
-class BudgetContext(contextlib.ContextDecorator):
+class BudgetContext(ContextDecorator):
     """Counts the FLOPs of what is done through fnp: `with BudgetContext(1e9) as budget:`, or as a decorator.
 
     Raises BudgetExhaustedError instead of running an operation that costs more than remains, and
@@ -1318,42 +1605,38 @@ class BudgetContext(contextlib.ContextDecorator):
     entered again goes on counting. `prices` names the book, the session's (`use_prices`) unless given.
     """
 
-    on_charge: Callable | None = None   # a profiler's hook: on_charge(context, bill) after each charge
-    observer: Callable | None = None    # sees values: observer(name, args, kwargs, result, FLOPs)
+    profile: Any = None         # knows the participant's lines: profile.stack(frame)
+    observer: Any = None        # sees values: observer(name, args, kwargs, result, FLOPs)
 
     def __init__(self, flop_budget: float, quiet: bool = False, namespace: str | None = None,
                  wall_time_limit_s: float | None = None, *, prices: str | None = None):
-        if not flop_budget > 0:
+        if not 0 < flop_budget < inf:
             raise ValueError(f"flop_budget must be a positive number, not {flop_budget}")
         self.flop_budget, self.wall_time_limit_s, self._quiet = flop_budget, wall_time_limit_s, quiet
         self.book, self.namespace = PRICES[prices or _default_book], namespace
-        self.flops_used = 0
+        self._used = 0
         self.flopscope_backend_time_s = self.flopscope_overhead_time_s = 0.0    # in NumPy, in this counter
-        self._start, self._end, self._deadline = 0.0, 0.0, math.inf     # of the last time that it was entered
-        self._log: list[list] = []
+        self._start, self._end, self._deadline = 0.0, 0.0, inf     # of the last time that it was entered
+        self._log: list[Charge] = []
         self._collected: tuple = None, 0            # the session that knows it, and how much of its log
 
-    def charge(self, bill: Bill, start: float = 0.0) -> None:
-        """Pay for one operation and log it: a Bill, and when its call began."""
-        used = self.flops_used + bill.cost
-        if used > self.flop_budget:
-            left = self.flops_remaining
-            raise BudgetExhaustedError(bill.op_name, flop_cost=bill.cost, flops_remaining=left)
-        self.flops_used = used
-        self._log.append([bill, used, self.namespace, start, 0.0, 0.0])
-        if self.on_charge is not None:
-            self.on_charge(self, bill)
-        if start > self._deadline:
+    def afford(self, bill: Bill, now: float) -> None:
+        """Raise BudgetExhaustedError if the operation costs more than remains, TimeExhaustedError if it is late."""
+        if self._used + bill.cost > self.flop_budget:
+            raise BudgetExhaustedError(bill.op_name, flop_cost=bill.cost, flops_remaining=self.flops_remaining)
+        if now > self._deadline:
             self._out_of_time(bill)
 
-    def settle(self, backend: float, overhead: float, now: float) -> None:
-        """Book the seconds that the operation charged last took in NumPy and in the counter."""
+    def record(self, bill: Bill, start: float, backend: float, now: float) -> None:
+        """Charge what was done since `start`, of which so many seconds in NumPy."""
+        overhead = now - start - backend
+        self._used += bill.cost
         self.flopscope_backend_time_s += backend
         self.flopscope_overhead_time_s += overhead
-        entry = self._log[-1]
-        entry[4], entry[5] = backend, overhead
+        stack = self.profile.stack(sys._getframe(1)) if self.profile is not None else ()
+        self._log.append(Charge(bill, self._used, self.namespace, start, backend, overhead, stack))
         if now > self._deadline:
-            self._out_of_time(entry[0])
+            self._out_of_time(bill)
 
     def _out_of_time(self, bill):
         raise TimeExhaustedError(bill.op_name, elapsed_s=self.elapsed_s, limit_s=self.wall_time_limit_s)
@@ -1374,7 +1657,7 @@ class BudgetContext(contextlib.ContextDecorator):
         _session.collect(self)
         _session.closed_s += self.elapsed_s
 
-    @contextlib.contextmanager
+    @contextmanager
     def pause(self) -> Iterator[None]:
         """Stop all clocks, for a debugger: this time belongs neither to the wall time nor to the residual."""
         begun = _clock()
@@ -1391,6 +1674,11 @@ class BudgetContext(contextlib.ContextDecorator):
         return self.book.name
 
     @property
+    def flops_used(self) -> int:
+        """What was charged so far."""
+        return self._used
+
+    @property
     def flops_remaining(self) -> float:
         """What may still be spent."""
         return self.flop_budget - self.flops_used
@@ -1400,7 +1688,7 @@ class BudgetContext(contextlib.ContextDecorator):
         """One OpRecord for each charge, in order."""
         return [OpRecord(bill.op_name, bill.subscripts, bill.shapes, bill.cost, used, space,
                          max(0.0, start - self._start), backend, overhead, bill.dtype and str(bill.dtype))
-                for bill, used, space, start, backend, overhead in self._log]
+                for bill, used, space, start, backend, overhead, *_ in self._log]
 
     @property
     def elapsed_s(self) -> float:
@@ -1415,30 +1703,29 @@ class BudgetContext(contextlib.ContextDecorator):
     @property
     def residual_wall_time_s(self) -> float | None:
         """Seconds spent elsewhere: Python, plain NumPy, other libraries."""
-        return _residual(self.wall_time_s, self.flopscope_backend_time_s, self.flopscope_overhead_time_s)
+        outside = self.elapsed_s - self.flopscope_backend_time_s - self.flopscope_overhead_time_s
+        return max(0.0, outside) if self._start else None
 
     def summary_dict(self, by_namespace: bool = False) -> dict:
         """Totals, by operation and, if asked, by namespace."""
-        rows: dict = defaultdict(Counter)
-        _add_up(rows, self._log)
-        return _summary(self.flop_budget, rows, self.wall_time_s, by_namespace)
+        return summary_of(self.flop_budget, self._log, self.wall_time_s, by_namespace)
 
     def summary(self, by_namespace: bool = False) -> str:
         """The same as text."""
-        return _summary_text(self.summary_dict(True), by_namespace, self.namespace)
+        return summary_text(self.summary_dict(True), by_namespace, self.namespace)
 
 
 class _Session:
-    """Totals of the process: of every context that was closed, and of those that are open now."""
+    """What the process did: the logs of every context that was closed, and of those that are open now."""
 
     def __init__(self):
-        self.flop_budget, self.closed_s, self.rows = 0, 0.0, defaultdict(Counter)
+        self.flop_budget, self.closed_s, self.log = 0, 0.0, []
 
     def collect(self, context):
         """Add what this context did since it was collected last."""
         known, done = context._collected
         self.flop_budget += 0 if known is self else context.flop_budget
-        _add_up(self.rows, context._log[done:])
+        self.log = condensed(self.log + context._log[done:])
         context._collected = self, len(context._log)
 
 
@@ -1446,56 +1733,39 @@ _session = _Session()
 _default_context: BudgetContext | None = None
 
 
-def _add_up(rows, log):
-    """Add a log to the Counters rows[namespace, operation]."""
-    for (op_name, cost, *_), _, space, _, backend, overhead in log:
-        rows[space, op_name].update(flop_cost=cost, calls=1, flopscope_backend_time_s=backend,
-                                    flopscope_overhead_time_s=overhead)
-
-
-def _residual(wall, backend, overhead):
-    return None if wall is None else max(0.0, wall - backend - overhead)
-
-
-def _summary(flop_budget, rows, wall, by_namespace):
-    operations, spaces = defaultdict(Counter), defaultdict(Counter)
-    for (space, op_name), row in rows.items():
-        operations[op_name].update(row)
-        spaces[space].update(row)
-    used, backend, overhead = [sum(row[key] for row in rows.values()) for key in (
+def summary_of(flop_budget, charges, wall, by_namespace=False):
+    """A context's summary_dict: totals of a log, by operation and, if asked, by namespace."""
+    used, backend, overhead = [sum(charge.amounts[key] for charge in charges) for key in (
         "flop_cost", "flopscope_backend_time_s", "flopscope_overhead_time_s")]
     summary = {"flop_budget": flop_budget, "flops_used": used, "flops_remaining": flop_budget - used,
-               "operations": {name: dict(row) for name, row in operations.items()}, "wall_time_s": wall,
+               "operations": summed(charges, lambda charge: charge.bill.op_name), "wall_time_s": wall,
                "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead,
-               "residual_wall_time_s": _residual(wall, backend, overhead)}
+               "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead)}
     if by_namespace:
-        summary["by_namespace"] = {space: {
-            "flops_used": sums.pop("flop_cost"), **sums,
-            "operations": {name: dict(row) for (within, name), row in rows.items() if within == space},
-        } for space, sums in spaces.items()}
+        spaces = summed(charges, lambda charge: charge.namespace)
+        summary["by_namespace"] = {space: {"flops_used": row.pop("flop_cost"), **row, "operations": {}}
+                                   for space, row in spaces.items()}
+        for (space, name), row in summed(charges, lambda charge: (charge.namespace, charge.bill.op_name)).items():
+            summary["by_namespace"][space]["operations"][name] = row
     return summary
 
 
-def _summary_text(total, by_namespace, label=None):
+def summary_text(total, by_namespace, label=None):
+    """A summary_dict as text."""
     if not total["operations"]:
         return "No budget data recorded yet."
-    amounts = {key: total[key] for key in ("flop_budget", "flops_used", "flops_remaining")}
-    tables = [(label or "Budget", total["flop_budget"], amounts)]
-    for of, key in (("namespace", "flops_used"),) * by_namespace + (("operation", "flop_cost"),):
-        rows = total["by_namespace" if of == "namespace" else "operations"].items()
-        amounts = {f"{name or '(unlabeled)'} [{row['calls']} calls]": row[key] for name, row in rows}
-        tables.append((f"By {of}", total["flops_used"], amounts))
-    seconds = {key: n for key, n in total.items() if key.endswith("_time_s") and n is not None}
-    tables.append(("Seconds", total["wall_time_s"], seconds))
-    lines = ["flopscope FLOP Budget Summary"]
-    for title, whole, amounts in tables:
-        lines.append(f"\n  {title}:")
-        for name, n in sorted(amounts.items(), key=lambda item: -item[1]):
-            lines.append(f"    {name:<32}{round(n, 3):>24,}  ({n / (whole or 1):6.1%})")
+    lines = [f"flopscope FLOP Budget Summary: {label or 'all'}"]
+    lines += [f"  {key:<32}{total[key]:>24,}" for key in ("flop_budget", "flops_used", "flops_remaining")]
+    for key, cost in (("by_namespace", "flops_used"),) * by_namespace + (("operations", "flop_cost"),):
+        lines.append(f"  {key.replace('_', ' ')}:")
+        for name, row in sorted(total[key].items(), key=lambda item: -item[1][cost]):
+            share = row[cost] / (total["flops_used"] or 1)
+            lines.append(f"    {name or '(unlabeled)':<30}{row[cost]:>24,}  ({share:6.1%}) {row['calls']:>9,} calls")
+    lines += [f"  {key:<32}{n:>24.3f} s" for key, n in total.items() if key.endswith("_time_s") and n is not None]
     return "\n".join(lines)
 
 
-def active_budget() -> BudgetContext:
+def active_budget():
     """The context in force in this thread; outside any, the default context of the process."""
     global _default_context
     if _thread.active is not None:
@@ -1508,7 +1778,7 @@ def active_budget() -> BudgetContext:
 budget = BudgetContext          # @budget(1e9) above a function reads better than @BudgetContext(1e9)
 
 
-@contextlib.contextmanager
+@contextmanager
 def namespace(segment: str) -> Iterator[BudgetContext]:
     """Log the operations inside under this name, below the name that is in force."""
     if not isinstance(segment, str) or not segment.strip() or "." in segment:
@@ -1528,12 +1798,12 @@ def budget_summary_dict(by_namespace: bool = False) -> dict:
     for context in live:
         _session.collect(context)
     wall = _session.closed_s + sum(context.elapsed_s for context in live)
-    return _summary(_session.flop_budget, _session.rows, wall or None, by_namespace)
+    return summary_of(_session.flop_budget, _session.log, wall or None, by_namespace)
 
 
 def budget_summary(by_namespace: bool = False) -> None:
     """Print the totals of this process."""
-    print(_summary_text(budget_summary_dict(True), by_namespace))
+    print(summary_text(budget_summary_dict(True), by_namespace))
 
 
 def budget_reset() -> None:
@@ -1544,88 +1814,11 @@ def budget_reset() -> None:
         _thread.active._collected = None, len(_thread.active._log)
 
 
-# ---- flops.stats: the distributions in closed form, right in both tails -----------------------------------
-
-_normal = statistics.NormalDist()
-erfc = np.vectorize(math.erfc, otypes=[float])
-ndtri = np.vectorize(lambda p: _normal.inv_cdf(p) if 0 < p < 1 else math.copysign(math.inf, p - 0.5),
-                     otypes=[float])
-
-
-def phi(z):
-    """Standard normal density."""
-    return np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-
-
-def Phi(z):
-    """Standard normal distribution function."""
-    return erfc(-z / math.sqrt(2)) / 2
-
-
-def _mass(a, b):
-    """Normal probability of [a, b], from the tail that a lies in: nothing cancels."""
-    return np.where(a > 0, Phi(-a) - Phi(-b), Phi(b) - Phi(a))
-
-
-def _fall(z):
-    return np.exp(-np.abs(z))
-
-
-# (pdf, cdf, ppf) in standard form: of z = (x - loc) / scale, or of the probability q; then shape parameters.
-STANDARD = {
-    "norm": (phi, Phi, ndtri),
-    "uniform": (lambda z: (z >= 0) & (z <= 1),
-                lambda z: np.clip(z, 0, 1),
-                lambda q: q),
-    "expon": (lambda z: np.where(z >= 0, _fall(z), 0),
-              lambda z: -np.expm1(-np.maximum(z, 0)),
-              lambda q: -np.log1p(-q)),
-    "cauchy": (lambda z: 1 / (math.pi * (1 + z * z)),
-               lambda z: np.arctan2(1, -z) / math.pi,
-               lambda q: np.where(q == 0.5, 0, np.sign(q - 0.5) / np.tan(math.pi * np.minimum(q, 1 - q)))),
-    "logistic": (lambda z: _fall(z) / (1 + _fall(z)) ** 2,
-                 lambda z: np.where(z < 0, _fall(z), 1) / (1 + _fall(z)),
-                 lambda q: np.log(q) - np.log1p(-q)),
-    "laplace": (lambda z: _fall(z) / 2,
-                lambda z: np.where(z < 0, _fall(z) / 2, 1 - _fall(z) / 2),
-                lambda q: np.where(q < 0.5, np.log(2 * q), -np.log(2 * (1 - q)))),
-    "lognorm": (lambda z, s: np.where(z > 0, phi(np.log(z) / s) / (s * z), 0),
-                lambda z, s: np.where(z > 0, Phi(np.log(z) / s), 0),
-                lambda q, s: np.exp(s * ndtri(q))),
-    "truncnorm": (lambda z, a, b: np.where((z >= a) & (z <= b), phi(z) / _mass(a, b), 0),
-                  lambda z, a, b: _mass(a, np.clip(z, a, b)) / _mass(a, b),
-                  lambda q, a, b: np.clip(np.where(a > 0, -ndtri(Phi(-b) + (1 - q) * _mass(a, b)),
-                                                   ndtri(Phi(a) + q * _mass(a, b))), a, b)),
-}
-
-
-def _distribution_method(name, method, standard):
-    names = [*[*inspect.signature(STANDARD[name][1]).parameters][1:], "loc", "scale"]
-
-    def value(x, *parameters, **named):
-        given = {"loc": 0, "scale": 1} | dict(zip(names, parameters)) | named
-        *shape, loc, scale = [np.asarray(given[key], float) for key in names]
-        x = np.asarray(x, float)
-        with np.errstate(all="ignore"):
-            if method == "ppf":
-                return np.where((x >= 0) & (x <= 1), loc + scale * standard(np.clip(x, 0, 1), *shape), np.nan)
-            z = (x - loc) / scale
-            result = np.where(np.isnan(z), np.nan, standard(z, *shape))
-            return result / scale if method == "pdf" else result
-    value.__doc__ = f"{method} of the {name} distribution, parameters {', '.join(names)}; float64, broadcast."
-    return value
-
-
-STATS = {f"stats.{name}.{method}": _distribution_method(name, method, standard)
-         for name, row in STANDARD.items() for method, standard in zip(("pdf", "cdf", "ppf"), row)}
-
-
 # ======================================================================================
 # fnp
 #
-# NumPy's names, counted. `counted` makes every function from the price table and the NumPy function of the
-# same name: ask the book, pay, run it on plain views, dress the result. The tables hold what behaves
-# otherwise, and which results are known to be symmetric.
+# NumPy's names, counted. `perform` is what every counted call goes through: ask the book, pay, run NumPy on
+# plain views, dress the result. Way in: the namespaces `fnp` and `flops`; way out: arrays, and a context's log.
 # ======================================================================================
 
 _getitem = np.ndarray.__getitem__
@@ -1635,115 +1828,125 @@ _BASIC_KEYS = {int, slice, type(None), type(Ellipsis), np.int64, np.int32}
 class FlopscopeArray(np.ndarray):
     """A NumPy array whose operations are counted; `fnp.ndarray`."""
 
-    _group: frozenset | None = None           # a SymmetricTensor's group of axis permutations
+    _blocks: tuple = ()         # of axes that may change places: what is known of a SymmetricTensor
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
-        name = ufunc.__name__
-        if name not in _FUNCTIONS:
-            raise TypeError(f"numpy.{name} has no counted version: use the functions of fnp")
+        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        if name not in FUNCTIONS:
+            raise UnsupportedFunctionError(f"np.{name} has no price here: use the functions of fnp")
         if out is not None:
             kwargs["out"] = out if len(out) > 1 else out[0]
-        if method != "__call__":
-            name += f".{method}"
-        _warn(f"np.{name} met a counted array: call the functions of fnp instead")
-        function = _FUNCTIONS.get(name) or counted(name, getattr(ufunc, method))
-        return function(*inputs, **kwargs)
+        warn(f"np.{name} met a counted array: call the functions of fnp instead")
+        return FUNCTIONS[name](*inputs, **kwargs)
 
     def __array_function__(self, function, types_, args, kwargs):
         name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if name in _PASSED_THROUGH:
             return function(*bare(args), **bare(kwargs))
-        if name not in _FUNCTIONS or name in _UNROUTED or name.startswith(("fft.", "nan")):
-            return NotImplemented
-        _warn(f"np.{name} met a counted array: call fnp.{name} instead")
-        return _FUNCTIONS[name](*args, **kwargs)
+        if name not in OPERATIONS or name in OPERATIONS[name].unrouted.split():
+            raise TypeError(f"np.{name} has no counted version by NumPy's name: call fnp.{name}")
+        warn(f"np.{name} met a counted array: call fnp.{name} instead")
+        return FUNCTIONS[name](*args, **kwargs)
 
     def __getitem__(self, key):
-        keys = key if type(key) is tuple else (key,)
-        for each in keys:
+        for each in key if type(key) is tuple else (key,):
             if type(each) not in _BASIC_KEYS:
-                break
-        else:
-            return _getitem(self, key)
-        start, context, result = _clock(), active_budget(), _getitem(self, key)
-        keys = [k for k in keys if isinstance(k, (list, np.ndarray, bool, np.bool_))]
-        if keys and context.book.immutable:
-            charge = context.book.charge("getitem", (self, bare(keys)), {}, result)
-            context.charge(Bill("getitem", *charge, (self.shape,)), start)
-        _show(context, "getitem", (self, key), {}, result)
-        return result
+                return perform(OPERATIONS["getitem"], _getitem, {}, (self, key), {})
+        return _getitem(self, key)
 
     def __setitem__(self, key, value):
         if active_budget().book.immutable:
             raise TypeError("book 0.12 has no item assignment: use where, concatenate, put_along_axis ...")
         super().__setitem__(key, value)
 
+    def __contains__(self, item):
+        return bool(FUNCTIONS["any"](self == item))
+
     def compress(self, condition, *args, **kwargs):
-        return _FUNCTIONS["compress"](condition, self, *args, **kwargs)
+        return FUNCTIONS["compress"](condition, self, *args, **kwargs)
 
     def conj(self):
         return self.conjugate()
 
 
 class SymmetricTensor(FlopscopeArray):
-    """A counted array known to be symmetric under permutations of its axes: prices count its orbits."""
+    """A counted array known to be symmetric under permutations of its axes: prices count what differs."""
 
-    _writable = False       # whether out= may break the symmetry: of zeros, ones and constants
+    _inferred = False       # whether out= may break the symmetry: of zeros, ones and constants
 
     @property
-    def symmetry(self) -> SymmetryGroup | None:
+    def symmetry(self):
         """The SymmetryGroup of its axes; None once writing has broken it."""
-        return SymmetryGroup.of(self._group) if self._group else None
-
-    def is_symmetric(self) -> bool:
-        """Whether its values (still) have this symmetry."""
-        group = self.symmetry
-        return group is not None and is_symmetric(self, symmetry=group)
+        return SymmetryGroup(self._blocks) if self._blocks else None
 
     @property
     def T(self):
         return self.transpose()
+
+    def __getitem__(self, key):
+        keys = key if type(key) is tuple else (key,)
+        if {*map(type, keys)} <= _BASIC_KEYS:
+            return view_of(self, "getitem", _getitem, key)
+        return super().__getitem__(key)
 
     def flatten(self, order="C"):
         return self.ravel(order).view(np.ndarray)
 
     @property
     def flat(self):
-        return _Flat(self) if active_budget().book.immutable else super().flat
+        if active_budget().book.immutable:
+            raise UnsupportedFunctionError("flat of a symmetric array has no price in book 0.12: use ravel")
+        return super().flat
 
     def __reduce__(self):
-        return tagged, (self.view(FlopscopeArray), self._group)
+        return tagged, (self.view(FlopscopeArray), self._blocks)
 
 
-class _Flat:
-    """`flat` of a symmetric tensor: book 0.12 forgets the symmetry of what is written through it."""
+class SymmetryGroup(NamedTuple):
+    """Blocks of axes that may change places: what `symmetry=` takes and `SymmetricTensor.symmetry` gives."""
 
-    def __init__(self, array):
-        self._array, self._flat = array, array.view(np.ndarray).flat
+    blocks: tuple
 
-    def __len__(self):
-        return len(self._flat)
+    @classmethod
+    def symmetric(cls, *, axes: Sequence[int]) -> SymmetryGroup:
+        """All permutations of these axes."""
+        return cls.young([axes])
 
-    def __getitem__(self, key):
-        return self._flat[key]
+    @classmethod
+    def young(cls, blocks: Iterable[Sequence[int]]) -> SymmetryGroup:
+        """All permutations within each of these blocks of axes; ValueError if they overlap."""
+        blocks = [*map(tuple, blocks)]
+        if len({*chain(*blocks)}) < sum(map(len, blocks)):
+            raise ValueError("blocks of symmetric axes overlap: name each axis once")
+        return cls(blocks_of(blocks))
 
-    def __setitem__(self, key, value):
-        self._flat[key], self._array._group = value, None
+    @property
+    def axes(self) -> tuple:
+        """The axes that move."""
+        return tuple(sorted(chain(*self.blocks)))
 
 
-def tagged(array, group):
+def tagged(array, blocks):
     """The counted array as a SymmetricTensor of this symmetry, if there is any."""
-    if group:
+    if blocks:
         array = array.view(SymmetricTensor)
-        array._group = group
+        array._blocks = blocks
     return array
+
+
+def view_of(array, name, native, *args):
+    """What a method that gives a free view of a symmetric array gives, with what is left of the symmetry."""
+    result = native(array.view(FlopscopeArray), *args)
+    call = Call(OPERATIONS[name], not active_budget().book.immutable, (array, *args), {}, result)
+    return with_symmetry(call, result) if isinstance(result, np.ndarray) else result
 
 
 def bare(a):
     """`a` with every counted array in it (a list, a tuple, a dict) as a plain view of the same memory."""
     kind = type(a)
     if kind is list or kind is tuple:
-        return kind([bare(item) for item in a])
+        items = [bare(item) for item in a]
+        return kind(items) if any(x is not y for x, y in zip(a, items)) else a
     if kind is dict:
         return {key: bare(value) for key, value in a.items()}
     return a.view(np.ndarray) if isinstance(a, FlopscopeArray) else a
@@ -1760,14 +1963,16 @@ def dress(result, scalars=True):
     return kind(*items) if hasattr(kind, "_fields") else kind(items)
 
 
-_dress_arrays = functools.partial(dress, scalars=False)
+def any_counted(args):
+    return any(isinstance(a, FlopscopeArray) or type(a) in (list, tuple) and any_counted(a) for a in args)
 
 
-def _any_counted(args):
-    return any(isinstance(a, FlopscopeArray) or type(a) in (list, tuple) and _any_counted(a) for a in args)
+def any_symmetric(args):
+    operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
+    return any(map(symmetry_of, operands))
 
 
-def _warn(message, category=UserWarning):
+def warn(message, category=UserWarning):
     """Warn at the line that called into this file."""
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals is globals():
@@ -1775,272 +1980,189 @@ def _warn(message, category=UserWarning):
     warnings.warn(message, category, stacklevel=level)
 
 
-# ---- the wrapper ------------------------------------------------------------------------------------------
+# ---- the way of a call ------------------------------------------------------------------------------------
 
 _PLAIN_KINDS = {int, float, bool, type(None), str, type}
+# ndarray's methods of these names are quicker than NumPy's functions.
+_QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())
 
 
-def counted(name, function):
-    """The counted version of a NumPy function: charge, run it on plain views, dress what it returns."""
-    if name in _BY_SHAPE:
-        call = _counted_by_shape(name, function)
-    else:
-        def call(*args, **kwargs):
-            return _run(name, function, args, kwargs)
-    call.__name__ = call.__qualname__ = name.rpartition(".")[2]
-    call.__doc__ = function.__doc__
+def counted(operation):
+    """The counted version of a NumPy function."""
+    known = {}
+
+    def call(*args, **kwargs):
+        return perform(operation, operation.function, known, args, kwargs)
+    call.__name__ = call.__qualname__ = operation.name.rpartition(".")[2]
+    call.__doc__ = operation.function.__doc__
     return call
 
 
-def _key_of(book, args, kwargs, pointwise):
-    """(what a bill by shapes depends on, the operands as NumPy is to see them); no key if it is more."""
-    key, plain = (book,), []
+def key_of(operation, book, args, kwargs):
+    """(what a bill follows from, the operands as NumPy is to see them); no key if it is more."""
+    by_kind, key, plain = isinstance(operation.function, np.ufunc), (book,), []
     for a in args:
         kind = type(a)
-        if kind is FlopscopeArray or kind is np.ndarray:
-            key += kind, a.shape, a.dtype
+        if kind is FlopscopeArray or kind is np.ndarray or kind is SymmetricTensor:
+            key += kind, a.shape, a.dtype, symmetry_of(a)
             a = a.view(np.ndarray)
         elif kind in _PLAIN_KINDS:
-            key += (kind,) if pointwise else (kind, a)
+            key += (kind,) if by_kind else (kind, a)
+        elif kind is tuple and all(type(n) is int for n in a):
+            key += a,
         else:
-            return None, plain
+            return None, bare(args)
         plain.append(a)
-    for parameter, value in kwargs.items():
+    for name, value in kwargs.items():
         if type(value) not in _PLAIN_KINDS:
             return None, plain
-        key += parameter, type(value), value
+        key += name, type(value), value
+    if operation.keeps is of_product:
+        ids = [*map(id, args)]
+        key += tuple(map(ids.index, ids)),
     return key, plain
 
 
-def _counted_by_shape(name, function):
-    """The same, quick: where the bill follows from shapes, dtypes and scalars, it is looked up."""
-    pointwise, multiplies, known = name in UFUNCS, name in CONTRACTIONS, {}
-    method = getattr(np.ndarray, name) if name in _QUICK_METHODS else None
+def perform(operation, work, known, args, kwargs):
+    """Any counted call: ask the book, pay, run it on plain views, dress the result.
 
-    def call(*args, **kwargs):
-        start = _clock()
-        context = _thread.active or active_budget()
-        key, plain = _key_of(context.book, args, kwargs, pointwise)
-        if key is None or not args or multiplies and args[0] is args[-1] or context.observer is not None:
-            return _run(name, function, args, kwargs)
-        found = known.get(key)
-        if found is None:
-            if len(known) > 4096:
-                known.clear()
-            found = known[key] = _bill(name, args, kwargs, context.book), _finish(name, args, context.book)
-        bill, finish = found
-        context.charge(bill, start)
-        work = method if method and type(plain[0]) is np.ndarray else function
-        begun = _clock()
-        result = work(*plain, **kwargs)
-        ended = _clock()
-        if finish:
-            result = result.view(FlopscopeArray) if type(result) is np.ndarray else finish(result)
-        now = _clock()
-        context.settle(ended - begun, begun - start + now - ended, now)
-        return result
-    return call
-
-
-def _run(name, function, args, kwargs, logged=None):
-    """Any counted call. What the price knows only from the result is charged after the work."""
-    start, context = _clock(), active_budget()
-    book, drawn = context.book, name.startswith("random.")
-    late, free = name in book.after, name in book.unlogged
-    if not args and not drawn:                      # prices and symmetries ask for the first by its place
-        first = next(iter(inspect.signature(function).parameters))
-        args = (kwargs.pop(first),) if first in kwargs else ()
-    broken = _broken(name, args, kwargs, book)
-    bill = None if late else _bill(name, args, kwargs, book, logged)
-    if not (late or free):
-        context.charge(bill, start)
+    What the price knows only from the result is charged after the work. `known`: bills by what they follow from.
+    """
+    start = _clock()
+    context = _thread.active or active_budget()
+    book = context.book
+    if not args or len(args) > 1 and isinstance(operation.function, np.ufunc):
+        args, kwargs = in_their_places(operation, args, kwargs)
+    key, plain = key_of(operation, book, args, kwargs)
+    call = Call(operation, not book.immutable, args, kwargs)
+    bill = known.get(key) if key else None
+    if bill is None and not operation.late:
+        bill = bill_of(call, book)
+        if key and len(known) < 4096:
+            known[key] = bill
+    if bill is not None:
+        context.afford(bill, start)
+    written = written_symmetry(call) if operation.writes or "out" in kwargs else None
+    if operation.name in _QUICK_METHODS and type(plain[0]) is np.ndarray:
+        work = getattr(np.ndarray, operation.name)
     begun = _clock()
-    result = function(*bare(args), **bare(kwargs))
+    call.result = result = work(*plain, **bare(kwargs))
     ended = _clock()
-    if late:
-        bill = Bill(logged or name, *book.charge(name, args, kwargs, result))
-        context.charge(bill, start)
-    out = kwargs.get("out")
-    if out is None or drawn:
-        finish = _finish(name, args, book)
-        result = _passed_on(name, args, kwargs, finish(result) if finish else result)
-    else:
-        result = dress(out) if name in _DRESS_OUT else out
-    if broken is not None and book.immutable:       # 0.7 goes on billing it as symmetric
-        broken._group = None
-    if not free:
-        now = _clock()
-        context.settle(ended - begun, begun - start + now - ended, now)
-    _show(context, name, args, kwargs, result, bill.cost)
+    if operation.late:
+        bill = bill_of(call, book)
+        if bill is not None:
+            context.afford(bill, start)
+    result = finished(call, result)
+    if written is not None and book.immutable:      # 0.7 goes on billing it as symmetric
+        written._blocks = ()
+    if bill is not None:
+        context.record(bill, start, ended - begun, _clock())
+    if context.observer is not None:
+        context.observer(operation.name, args, kwargs, result, bill.cost if bill else 0)
     return result
 
 
-def _bill(name, args, kwargs, book, logged=None):
-    """The Bill of a call: the log shows all operands of products and of pointwise operations."""
-    charge, subscripts = book.charge(name, args, kwargs), None
-    shown = args[:2] if name in UFUNCS else [a for a in args[:1] if isinstance(a, np.ndarray)]
-    if name in CONTRACTIONS:
-        subscripts = product_of(name, args, kwargs, book.name)[3]
-        shown = args[1:] if name == "einsum" else args[:2]
-    logged = logged or _LOGGED_AS.get(name, name)
-    return Bill(logged, *charge, tuple([shape_of(a) for a in shown]), subscripts)
+def in_their_places(operation, args, kwargs):
+    """Arguments as formulas expect them: the first by its position, the destination of a ufunc as out=."""
+    if not args and not operation.name.startswith("random."):
+        first = next(iter(parameters_of(operation.takes or operation.function)[0]), None)
+        if first in kwargs:
+            kwargs = dict(kwargs)
+            args = kwargs.pop(first),
+    n_in = getattr(operation.function, "nin", len(args))
+    out = args[n_in:] or kwargs.get("out")
+    if isinstance(out, tuple):
+        args, kwargs = args[:n_in], kwargs | {"out": out[0]}
+    return args, kwargs
 
 
-def _finish(name, args, book):
-    """What makes a result what callers see; None if it stays as NumPy gives it."""
-    operands = args[1:] if name in ("linalg.solve", "linalg.lstsq") else args   # NumPy asks the last
-    if name in book.plain or name in book.alike and not _any_counted(operands):
-        return None
-    scalars_stay = name in _SCALARS_STAY or name in _ALIKE and not _any_counted(args)
-    return _dress_arrays if scalars_stay else dress
+def bill_of(call, book):
+    """The Bill of a call. What a formula cannot digest, NumPy refuses by its own error, or it has no price."""
+    try:
+        return book.bill(call)
+    except FlopscopeError:
+        raise
+    except Exception as exc:
+        if not call.operation.late:
+            args, kwargs = copy.deepcopy((bare(call.args), bare(call.kwargs)))
+            call.operation.function(*args, **kwargs)
+        raise UnsupportedFunctionError(f"fnp.{call.name} has no price in this form ({exc}): the README lists what "
+                                       "was left out") from None
 
 
-def _show(context, name, args, kwargs, result, cost=0):
-    """Tell the observer, also of what is free or billed by itself."""
-    if context.observer is not None:
-        context.observer(name, args, kwargs, result, cost)
+def finished(call, result):
+    """A result as callers see it: mended, as counted as its operands ask for, and with its symmetry."""
+    operation, out, args = call.operation, call.kwargs.get("out"), call.args
+    if out is not None and not operation.name.startswith("random."):
+        return dress(out) if operation.name in ("take", "concatenate") else out
+    if operation.mend:
+        result = operation.mend(result, call)
+    returns, scalars = call.early and operation.early_returns or operation.returns, operation.returns != "scalars"
+    if operation.early_returns.startswith("alike") and not any_counted(
+            args[-1:] if operation.early_returns == "alike last" else args):
+        returns, scalars = "plain" if call.early else returns, False
+    if returns != "plain":
+        result = dress(result, scalars)
+    makes = operation.makes or operation.keeps is of_product and len({*map(id, args)}) < len(args)
+    if isinstance(result, (np.ndarray, list)) and (makes or any_symmetric(args)):
+        return with_symmetry(call, result)
+    return result
+
+
+def explain(function: Callable[[], Any], prices: str) -> list[tuple[str, int, str]]:
+    """(operation, FLOPs, how they come about) of every charge of `function()` under a price book."""
+    rows = []
+
+    def note(name, args, kwargs, result, cost):
+        call = Call(OPERATIONS[name], not context.book.immutable, args, kwargs, result)
+        rows.append((name, cost, context.book.explain(call)))
+
+    with BudgetContext(DEFAULT_BUDGET, quiet=True, prices=prices) as context:
+        context.observer = note
+        function()
+    return rows
 
 
 # ---- symmetry: what is known of results -------------------------------------------------------------------
 
-def _group_of(a):
-    return getattr(a, "_group", None)
 
-
-def _kept(a, gone, ndim, closed=None):
-    """What the other axes leave: closed up if some are missing, or where they were."""
-    left = [i for i in range(np.ndim(a)) if i not in gone]
-    closed = ndim < a.ndim if closed is None else closed
-    return carried(_group_of(a), {i: k if closed else i for k, i in enumerate(left)}, ndim)
-
-
-def _permuted(name, a, *places, **named):
-    move = getattr(np.ndarray if places else np, name, None) or getattr(np, name)
-    probe = np.empty(tuple(range(2, 2 + a.ndim)), "?")              # its extents tell where each axis went
-    return stabiliser(a._group, [n - 2 for n in move(probe, *places, **named).shape])
-
-
-def _picked(a, key):
-    keys = key if type(key) is tuple else (key,)
-    return {*map(type, keys)} <= _BASIC_KEYS and indexed(a._group, a.shape, key)
-
-
-def _flipped(group, axes):
-    return proper(g for g in group or () if {g[i] for i in axes} == set(axes))
-
-
-def _tiled(a, reps):
-    """Kept if axes that change places are repeated alike."""
-    reps = (1,) * (a.ndim - len(reps)) + reps
-    group = carried(a._group, {i: len(reps) - a.ndim + i for i in range(a.ndim)}, len(reps))
-    return group if all(reps[g[i]] == n for g in group or () for i, n in enumerate(reps)) else None
-
-
-def _joined(arrays, axis):
-    return axis is not None and common([_group_of(a) and _kept(a, [axis % a.ndim], a.ndim) for a in arrays])
-
-
-def _stacked(arrays, axis, ndim):
-    place = {i: i + (i >= axis % ndim) for i in range(ndim - 1)}
-    return common([carried(_group_of(a), place, ndim) for a in arrays])
-
-
-_ELEMENTWISE = " ".join(
-    op for op, ufunc in UFUNCS.items() if ufunc.nout == 1 and op not in PRICES["0.12"].plain)
-# What results are symmetric under: names | a cell, as in the price table. Asked if an operand is symmetric,
-# and else of the _MAKERS and of products of an array with itself.
-_SYMMETRIES = f"""
-{_ELEMENTWISE} fix round around angle sinc i0 nan_to_num isneginf isposinf isreal iscomplex real_if_close real
-    imag clip copy linalg.inv | binary(list(map(_group_of, args)), list(map(shape_of, args)), result.shape)
-{" ".join(f"{op}.outer" for op in UFUNCS)}
-    | side_by_side(*[x for a in args for x in (_group_of(a), np.ndim(a))])
-{" ".join(CONTRACTIONS)} | _of_product(name, args, kwargs, result, book)
-sum prod max min amax amin mean std var argmax argmin any all count_nonzero nansum nanprod nanmax nanmin
-    nanmean nanstd nanvar nanargmax nanargmin median nanmedian average
-    | axis is not None and _kept(first, axes, result.ndim)
-cumsum cumprod nancumsum nancumprod | axis is not None and _kept(first, axes, result.ndim, book == "0.7")
-zeros ones identity | full_symmetry(result.shape)
-full | (book == "0.7" or not shape_of(fill_value)) and full_symmetry(result.shape)
-zeros_like ones_like | shape_of(first) == result.shape and group or full_symmetry(result.shape)
-full_like | not shape_of(fill_value) and (
-    shape_of(first) == result.shape and group or full_symmetry(result.shape))
-eye diagflat | not k and full_symmetry(result.shape)
-diag | not k and len(shape_of(v)) == 1 and full_symmetry(result.shape)
-transpose swapaxes moveaxis matrix_transpose | _permuted(name, *args, **kwargs)
-getitem | _picked(*args)
-reshape squeeze atleast_1d atleast_2d atleast_3d | reshaped(group, first.shape, result.shape)
-repeat roll | axis is not None and not moved(group) & set(axes) and group
-flip | _flipped(group, axes)
-tile | _tiled(first, tuple(np.atleast_1d(bare(reps)).tolist()))
-concatenate(a, axis=0) | _joined(first, axis)
-vstack row_stack | _joined(first, 0)
-hstack column_stack | _joined(first, 1)
-stack | _stacked(first, axis, result.ndim)
-split | [_kept(first, axes, first.ndim)] * len(result)
-broadcast_to | broadcast_symmetry(group, shape_of(first), result.shape)
-expand_dims(a, axis) | closure(reshaped(group, shape_of(first), result.shape),
-    full_symmetry((1,) * result.ndim, axes_of(result.shape, axis)))
-"""
-SYMMETRIES = {name: (cell, parameters)
-              for names, cell in re.findall(r"(.+?) \| (.+)", re.sub(r"\n +", " ", _SYMMETRIES))
-              for name, parameters in re.findall(r"([\w.]+)(?:\((.*?)\))?", names)}
-_CONSTANT = ["zeros", "ones", "full", "zeros_like", "ones_like", "full_like"]
-_MAKERS = {*_CONSTANT, "eye", "identity", "diag", "diagflat", "broadcast_to", "expand_dims"}
-
-
-def _symmetry_of(name, args, kwargs, result):
-    """The symmetry of a result, or of each of several."""
-    cell, parameters = SYMMETRIES.get(name, ("None", ""))
-    return Call(name, parameters, active_budget().prices, args, kwargs, result).evaluate(cell)
-
-
-def _of_product(name, args, kwargs, result, book):
-    *_, group, text = product_of(name, args, kwargs, book)
-    if not group:
-        return None
-    plain, out = bare(result), text.partition("->")[2]
-    finite = np.isfinite(plain).all()
-    if book == "0.7" and finite and list(out) != sorted(out) and not _holds(plain, group):
-        raise SymmetryError(f"book 0.7 takes the wrong axes of {text} for symmetric: name them in order")
-    return group if finite or book == "0.7" else None
-
-
-def _any_symmetric(args):
-    operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
-    return any(map(_group_of, operands))
-
-
-def _passed_on(name, args, kwargs, result):
+def with_symmetry(call, result):
     """`result` as a SymmetricTensor, if the operation keeps or makes a symmetry."""
-    symmetric = name in SYMMETRIES and _any_symmetric(args)
-    makes = name in _MAKERS or name in CONTRACTIONS and len({*map(id, args)}) < len(args)
-    if not (symmetric or makes) or not isinstance(result, (np.ndarray, list)):
-        return result
-    group = _symmetry_of(name, args, kwargs, result)
+    operation, symmetric = call.operation, any_symmetric(call.args)
+    blocks = operation.keeps(call) if operation.keeps else ()
     if isinstance(result, list):
-        return [tagged(a, g) for a, g in zip(result, group)]
-    if symmetric and not (group or name in CONTRACTIONS) and result.ndim and _SETTINGS["symmetry_warnings"]:
-        _warn(f"{name} loses the symmetry of its operand", SymmetryLossWarning)
-    result = tagged(result, group)
-    if group and not symmetric and name in _CONSTANT:
-        result._writable = True
+        return [tagged(a, blocks) for a in result]
+    if operation.keeps is of_product and blocks and not (call.early or np.isfinite(bare(result)).all()):
+        return result
+    operands = call.first if isinstance(call.first, (list, tuple)) else call.args
+    warns = operation.warns or operation.keeps is elementwise and len(call.operands) > 1 and operation.name != "clip"
+    had = [order_of(stretched(symmetry_of(a), a.shape, result.shape) if operation.keeps is elementwise
+                    else symmetry_of(a)) for a in operands if symmetry_of(a)]
+    if warns in (True, "0.7" if call.early else True) and max(had, default=1) > order_of(blocks):
+        if _SETTINGS["symmetry_warnings"]:
+            warn(f"{operation.name} loses a symmetry: what it gives costs the full price from here on",
+                 SymmetryLossWarning)
+    result = tagged(result, blocks)
+    if blocks and not symmetric and operation.keeps in (constant, like):
+        result._inferred = True
     return result
 
 
-def _broken(name, args, kwargs, book):
-    """The symmetric tensor that a call writes into, unless it keeps it so. ValueError if it must stay so."""
-    out = kwargs.get("out")
-    if out is not None and (name == "dot" or name == "matmul" and not book.immutable):
-        raise TypeError(f"{name} has no out= in book {book.name}")
-    written = args[0] if args and (name in _WRITERS or name.endswith(".at")) else out
-    group = _group_of(written)
-    if not group:
+def written_symmetry(call):
+    """The symmetric array that a call writes into, unless it stays so. ValueError if it must stay so."""
+    operation, out = call.operation, call.kwargs.get("out")
+    if out is not None and (operation.name == "dot" or operation.name == "matmul" and call.early):
+        raise TypeError(f"{operation.name} has no out= in this book: use its result")
+    written = call.args[0] if operation.writes else out
+    if not symmetry_of(written):
         return None
-    if written is out and _any_symmetric(args) and _symmetry_of(name, args, kwargs, out) == group:
-        return None
-    if name in _WRITERS or written is out and (out._writable or name in _DRESS_OUT):
+    if written is out and operation.keeps and any_symmetric(call.args):
+        call.result = out
+        if operation.keeps(call) == out._blocks:
+            return None
+    if operation.writes or out._inferred or operation.name in ("take", "concatenate"):
         return written
-    raise ValueError(f"{name} would break a symmetry: write into a plain copy")
+    raise ValueError(f"{operation.name} would break a symmetry: write into a plain copy")
 
 
 class FlopscopeWarning(UserWarning):
@@ -2048,62 +2170,36 @@ class FlopscopeWarning(UserWarning):
 
 
 class SymmetryLossWarning(FlopscopeWarning):
-    """A symmetric tensor went in, nothing is known of what came out: it costs the full price from here on."""
+    """A symmetric array went in, nothing is known of what came out: it costs the full price from here on."""
 
 
-class SymmetryError(FlopscopeError, ValueError):
+class SymmetryError(FlopscopeError):
     """The data do not have the symmetry that was claimed."""
 
 
-def _pay_for_symmetry(name, plain, units):
-    """Book 0.12 charges for checking and making symmetries."""
-    context, dtype = active_budget(), inexact(plain.dtype)
-    if context.book.immutable:
-        cost = units * rate_of(dtype) * (2 if dtype.kind == "c" else 1)
-        context.charge(Bill(name, cost, dtype, (plain.shape,)))
-
-
-def _holds(plain, group, atol=1e-6, rtol=1e-5):
-    images = [plain.transpose(g) for g in group or ()]
-    if any(image.shape != plain.shape for image in images):
-        raise SymmetryError("axes of unequal extents cannot be symmetric: name others")
-    return all(np.allclose(plain, image, atol=atol, rtol=rtol) for image in images)
-
-
-def _averaged(plain, group):
-    images = [plain.transpose(g) for g in sorted(group or [range(plain.ndim)])]
-    return tagged((sum(images) / len(images)).view(FlopscopeArray), group)
-
-
-def _checked(name, data, symmetry, **tolerances):
-    """(the data, the symmetry of their array, whether they have it)."""
-    plain, symmetry = np.asarray(bare(data)), symmetry_group(symmetry)
-    swaps = sum(list(g) != sorted(g) for g in symmetry.generators)
-    _pay_for_symmetry(name, plain, max1(swaps * (7 * plain.size - 1)))
-    group = symmetry.over(plain.ndim)
-    return plain, group, _holds(plain, group, **tolerances)
-
-
-def is_symmetric(data: Any, *, symmetry: SymmetryGroup | tuple | list, atol: float = 1e-6,
-                 rtol: float = 1e-5) -> bool:
-    """Whether the values have this symmetry, within the tolerances."""
-    return _checked("is_symmetric", data, symmetry, atol=atol, rtol=rtol)[2]
-
-
 def as_symmetric(data: Any, *, symmetry: SymmetryGroup | tuple | list) -> FlopscopeArray:
-    """`data` as a SymmetricTensor; SymmetryError if its values are not symmetric."""
-    plain, group, holds = _checked("as_symmetric", data, symmetry)
-    if not holds:
-        raise SymmetryError("the data do not have this symmetry: symmetrize() makes the mean that has")
-    return tagged(plain.view(FlopscopeArray), group)
+    """`data` as a SymmetricTensor; `symmetry` names axes that may change places, or disjoint blocks of such.
 
-
-def symmetrize(data: Any, *, symmetry: SymmetryGroup | tuple | list) -> FlopscopeArray:
-    """The mean of `data` over all permutations of the symmetry, in double precision."""
-    plain, group = np.asarray(bare(data)), symmetry_group(symmetry)
-    plain = plain.astype(np.result_type(plain, f8), copy=False)
-    _pay_for_symmetry("symmetrize", plain, (group.order() + 1) * plain.size)
-    return _averaged(plain, group.over(plain.ndim))
+    Raises SymmetryError if the values are not symmetric, ValueError for axes that there are not. Book 0.12
+    charges the comparison with every swap of neighbours.
+    """
+    plain, context = np.asarray(bare(data)), active_budget()
+    if not isinstance(symmetry, SymmetryGroup):
+        several = isinstance(symmetry[0], (tuple, list))
+        symmetry = SymmetryGroup.young(symmetry if several else [symmetry])
+    if not {*symmetry.axes} <= {*range(plain.ndim)}:
+        raise ValueError(f"symmetry axes {symmetry.axes} are out of range for ndim={plain.ndim}")
+    swaps = [pair for block in symmetry.blocks for pair in pairwise(block)]
+    if context.book.immutable:
+        dtype, now = inexact(plain.dtype), _clock()
+        cost = at_least_1(len(swaps) * (7 * plain.size - 1)) * rate_of(dtype)
+        bill = Bill("as_symmetric", cost, dtype, (plain.shape,))
+        context.afford(bill, now)
+        context.record(bill, now, 0.0, now)
+    for a, b in swaps:
+        if plain.shape[a] != plain.shape[b] or not np.allclose(plain, plain.swapaxes(a, b), atol=1e-6, rtol=1e-5):
+            raise SymmetryError(f"axes {a} and {b} cannot change places: the data are not symmetric in them")
+    return tagged(plain.view(FlopscopeArray), symmetry.blocks)
 
 
 _SETTINGS = {"symmetry_warnings": True, "check_nan_inf": False, "callback_warnings": True,
@@ -2117,141 +2213,87 @@ def configure(**settings) -> None:
     _SETTINGS.update(settings)
 
 
-# ---- exceptions, as tables --------------------------------------------------------------------------------
+# ---- functions --------------------------------------------------------------------------------------------
 
-_SCALARS_STAY = {name for name, row in PRICES["0.12"].rows.items() if "scalars" in row.notes}
-# Of plain operands: in book 0.7 the whole result stays plain, in 0.12 its scalars do.
-_ALIKE = PRICES["0.7"].alike
-_LOGGED_AS = {"linalg.diagonal": "diagonal", "row_stack": "vstack"}
-_WRITERS = {"copyto", "fill_diagonal", "put", "place", "putmask", "put_along_axis"}
-_DRESS_OUT = {"take", "concatenate"}        # give out= back as a counted array, even if it is none
-# ndarray's methods of these names are quicker than NumPy's functions.
-_QUICK_METHODS = set("sum prod max min mean argmax argmin any all cumsum cumprod".split())
-_BY_SHAPE = _QUICK_METHODS.union((op for op, ufunc in UFUNCS.items() if ufunc.nout == 1),
-                                 "std var median clip where matmul dot".split())
-# Refused under NumPy's own name, like all of fft and nan...
-_UNROUTED = set("""angle append argwhere around array_split block broadcast_arrays choose compress concat
-    convolve correlate count_nonzero cumulative_prod cumulative_sum delete diag diag_indices_from diagflat
-    dstack ediff1d einsum_path empty_like extract fill_diagonal fix flatnonzero fliplr flipud full_like
-    geomspace i0 imag insert interp iscomplex isneginf isposinf isreal ix_ kron linspace logspace ones_like
-    permute_dims put put_along_axis ravel_multi_index real real_if_close resize rollaxis rot90 sinc
-    sort_complex take take_along_axis trapezoid tril_indices_from trim_zeros triu_indices_from unravel_index
-    unstack unwrap vdot zeros_like linalg.cond linalg.cross linalg.diagonal linalg.matmul linalg.matrix_norm
-    linalg.matrix_transpose linalg.outer linalg.svdvals linalg.tensordot linalg.tensorinv linalg.trace
-    linalg.vecdot linalg.vector_norm""".split())
 _QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
     may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
-_PASSED_THROUGH = set(f"""{_QUERIES} array_equal iscomplexobj isrealobj array_repr array_str array2string save
-    savez""".split())
-_OPERATORS = dict(pair.split("=") for pair in """add=add sub=subtract mul=multiply truediv=true_divide
-    floordiv=floor_divide mod=mod pow=power matmul=matmul and=bitwise_and or=bitwise_or xor=bitwise_xor
-    lshift=left_shift rshift=right_shift lt=less le=less_equal gt=greater ge=greater_equal eq=equal
-    ne=not_equal neg=negative pos=positive abs=abs invert=invert""".split())
+_PASSED_THROUGH = {*_QUERIES.split(), *"array_equal array_repr array_str array2string save savez".split()}
 _FOLDS = dict(pair.split("=") for pair in """add.reduce=sum multiply.reduce=prod maximum.reduce=max
     minimum.reduce=min logical_and.reduce=all logical_or.reduce=any add.accumulate=cumsum
     multiply.accumulate=cumprod""".split())         # along the first axis, unless told otherwise
 
-
-# ---- functions that are not simply NumPy's ----------------------------------------------------------------
-
-def _einsum(text, *operands, optimize=None, out=None, **kwargs):
-    """einsum pair by pair along the charged path, as the real package does: the bits depend on it."""
-    immutable = active_budget().book.immutable
-    if out is not None:
-        if not immutable:
-            return np.copyto(out, _einsum(text, *operands, **kwargs), casting="unsafe")
-        operands = [np.asarray(a, np.result_type(out, *operands)) for a in operands]
-        return _FUNCTIONS["copyto"](out, _einsum(text, *operands, **kwargs), casting="safe")    # billed
-    if len(operands) == 1:
-        return np.einsum(text, *operands, **kwargs)
-    parts, out = subscripts(text, tuple(map(np.ndim, operands)))
-    size = {c: n for part, a in zip(parts, operands) for c, n in zip(part, np.shape(a))}
-    left = dict(enumerate(zip(parts, operands)))
-    path = [(0, 1)] if len(parts) == 2 else find_path(parts, out, size)
-    for step, (j, i) in enumerate(map(sorted, path), len(parts)):
-        (term, a), (other, b) = left.pop(i), left.pop(j)
-        needed = set(out).union(*[rest for rest, _ in left.values()])
-        result = "".join(c for c in dict.fromkeys(term + other) if c in needed) if left else out
-        left[step] = result, np.einsum(f"{term},{other}->{result}", a, b, optimize=immutable,
-                                       **({} if left else kwargs))
-    return left[step][1]
+FUNCTIONS: dict[str, Callable] = {name: counted(operation) for name, operation in OPERATIONS.items()
+                                   if not name.startswith("random.")}
 
 
-def _svd(a, full_matrices=True, compute_uv=True, hermitian=False, k=None):
-    if k is not None and k > min(np.shape(a)[-2:]) > 0:
-        raise ValueError(f"a matrix of shape {np.shape(a)[-2:]} has no {k} singular values: ask for fewer")
-    found = np.linalg.svd(a, full_matrices and k is None, compute_uv, hermitian)
-    if compute_uv and k is not None:
-        return found._replace(U=found.U[..., :k], S=found.S[..., :k], Vh=found.Vh[..., :k, :])
-    return found if compute_uv else found[..., :k]
+
+class LeftOut:
+    """Stands for what has no price: refuses to be called, or to give what it is a namespace of."""
+
+    def __init__(self, name, why):
+        self._said = f"{name} has no price here ({why}): the README lists what was left out"
+
+    def __call__(self, *_, **__):
+        raise UnsupportedFunctionError(self._said)
+
+    def __getattr__(self, name):
+        raise UnsupportedFunctionError(self._said)
 
 
-def _numpy_function(name):
-    return functools.reduce(lambda owner, part: getattr(owner, part, None), name.split("."), np)
+def found_late(prefix):
+    """The `__getattr__` of a counted namespace: what a user has priced since, or what is refused by name."""
+    def find(name):
+        full = prefix + name
+        if full in OPERATIONS and prefix != "random.":
+            return counted(OPERATIONS[full])
+        for why, names in LEFT_OUT.items():
+            if full in names.split():
+                return LeftOut(f"fnp.{full}", why)
+        raise AttributeError(f"fnp has no {full!r}")
+    return find
 
 
-def _then(function, mend):
-    """NumPy's function, and what the real package makes of its result: mend(result, *args, **kwargs)."""
-    return functools.wraps(function)(lambda *args, **kwargs: mend(function(*args, **kwargs), *args, **kwargs))
-
-
-def _array_in(book):
-    return lambda result, *_: np.asarray(result) if active_budget().prices == book else result
-
-
-_MENDS = {
-    "isreal iscomplex real imag": lambda result, _: np.asarray(result),
-    "iscomplexobj isrealobj": _array_in("0.7"),
-    "bmat": _array_in("0.12"),
-    "isclose": lambda result, *args, **named:
-        result if any(hasattr(a, "shape") for a in (*args, *named.values())) else bool(result),
-    "round around": lambda result, a, *_, **__: result.item() if type(a) in _SCALARS else result,
-    "average": lambda result, *_, **__: np.stack(result) if isinstance(result, tuple) else result,
-    "unique": lambda result, *_, **__:
-        np.sort(result) if isinstance(result, np.ndarray) and result.dtype.kind == "c" else result,
-    "count_nonzero": lambda result, a, axis=None, *, keepdims=False:
-        int(result) if axis is None and not keepdims else result,
-}
-_IMPLEMENTED = STATS | {name: _then(getattr(np, name), mend)
-                        for names, mend in _MENDS.items() for name in names.split()} | {
-    "einsum": _einsum, "row_stack": np.vstack, "linalg.svd": _svd,
-    "inner": lambda a, b: np.inner(a, b), "vdot": lambda a, b: np.vdot(a, b),       # here by their names too
-    "linalg.svdvals": lambda x, k=None: np.linalg.svdvals(x)[..., :k],
-    "linalg.diagonal": lambda x, offset=0: np.diagonal(x, offset, -2, -1),
-}
-_FUNCTIONS = {name: counted(name, _function) for name in PRICES["0.7"].rows | PRICES["0.12"].rows
-              if not name.startswith("random.")
-              and (_function := _IMPLEMENTED.get(name) or _numpy_function(name))}
-
-
-def _where(condition, *choices, three_way=_FUNCTIONS["where"], **named):
+def three_way_or_nonzero(condition, *choices, three_way=FUNCTIONS["where"], **named):
+    """where; of a condition alone, book 0.12 makes nonzero."""
     choices += *named.values(),
     alone = not choices and active_budget().book.immutable
-    return _FUNCTIONS["nonzero"](condition) if alone else three_way(condition, *choices)
+    return FUNCTIONS["nonzero"](condition) if alone else three_way(condition, *choices)
 
 
-def _one_by_one(function):
+def one_by_one(function):
     """Book 0.12 logs each of several arrays."""
     return lambda *arrays: (tuple(map(function, arrays)) if len(arrays) > 1 and active_budget().book.immutable
                             else function(*arrays))
 
 
-_FUNCTIONS["where"] = _where
-_FUNCTIONS |= {name: _one_by_one(_FUNCTIONS[name]) for name in ("atleast_1d", "atleast_2d", "atleast_3d")}
-_FUNCTIONS |= {f"linalg.{name}": _FUNCTIONS[name] for name in ("matmul", "outer", "tensordot", "vecdot")}
-_FUNCTIONS |= {name: functools.partial(_FUNCTIONS[same], axis=0) for name, same in _FOLDS.items()}
+def einsum_by_book(text, *operands, optimize=None, product=FUNCTIONS["einsum"], **kwargs):
+    """einsum, computed as the book's package does, whatever `optimize` asks."""
+    return product(text, *operands, optimize=active_budget().book.immutable, **kwargs)
+
+
+FUNCTIONS |= {"where": three_way_or_nonzero, "einsum": einsum_by_book}
+FUNCTIONS |= {f"linalg.{name}": FUNCTIONS[name] for name in ("matmul", "outer", "tensordot", "vecdot")}
+FUNCTIONS |= {name: one_by_one(FUNCTIONS[name]) for name in ("atleast_1d", "atleast_2d", "atleast_3d")}
+FUNCTIONS |= {name: partial(FUNCTIONS[same], axis=0) for name, same in _FOLDS.items()}
 
 
 # ---- operators and methods --------------------------------------------------------------------------------
 
-def _define_operator(short, name):
-    function = _FUNCTIONS[name]
+_OPERATORS = dict(pair.split("=") for pair in """add=add sub=subtract mul=multiply truediv=true_divide
+    floordiv=floor_divide mod=mod pow=power matmul=matmul and=bitwise_and or=bitwise_or xor=bitwise_xor
+    lshift=left_shift rshift=right_shift lt=less le=less_equal gt=greater ge=greater_equal eq=equal
+    ne=not_equal neg=negative pos=positive abs=abs invert=invert""".split())
+_WRITING = ["sort", "partition", "fill", "put", "resize", "setfield"]
+
+
+def define_operator(short, name):
+    function = FUNCTIONS[name]
 
     def in_place(self, other):
         if active_budget().book.immutable:
             raise TypeError(f"book 0.12 has no in-place operators: write x = fnp.{name}(x, y)")
         result = function(self, other)
-        if _group_of(self) and _group_of(result) != self._group:
+        if symmetry_of(self) and symmetry_of(result) != self._blocks:
             raise ValueError(f"{name} in place would break a symmetry: write x = fnp.{name}(x, y)")
         np.copyto(self.view(np.ndarray), bare(result), casting="same_kind")
         return self
@@ -2260,72 +2302,75 @@ def _define_operator(short, name):
     setattr(FlopscopeArray, f"__i{short}__", in_place)
 
 
-def _view_method(name):
-    """A method that gives a free view of a symmetric tensor, with what is left of the symmetry."""
-    view = getattr(FlopscopeArray, name)
-    return lambda self, *args: _passed_on(name.strip("_"), (self, *args), {},
-                                          view(self.view(FlopscopeArray), *args))
-
-
-def _native_method(name):
+def native_method(name):
     """A method that one book counts. In the other, NumPy does it for free, or 0.12 refuses what writes."""
-    native, priced = getattr(np.ndarray, name), "copy" if name == "flatten" else name
+    native, known = getattr(np.ndarray, name), dict()
+    operation = OPERATIONS.get("copy" if name == "flatten" else name)
 
     def method(self, *args, **kwargs):
-        context = active_budget()
-        immutable = context.book.immutable
+        immutable = active_budget().book.immutable
         if immutable and name in _WRITING:
             raise ValueError(f"book 0.12 has no in-place {name}: arrays are immutable there")
         if immutable or name in ("sort", "partition"):
-            return _run(priced, native, (self, *args), kwargs)
+            return perform(operation, native, known, (self, *args), kwargs)
         result = native(self.view(np.ndarray), *args, **kwargs)
-        _show(context, name, (self, *args), kwargs, result)
-        return result if name == "nonzero" else _passed_on(name, (self, *args), kwargs, dress(result))
+        observer = active_budget().observer
+        if observer is not None:
+            observer(name, (self, *args), kwargs, result, 0)
+        if name == "nonzero" or not isinstance(result, np.ndarray):
+            return result
+        return with_symmetry(Call(operation, True, (self, *args), kwargs, result), dress(result))
     return method
 
 
-_WRITING = ["sort", "partition", "fill", "put", "resize", "setfield"]
+def view_method(name):
+    native = getattr(np.ndarray, name)
+    return lambda self, *args: view_of(self, name, native, *args)
+
+
 for _short, _name in _OPERATORS.items():        # Python never asks for the forms that an operator has not
-    _define_operator(_short, _name)
-for _name in """sum prod mean std var min max argmin argmax all any cumsum cumprod ptp argsort argpartition
+    define_operator(_short, _name)
+for _name in """sum prod mean std var min max argmin argmax all any cumsum cumprod argsort argpartition
         searchsorted take repeat clip round trace dot conjugate""".split():
-    setattr(FlopscopeArray, _name, _FUNCTIONS[_name])
+    setattr(FlopscopeArray, _name, FUNCTIONS[_name])
 for _name in [*_WRITING, "copy", "ravel", "reshape", "nonzero", "astype", "flatten", "choose"]:
-    setattr(FlopscopeArray, _name, _native_method(_name))
-for _name in ("__getitem__", "transpose", "swapaxes"):
-    setattr(SymmetricTensor, _name, _view_method(_name))
+    setattr(FlopscopeArray, _name, native_method(_name))
+for _name in ("transpose", "swapaxes"):
+    setattr(SymmetricTensor, _name, view_method(_name))
 for _name in ("squeeze", "ravel"):
-    setattr(SymmetricTensor, _name, _FUNCTIONS[_name])
+    setattr(SymmetricTensor, _name, FUNCTIONS[_name])
 
 
 # ---- random -----------------------------------------------------------------------------------------------
 
-def _sampler(owner, name):
-    """A counted sampler: a function of numpy.random, or a method of one of its classes."""
-    draw, is_method = getattr(owner, name), isinstance(owner, type)
-    logged = f"random.{owner.__name__}.{name}" if is_method else f"random.{name}"
 
-    @functools.wraps(draw)
-    def sample(*args, **kwargs):
+def sampler(operation):
+    """A counted method of a Generator."""
+    draw = operation.function
+
+    @wraps(draw)
+    def sample(self, *args, **kwargs):
         if _thread.drawing:                 # what NumPy's samplers call inside is free
-            return draw(*args, **kwargs)
-        work, args = (functools.partial(draw, args[0]), args[1:]) if is_method else (draw, args)
+            return draw(self, *args, **kwargs)
         _thread.drawing = True
         try:
-            return _run(f"random.{name}", work, args, kwargs, logged)
+            return perform(operation, partial(draw, self), {}, args, kwargs)
         finally:
             _thread.drawing = False
     return sample
 
 
 class _CountedGenerator(np.random.Generator):
+    """A numpy.random.Generator whose draws are counted; made by `fnp.random.default_rng`."""
+
     def __reduce__(self):
         return _CountedGenerator, (self.bit_generator,)
 
 
-class _CountedRandomState(np.random.RandomState):
-    def __reduce__(self):
-        return _CountedRandomState, (), self.get_state(legacy=False)
+for _name in dir(np.random.Generator):
+    if f"random.{_name}" in OPERATIONS:
+        setattr(_CountedGenerator, _name, sampler(OPERATIONS[f"random.{_name}"]))
+_CountedGenerator.multivariate_hypergeometric = LeftOut("multivariate_hypergeometric", "a formula of its own")
 
 
 def default_rng(seed=None) -> np.random.Generator:
@@ -2335,99 +2380,80 @@ def default_rng(seed=None) -> np.random.Generator:
     return _CountedGenerator(np.random.default_rng(seed).bit_generator)
 
 
-def symmetric(shape, symmetry: SymmetryGroup, distribution: str = "randn", **parameters) -> FlopscopeArray:
-    """The mean over a SymmetryGroup's permutations of an array that numpy.random.<distribution> draws."""
-    draw, context = getattr(np.random, distribution), active_budget()
-    data = draw(*shape) if distribution in ("rand", "randn") else draw(size=shape, **parameters)
-    units = max1(data.size) * (symmetry.order() + 1 + context.book.immutable)
-    context.charge(Bill("random.symmetric", units, None, (data.shape,)))
-    return _averaged(data, symmetry.over(data.ndim))
-
-
 # ---- modules ----------------------------------------------------------------------------------------------
 
-_LEFT_OUT = """apply_along_axis apply_over_axes bartlett blackman fromfunction hamming hanning histogram
-    histogram2d histogram_bin_edges histogramdd in1d kaiser packbits piecewise poly polyadd polyder polydiv
-    polyfit polyint polymul polysub polyval roots save savez savez_compressed trapz unpackbits"""
 _AS_IN_NUMPY = """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64
     complex128 floating integer number dtype broadcast errstate finfo iinfo ndenumerate ndindex nditer e inf
     nan pi newaxis printoptions get_printoptions set_printoptions geterr seterr"""
 
 
-def _refuse(name, *_, **__):
-    raise UnsupportedFunctionError(f"fnp.{name} has no price here: the README lists what was left out")
+def uncounted(function):
+    return wraps(function)(lambda *args, **kwargs: function(*bare(args), **bare(kwargs)))
 
 
-def _uncounted(function):
-    return functools.wraps(function)(lambda *args, **kwargs: function(*bare(args), **bare(kwargs)))
-
-
-def _assert(name, *args, **kwargs):
-    getattr(np.testing, name)(*bare(args), **bare(kwargs))      # only now, as numpy.testing is slow to import
-
-
-def load(file) -> Any:
+def load(file):
     """The array in an .npy file, or a dict of those in an .npz file."""
     loaded = np.load(file)
     return dress(loaded) if isinstance(loaded, np.ndarray) else {name: dress(loaded[name]) for name in loaded}
 
 
-def _module(name, *members, **others):
-    module = types.ModuleType(name)
-    vars(module).update({member.__name__: member for member in members}, **others)
-    return module
+def module(name, *members, **others):
+    made = types.ModuleType(name)
+    vars(made).update({member.__name__: member for member in members}, **others)
+    return made
 
 
-def _members(owner, names, made=lambda member: member):
-    return {name: made(getattr(owner, name)) for name in names.split()}
+def members(owner, names, change=lambda member: member):
+    return {name: change(getattr(owner, name)) for name in names.split()}
 
 
-_spaces = {name: _module(f"flopscope.numpy.{name}") for name in ("linalg", "fft", "random", "testing")}
-fnp = _module("flopscope.numpy", load, ndarray=FlopscopeArray, **_spaces, **_members(np, _AS_IN_NUMPY),
-              **_members(np, _QUERIES, _uncounted),
-              **{name: functools.partial(_refuse, name) for name in _LEFT_OUT.split()})
-_spaces[""] = fnp
-for _name, _function in _FUNCTIONS.items():
-    _space, _, _short = _name.rpartition(".")
-    if _space in _spaces:
-        setattr(_spaces[_space], _short, _function)
-for _name in ("assert_allclose", "assert_array_equal"):
-    setattr(fnp.testing, _name, functools.partial(_assert, _name))
-for _name in [name.removeprefix("random.") for name in PRICES["0.12"].rows if name.startswith("random.")]:
-    for _owner, _target in ((np.random, fnp.random), (np.random.Generator, _CountedGenerator),
-                            (np.random.RandomState, _CountedRandomState)):
-        if hasattr(_owner, _name):
-            setattr(_target, _name, _sampler(_owner, _name))
-vars(fnp.random).update(
-    _members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed get_state set_state"),
-    default_rng=default_rng, symmetric=symmetric, Generator=_CountedGenerator,
-    RandomState=_CountedRandomState)
-stats = _module("flopscope.stats", **{name: types.SimpleNamespace(**{
-    method: _FUNCTIONS[f"stats.{name}.{method}"] for method in ("pdf", "cdf", "ppf")}) for name in STANDARD})
+def counted_functions(prefix):
+    """Those of a namespace, by their short names; others are found late."""
+    return {name.removeprefix(prefix): function for name, function in FUNCTIONS.items()
+            if name.startswith(prefix) and "." not in name.removeprefix(prefix)} | {
+        "__getattr__": found_late(prefix)}
+
+
+fnp = module("flopscope.numpy", load, ndarray=FlopscopeArray, **members(np, _AS_IN_NUMPY),
+             **members(np, _QUERIES, uncounted), **counted_functions(""),
+             linalg=module("flopscope.numpy.linalg", **counted_functions("linalg.")),
+             random=module("flopscope.numpy.random", default_rng, Generator=_CountedGenerator,
+                           __getattr__=found_late("random."),
+                           **members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed")))
+stats = module("flopscope.stats", norm=types.SimpleNamespace(
+    **{name: FUNCTIONS[f"stats.norm.{name}"] for name in NORMAL}))
 _errors = [FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError, SymmetryError,
            UnsupportedFunctionError, UnsupportedDtypeError, SymmetryLossWarning]
-flops = _module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor,
-                SymmetryGroup, namespace, budget_summary, budget_summary_dict, budget_reset, use_prices,
-                as_symmetric, is_symmetric, symmetrize, configure, budget=budget,
-                current_budget=active_budget, numpy=fnp, stats=stats,
-                errors=_module("flopscope.errors", *_errors), __version__="0.12.4")
+flops = module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor,
+               SymmetryGroup, namespace, budget_summary, budget_summary_dict, budget_reset, use_prices,
+               as_symmetric, configure, budget=budget, current_budget=active_budget, numpy=fnp, stats=stats,
+               errors=module("flopscope.errors", *_errors), __version__="0.12.4")
 
 
-def install() -> None:
+def not_here(name):
+    raise AttributeError(f"flopscope.{name} is not in this kit: `whest price EXPRESSION` tells what something costs, and why")
+
+
+flops.__getattr__ = not_here
+
+
+def install():
     """Make `import flopscope`, `import flopscope.numpy as fnp` and their submodules reach this counter."""
     if sys.modules.get("flopscope", flops) is not flops:
-        raise ImportError("flopscope is already imported: import whestbench before flopscope")
+        raise ImportError("flopscope is already imported: import whestbench first, or type "
+                          "python whestbench.py loop estimator.py")
     flops.__path__ = fnp.__path__ = []
-    for module in (flops, flops.stats, flops.errors, *_spaces.values()):
-        sys.modules[module.__name__] = module
+    for each in (flops, flops.stats, flops.errors, fnp, fnp.linalg, fnp.random):
+        sys.modules[each.__name__] = each
+    sys.modules["flopscope.numpy.typing"] = np.typing
 
 
 # ======================================================================================
 # Contract
 #
-# What a participant's file meets: the network, the estimator's base class, the set-up
-# context, and the loader. The module names of the real packages lead here, so the same
-# file runs on the real grader unmodified.
+# What a participant's file meets: the network, the estimator's base class, the set-up context, and the loader.
+# The module names of the real packages lead here, so the same file runs on the real grader unmodified.
+# Way in: `load_estimator`; way out: an estimator, and the networks that it is asked about.
 # ======================================================================================
 
 
@@ -2446,15 +2472,8 @@ class Misuse(WhestError):
 
     exit_status = 2
 
-    def __init__(self, message: str):
+    def __init__(self, message):
         super().__init__(message, "USAGE_ERROR")
-
-
-def require_positive(**sizes: int) -> None:
-    """Raise ValueError naming the first size that is not positive."""
-    for label, size in sizes.items():
-        if size <= 0:
-            raise ValueError(f"{label} must be positive.")
 
 
 @dataclass(frozen=True)
@@ -2466,17 +2485,6 @@ class MLP:
     weights: list
     seed: int = 0
     name: str = ""
-
-    def validate(self) -> None:
-        """Raise ValueError if the weights do not have the declared shape."""
-        require_positive(width=self.width, depth=self.depth)
-        if len(self.weights) != self.depth:
-            raise ValueError(f"MLP depth is declared as {self.depth}, but there are "
-                             f"{len(self.weights)} weight matrices.")
-        for layer, weight in enumerate(self.weights):
-            if np.shape(weight) != (self.width, self.width):
-                raise ValueError(f"Weight matrix {layer} has shape {np.shape(weight)}, "
-                                 f"expected {(self.width, self.width)}.")
 
     def copy(self) -> MLP:
         """The same network with weights of its own: what an estimator may scribble on."""
@@ -2516,7 +2524,8 @@ def sample_mlp(width: int, depth: int, rng: Any = None, *, seed: int = 0) -> MLP
     `rng` is a NumPy or counted Generator (fresh if None); `seed` is only attached to the result. Raises
     ValueError unless both sizes are positive.
     """
-    require_positive(width=width, depth=depth)
+    if min(width, depth) <= 0:
+        raise ValueError(f"width and depth must be positive, not {width} and {depth}.")
     rng, scale = rng or np.random.default_rng(), math.sqrt(2.0 / width)
     weights = [np.asarray(rng.standard_normal((width, width))) * scale for _ in range(depth)]
     return MLP(width, depth, [fnp.asarray(w.astype(np.float32)) for w in weights], seed)
@@ -2545,9 +2554,18 @@ def relu(x: np.ndarray) -> np.ndarray:
     return fnp.maximum(x, np.float32(0))
 
 
+def relu_moments(mean, variance, sigma, density, below):
+    """(mean, variance) of relu(z) for z ~ N(mean, sigma^2), with density = phi(mean / sigma), below = Phi(...).
+
+    E relu(z) = m Phi + s phi, E relu(z)^2 = (m^2 + s^2) Phi + m s phi. Rounding may leave a variance below 0.
+    """
+    first = mean * below + sigma * density
+    return first, (mean * mean + variance) * below + mean * sigma * density - first * first
+
+
 def run_mlp_all_layers(mlp: MLP, inputs: np.ndarray) -> list[np.ndarray]:
     """The activations of every layer, `depth` arrays `(n, width)`, for inputs `(n, width)`; counted."""
-    return list(itertools.accumulate(mlp.weights, lambda x, w: relu(fnp.matmul(x, w)), initial=inputs))[1:]
+    return list(accumulate(mlp.weights, lambda x, w: relu(fnp.matmul(x, w)), initial=inputs))[1:]
 
 
 def run_mlp(mlp: MLP, inputs: np.ndarray) -> np.ndarray:
@@ -2555,8 +2573,7 @@ def run_mlp(mlp: MLP, inputs: np.ndarray) -> np.ndarray:
     return run_mlp_all_layers(mlp, inputs)[-1]
 
 
-def sample_layer_statistics(mlp: MLP, n_samples: int, rng: Any = None, *, progress: Callable | None = None
-                            ) -> tuple[np.ndarray, np.ndarray, float]:
+def sample_layer_statistics(mlp: MLP, n_samples: int, rng: Any = None) -> tuple[np.ndarray, np.ndarray, float]:
     """Plain Monte Carlo: `(means (depth, width) float32, last layer's means, its mean variance)`; counted.
 
     Draws what the real package draws, in chunks of as many rows, so that a seeded `rng` gives its numbers.
@@ -2564,14 +2581,11 @@ def sample_layer_statistics(mlp: MLP, n_samples: int, rng: Any = None, *, progre
     rng = fnp.random.default_rng() if rng is None else rng
     chunk = max(1024, min(16384, 2**20 // mlp.width))
     sums, squares = np.zeros((mlp.depth, mlp.width)), np.zeros(mlp.width)
-    starts = range(0, n_samples, chunk)
-    for done, start in enumerate(starts, 1):
+    for start in range(0, n_samples, chunk):
         inputs = rng.standard_normal((min(chunk, n_samples - start), mlp.width), dtype=np.float32)
-        for layer, x in enumerate(run_mlp_all_layers(mlp, inputs)):
-            sums[layer] += np.asarray(fnp.sum(x, axis=0, dtype=np.float64))
-        squares += np.asarray(fnp.sum(fnp.square(fnp.asarray(x, dtype=np.float64)), axis=0))
-        if progress:
-            progress({"completed": done, "total": len(starts), "unit": "chunks"})
+        layers = run_mlp_all_layers(mlp, inputs)
+        sums += [np.asarray(fnp.sum(x, axis=0, dtype=np.float64)) for x in layers]
+        squares += np.asarray(fnp.sum(fnp.square(fnp.asarray(layers[-1], dtype=np.float64)), axis=0))
     with np.errstate(invalid="ignore"):
         means = (sums / n_samples).astype(np.float32)
         variance = np.mean(squares / n_samples - means[-1].astype(np.float64) ** 2)
@@ -2593,11 +2607,10 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     The file's folder goes first on `sys.path`, so it may import its siblings. Raises WhestError.
     """
     path = Path(path).expanduser().resolve()
-    failed = functools.partial(WhestError, code="SCORING_RUNTIME_ERROR")
+    failed = partial(WhestError, code="SCORING_RUNTIME_ERROR")
     if not path.is_file():
         raise failed(f"Estimator file not found: {path}. Check the path, or run from its folder.")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
+    sys.path[:] = [str(path.parent), *(folder for folder in sys.path if folder != str(path.parent))]
     name = SUBMISSION + hashlib.sha1(str(path).encode()).hexdigest()[:12]
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(path)
@@ -2617,11 +2630,11 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
                      "--debug shows the traceback.") from exc
 
 
-def find_estimator_class(module: types.ModuleType, file: str, class_name: str | None) -> type[BaseEstimator]:
+def find_estimator_class(module, file, class_name):
     """Apply the loader's rules to a file's module; a WhestError names the nearest class where none fits."""
     known = {name: c for name, c in vars(module).items()
              if inspect.isclass(c) and issubclass(c, BaseEstimator) and c is not BaseEstimator}
-    own = [name for name, c in known.items() if c.__module__ == module.__name__]
+    own = list({c: name for name, c in known.items() if c.__module__ == module.__name__}.values())
     name = class_name or (own[0] if len(own) == 1 else "Estimator")
     if name in known:
         return known[name]
@@ -2639,12 +2652,12 @@ def find_estimator_class(module: types.ModuleType, file: str, class_name: str | 
 OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
 
 
-def is_participants(file: str, home: str) -> bool:
+def is_participants(file, home):
     """Whether a file below the participant's folder is neither installed nor ours."""
     return file.startswith(home) and "site-packages" not in file and not file.startswith(OURS)
 
 
-def participant_line(exc: BaseException, path: Path | str) -> str:
+def participant_line(exc, path):
     """`file.py, line 12` of the innermost frame of the participant's own folder in a traceback."""
     home = str(Path(path).parent) + os.sep
     frames = [f for f in traceback.extract_tb(exc.__traceback__, limit=-100)
@@ -2655,9 +2668,9 @@ def participant_line(exc: BaseException, path: Path | str) -> str:
 # ======================================================================================
 # Engine
 #
-# A block of samples is a pure function of (network, key, index): any thread, process or machine may
-# compute it, in any order. After a ReLU half of the activations are zero; the kernels skip most of
-# them, exactly, and so pass the rate at which a dense matrix product would run at best.
+# A block of samples is a pure function of (network, key, index): any thread, process or machine may compute it,
+# in any order. After a ReLU half of the activations are zero; the kernels skip most of them, exactly, and so pass
+# the rate at which a dense matrix product would run at best. Way in: `simulate_block`; way out: BlockSums.
 # ======================================================================================
 
 GROUP = 16      # samples in a group: 8 draws of x, then their mirror images -x
@@ -2675,17 +2688,17 @@ def limit_threads(n_threads: int | None) -> None:
         import ctypes
         _n_threads, folder = n_threads, Path(np.__file__).parent
         for library in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
-            with contextlib.suppress(AttributeError):
+            with suppress(AttributeError):
                 ctypes.CDLL(str(library)).scipy_openblas_set_num_threads64_(n_threads)
 
 
-class PackedNetwork(typing.NamedTuple):
+class PackedNetwork(NamedTuple):
     """The weights of a network as the kernels want them; made by `pack_weights`."""
     weights: np.ndarray         # float32 (depth, slabs, padded width, COLUMNS)
     width: int
 
 
-class BlockSums(typing.NamedTuple):
+class BlockSums(NamedTuple):
     """What is kept of a block. Row i of a group sum covers samples 16 i to 16 i + 15: 8 antithetic pairs."""
     n_samples: int
     final: np.ndarray           # float32 (n_groups, width): group sums of the last layer's activations
@@ -2736,23 +2749,13 @@ def simulate_block(network: PackedNetwork, key: int, index: int, n_samples: int 
                      layer_sums, layer_squares, squares.sum(0, dtype=np.float64))
 
 
-def block_inputs(width: int, key: int, index: int) -> np.ndarray:
-    """The inputs of a block, float32 (n_samples, width), in the order of its groups."""
-    load_kernels()
-    x = np.zeros((_padded(width) // COLUMNS, samples_per_block(width), COLUMNS), np.float32)
-    draw_normals(x, np.uint64(key), np.uint64(index))
-    x = x.swapaxes(0, 1).reshape(-1, 2, GROUP // 2, _padded(width))[..., :width]
-    x[:, 1] = -x[:, 0]
-    return x.reshape(-1, width)
-
-
-def _padded(width: int) -> int:
+def _padded(width):
     return -(-width // COLUMNS) * COLUMNS
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+def _aligned(shape):
     """An empty float32 array that starts on a cache line: a load across two lines costs double."""
-    size = math.prod(shape)
+    size = prod(shape)
     raw = np.empty(size + 16, np.float32)
     start = -raw.ctypes.data % 64 // 4
     return raw[start:start + size].reshape(shape)
@@ -2761,18 +2764,19 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 # Kernels are plain functions until they are compiled on first use: importing this module imports no numba.
 # They find each other as globals; in a closure numba would take them for new ones, and miss its disk cache.
 
-def load_kernels() -> None:
+def load_kernels():
     """Compile the kernels, or take them from numba's cache on disk. Only the first call costs anything."""
     with _LOAD:
         if not hasattr(network_sums, "py_func"):
-            from numba import njit
+            import numba
             from numba.extending import intrinsic
-            jit = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+            if numba.config.DISABLE_JIT:
+                raise WhestError("The truth's kernels need numba's compiler: unset NUMBA_DISABLE_JIT.")
             names = globals()
             names["TILE"] = vector_type()[2]
             names |= {f.__name__: intrinsic(f) for f in (multiply_tile, relu_group)}
-            names |= {f.__name__: jit(f) for f in (
-                box_muller, draw_normals, add_squares, finish_slab, network_sums, add_product)}
+            names |= {f.__name__: compiled(f, numba.njit, nogil=True, error_model="numpy", fastmath={"contract"})
+                      for f in (box_muller, draw_normals, add_squares, finish_slab, network_sums, add_product)}
 
 
 def network_sums(weights, key, index, n_samples, x, y):
@@ -2976,7 +2980,7 @@ def add_product(a, b, out):
                     y[j] += y0 * b0[j] + y1 * b1[j] + y2 * b2[j] + y3 * b3[j]
 
 
-def matrix_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def matrix_product(a, b):
     """a @ b, to the same bits however many threads BLAS has."""
     load_kernels()
     padded = np.pad(a, ((0, -len(a) % 2), (0, -a.shape[1] % 4)))
@@ -3006,7 +3010,7 @@ def times(vector, matrix):
     return np.einsum("i,ij->j", vector, matrix)
 
 
-def control_variates(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def control_variates(weights):
     """What the weights alone say of the features |z1| and z2^2 (depth >= 2).
 
     Returns their exact means (2 * width,); the coefficients (2 * width, width) float32, change of the final
@@ -3032,8 +3036,8 @@ def control_variates(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray,
         sigma = np.sqrt(np.maximum(variance, 1e-12 * variance.mean() + 1e-36))
         on = np.array([math.erfc(-a / math.sqrt(2)) / 2 for a in mean / sigma])
         density = np.exp(-(mean / sigma) ** 2 / 2) / math.sqrt(2 * math.pi)
-        centre = mean * on + sigma * density
-        relu_variance = np.maximum((mean**2 + variance) * on + mean * sigma * density - centre**2, 0)
+        centre, relu_variance = relu_moments(mean, variance, sigma, density, on)
+        relu_variance = np.maximum(relu_variance, 0)
         # d(mean of relu) / d(mean, variance of z), then the same of its variance
         slopes.append(np.array([on, density / (2 * sigma),
                                 2 * centre * (1 - on), on - centre * density / sigma], np.float32))
@@ -3069,24 +3073,47 @@ class Truth:
     scale: float
 
 
-class WhiteBox:
-    """What a network's weights, float32 matrices, say of its truth, and how sums over samples make it one.
+@dataclass
+class Sums:
+    """Sums over samples, kept apart in two folds, the even and the odd pools; those of several chunks add up.
 
-    Sums are dictionaries of arrays; those of several chunks are added key by key. Even and odd pools are
-    two folds.
+    A pool is POOL groups. `predicted`: what the features, |z1| and z2^2, say of a pool's final sums.
     """
 
-    def __init__(self, weights: list[np.ndarray]):
+    n_samples: np.ndarray           # (2,), by fold
+    squared_sizes: np.ndarray       # (2,), of groups, and of pools
+    layer_sums: np.ndarray          # (depth, width)
+    layer_squares: np.ndarray       # (depth, width), of squared group sums
+    final_squares: np.ndarray       # (width,), of the last layer's squares
+    final: Any = 0.0                # (2, width), by fold; 0 for a single layer, and so the others
+    features: Any = 0.0             # (2, 2 * width), by fold
+    final_by_predicted: Any = 0.0   # (2,), traces of pool products, by fold
+    predicted_by_predicted: Any = 0.0
+    products: Any = 0.0             # (3, width, width), of pool sums: final, predicted, and what is left
+
+    def __add__(self, other):
+        return Sums(*map(operator.add, vars(self).values(), vars(other).values()))
+
+    @property
+    def total(self):
+        """How many samples these sums are of."""
+        return int(np.sum(self.n_samples))
+
+
+class WhiteBox:
+    """What a network's weights, float32 matrices, say of its truth, and how sums over samples make it one."""
+
+    def __init__(self, weights):
         self.controls = control_variates(weights) if len(weights) > 1 else None
         self.first_mean = np.linalg.norm(weights[0].astype(np.float64), axis=0) / math.sqrt(2 * math.pi)
 
     def centred(self, sizes, final, features):
-        """Final sums over so many samples less their rough means, F; what the features predict of them, P."""
+        """Final sums over so many samples less their rough means; and what the features predict of these."""
         means, coefficients, centre = self.controls
-        P = matrix_product(features - np.outer(sizes, means).astype(features.dtype), coefficients)
-        return final - np.outer(sizes, centre).astype(final.dtype), P
+        predicted = matrix_product(features - np.outer(sizes, means).astype(features.dtype), coefficients)
+        return final - np.outer(sizes, centre).astype(final.dtype), predicted
 
-    def sums(self, blocks: list[BlockSums]) -> dict[str, np.ndarray]:
+    def sums(self, blocks):
         """The sums over one chunk; of its blocks only the last may be cut short."""
         n = sum(b.n_samples for b in blocks)
         groups = np.minimum(n - np.arange(0, n, GROUP), GROUP)
@@ -3095,58 +3122,57 @@ class WhiteBox:
 
         def by_fold(x, **kwargs):
             return np.array([x[fold::2].sum(0, **kwargs) for fold in (0, 1)])
-        s = {key: sum(getattr(b, key) for b in blocks)
-             for key in ("layer_sums", "layer_squares", "final_squares")}
-        s |= {"n_samples": by_fold(size), "squared_sizes": np.array([groups @ groups, size @ size])}
+
+        layers = [sum(getattr(b, key) for b in blocks) for key in ("layer_sums", "layer_squares", "final_squares")]
+        plain = by_fold(size), np.array([groups @ groups, size @ size]), *layers
         if self.controls is None:
-            return s
+            return Sums(*plain)
         sums = np.block([[b.final, b.abs_z1, b.square_z2] for b in blocks])
         final, features = np.split(np.add.reduceat(sums, starts), [len(self.first_mean)], axis=1)
         # Float32 is enough here: products carry the error bars and the scale, never the mean.
-        F, P = self.centred(size, final, features)
-        return s | {"final": by_fold(final, dtype=np.float64),
-                    "features": by_fold(features, dtype=np.float64),
-                    "traces": np.array([by_fold((x * P).sum(1, dtype=np.float64)) for x in (F, P)]),
-                    "products": np.array([matrix_product(x.T, x) for x in (F, P, F - P)])}
+        centred, predicted = self.centred(size, final, features)
+        traces = [by_fold((x * predicted).sum(1, dtype=np.float64)) for x in (centred, predicted)]
+        products = np.array([matrix_product(x.T, x) for x in (centred, predicted, centred - predicted)])
+        return Sums(*plain, by_fold(final, dtype=np.float64), by_fold(features, dtype=np.float64), *traces, products)
 
-    def truth(self, s: dict[str, np.ndarray], plain: bool = False) -> Truth:
-        """The Truth that these sums make; `plain` leaves the control variates out."""
-        folds = s["n_samples"]
-        n = int(folds.sum())
-        group_size, pool_size = s["squared_sizes"] / n
+    def truth(self, s):
+        """The Truth that these sums make."""
+        folds, n = s.n_samples, s.total
+        group_size, pool_size = s.squared_sizes / n
 
         def error(squares, product_of_means, size):
             """(Co)variance of the mean from sums of squared group sums; the last group may be smaller."""
             return (squares - n * size * product_of_means) / ((n - size) * n or math.nan)
-        mean = s["layer_sums"] / n
-        sample_variance = np.maximum(s["final_squares"] / n - mean[-1] ** 2, 0)
-        variance = error(s["layer_squares"], mean**2, group_size)
+
+        mean = s.layer_sums / n
+        sample_variance = np.maximum(s.final_squares / n - mean[-1] ** 2, 0)
+        variance = error(s.layer_squares, mean**2, group_size)
         mean[0], variance[0] = self.first_mean, 0
         covariance, scales = np.zeros((len(mean[0]),) * 2), np.zeros(2)
         if self.controls is not None:
-            F, P = self.centred(folds, s["final"], s["features"])
-            if not plain and folds.min() >= MIN_FOLD_GROUPS * POOL * GROUP:
-                # Least squares of F on P, one number for all neurons, each fold's from the other: no sample
-                # judges its own scale. 1 where mean propagation is right, 0 where it says nothing. Rounded,
-                # so that the last bits of a product do not reach the mean.
-                FP, PP = s["traces"]
-                slope = (FP - (F * P).sum(1) * POOL * GROUP / folds) / np.maximum(PP, 1e-30)
+            final, predicted = self.centred(folds, s.final, s.features)
+            if folds.min() >= MIN_FOLD_GROUPS * POOL * GROUP:
+                # Least squares of final on predicted, one number for all neurons, each fold's from the other:
+                # no sample judges its own scale. 1 where mean propagation is right, 0 where it says nothing.
+                # Rounded, so that the last bits of a product do not reach the mean.
+                shared = s.final_by_predicted - (final * predicted).sum(1) * POOL * GROUP / folds
+                slope = shared / np.maximum(s.predicted_by_predicted, 1e-30)
                 scales = np.nan_to_num(np.round(slope * 64) / 64)[::-1]
-            mean[-1] = (s["final"] - scales[:, None] * P).sum(0) / n
+            mean[-1] = (s.final - scales[:, None] * predicted).sum(0) / n
             # F - aP has covariance (1 - a) FF + (a^2 - a) PP + a RR, R = F - P, as FP + PF = FF + PP - RR.
-            F, P = F.sum(0) / n, P.sum(0) / n
+            final, predicted = final.sum(0) / n, predicted.sum(0) / n
             parts = np.array([1 - scales, scales**2 - scales, scales]) @ folds / n
             covariance = sum(part * error(squares, np.outer(m, m), pool_size)
-                             for part, squares, m in zip(parts, s["products"], (F, P, F - P)))
+                             for part, squares, m in zip(parts, s.products, (final, predicted, final - predicted)))
             variance[-1] = np.diag(covariance)
         return Truth(n, mean, np.sqrt(np.maximum(variance, 0)), sample_variance, covariance,
                      float(scales @ folds / n))
 
 
-def checkpoints(width: int, depth: int, max_work: float) -> Iterator[int]:
+def checkpoints(width, depth, max_work):
     """Numbers of samples at which `auto` may stop: CHUNK * 2^k, up to max_work dense FLOPs of sampling."""
     n = CHUNK
-    while n == CHUNK or 2 * width**2 * depth * n <= max_work:
+    while n == CHUNK or 2 * _padded(width) ** 2 * depth * n <= max_work:
         yield n
         n *= 2
 
@@ -3154,20 +3180,21 @@ def checkpoints(width: int, depth: int, max_work: float) -> Iterator[int]:
 # ======================================================================================
 # Truth: grown, remembered, shared
 #
-# The sums of a truth are those of its nodes, runs of samples that any thread, process or
-# machine can compute; they are added in order, so neither workers nor interruptions move a
-# bit. The store forgets rather than errs. Suites and published datasets are read here.
+# The sums of a truth are those of its units of work, runs of samples that any thread or machine can compute; they
+# are added in order, so neither workers nor interruptions move a bit. The store forgets rather than errs. Suites
+# and published datasets are read here. Way in: `grow_together`, `read_dataset`; way out: Truths.
 # ======================================================================================
 
-STREAM = "3"        # of random numbers, their sums and files; the store never mixes two versions
+STREAM = "4"                # of random numbers, their sums and files; the store never mixes two versions
+STORE_LIMIT = 2 * 10**9     # bytes that the store may hold
 
 
 class InvalidDatasetError(WhestError, ValueError):
     """A suite or dataset that cannot be used; the message says what is wrong with it."""
 
 
-@contextlib.contextmanager
-def reading(path: str | os.PathLike) -> Iterator[None]:
+@contextmanager
+def reading(path):
     """Whatever is found wrong with a file, say it in one sentence."""
     try:
         yield
@@ -3179,7 +3206,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
             f"{path} is not a usable suite or dataset ({what}): bake or fetch it anew.") from exc
 
 
-def need(module: str, extra: str) -> types.ModuleType:
+def need(module, extra):
     """Import an optional package, or name the extra that brings it."""
     try:
         return importlib.import_module(module)
@@ -3187,7 +3214,7 @@ def need(module: str, extra: str) -> types.ModuleType:
         raise WhestError(f"{module} is not installed: pip install 'whestbench-kit[{extra}]'.") from exc
 
 
-def fingerprint(*arrays) -> str:
+def fingerprint(*arrays):
     """SHA-256 of arrays, their shapes and types."""
     digest = hashlib.sha256()
     for array in map(np.ascontiguousarray, arrays):
@@ -3196,29 +3223,20 @@ def fingerprint(*arrays) -> str:
     return digest.hexdigest()
 
 
-def add_sums(first: dict, *others: dict) -> dict:
-    """The sums of several nodes, added in the order given."""
-    return {k: functools.reduce(np.add, (other[k] for other in others), a) for k, a in first.items()}
-
-
-def samples_in(sums: dict) -> int:
-    """How many samples these sums are of."""
-    return int(np.sum(sums.get("n_samples", 0)))
-
-
 class TruthSource:
     """The truth of one network, `weights` (depth, width, width), as it grows.
 
-    `whole`: the sums over all nodes that are done; `sums`: those and, maybe, a part of the next one.
+    `whole`: the sums over all units of work that are done; `sums`: those and, maybe, a part of the next one.
     """
 
-    def __init__(self, weights: Iterable, store: TruthStore | None = None, plain: bool = False):
-        self.weights, self.store, self.plain = [np.asarray(w, np.float32) for w in weights], store, plain
+    whole: Sums | None = None
+    sums: Sums | None = None
+    prepared: tuple[PackedNetwork, WhiteBox] | None = None
+
+    def __init__(self, weights: Iterable, store: TruthStore | None = None):
+        self.weights, self.store = [np.asarray(w, np.float32) for w in weights], store
         self.width, self.depth, sha256 = len(self.weights[0]), len(self.weights), fingerprint(*self.weights)
         self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
-        self.sums: dict[str, np.ndarray] = {}
-        self.whole = self.sums
-        self.prepared: tuple[PackedNetwork, WhiteBox] | None = None
 
     def __reduce__(self):
         return revived, (self.name, self.weights)       # all that another process must know
@@ -3228,82 +3246,82 @@ class TruthSource:
         self.prepared = self.prepared or (pack_weights(self.weights), WhiteBox(self.weights))
         return self.prepared
 
-    def at(self, n_samples: int, executor: concurrent.futures.Executor | None = None) -> Truth:
+    def at(self, n_samples: int) -> Truth:
         """The truth of exactly `n_samples`; samples only what is neither here nor in the store."""
-        return grow_together([self], n_samples, executor=executor)[0][0]
+        return grow_together([self], n_samples)[0][0]
 
-    def node(self, start: int) -> int:
-        """How many samples the node at `start` holds: a chunk * 2**k, about 1% of all that come before it."""
+    def unit(self, start: int) -> int:
+        """How many samples the unit of work at `start` holds: a chunk * 2**k, about 1% of all before it."""
         most = min(start // 64, 2**39 // (self.width**2 * self.depth))      # 2^40 FLOPs: seconds of work
         return max(CHUNK, 1 << most.bit_length() >> 1)
 
-    def sample(self, start: int, n_samples: int) -> dict:
-        """The sums over a node, or the first `n_samples` of it."""
+    def sample(self, start: int, n_samples: int) -> Sums:
+        """The sums over a unit of work, or the first `n_samples` of it."""
         network, white_box = self.prepare()
         end, size = start + n_samples, samples_per_block(self.width)
 
-        def chunk(first: int) -> dict:
+        def chunk(first):
             return white_box.sums([simulate_block(network, self.key, i // size, min(size, end - i))
                                    for i in range(first, min(first + CHUNK, end), size)])
-        return functools.reduce(add_sums, map(chunk, range(start, end, CHUNK)))
+        return reduce(operator.add, map(chunk, range(start, end, CHUNK)))
 
     def lacking(self, n_samples: int) -> Iterator[tuple[int, int]]:
         """What is yet to be sampled, as arguments of `sample`."""
-        known = [sums for sums in ({}, self.whole, self.stored()) if samples_in(sums) <= n_samples]
-        self.sums = max(known, key=samples_in)
-        start = samples_in(self.sums)
+        known = [sums for sums in (self.whole, self.stored()) if sums and sums.total <= n_samples]
+        self.sums = max(known, key=lambda sums: sums.total, default=None)
+        start = self.sums.total if self.sums else 0
         while start < n_samples:
-            size = min(self.node(start), n_samples - start)
+            size = min(self.unit(start), n_samples - start)
             yield start, size
             start += size
 
-    def add(self, sums: dict) -> None:
+    def add(self, sums: Sums) -> None:
         """Add what `sample` gave for the next of them."""
-        self.sums = add_sums(self.sums, sums) if self.sums else sums
-        n_samples = samples_in(self.sums)
-        if n_samples % self.node(n_samples) == 0:
+        self.sums = self.sums + sums if self.sums else sums
+        if self.sums.total % self.unit(self.sums.total) == 0:
             self.whole = self.sums
 
     def conclude(self) -> Truth:
         """The truth of all that is sampled, remembered."""
-        truth = self.prepare()[1].truth(self.sums, self.plain)
+        truth = self.prepare()[1].truth(self.sums)
         truth = replace(truth, covariance=truth.covariance.astype(np.float32))     # most of the file
         if self.store:
-            self.store.put(self.file(truth.n_samples), vars(truth))
+            self.store.put(f"{self.name}/{truth.n_samples}", vars(truth))
         return truth
 
     def recall(self, n_samples: int) -> Truth | None:
         """The truth of `n_samples`, if it is remembered."""
-        arrays = self.store.get(self.file(n_samples)) if self.store else None
-        return unpack_truth(arrays) if arrays else None
+        return self.store.get(f"{self.name}/{n_samples}", Truth) if self.store else None
 
-    def file(self, n_samples: int) -> str:
-        return f"{self.name}/{n_samples}{'-plain' * self.plain}"
-
-    def stored(self) -> dict:
-        return self.store and self.store.get(f"{self.name}/sums") or {}
+    def stored(self) -> Sums | None:
+        return self.store.get(f"{self.name}/sums", Sums) if self.store else None
 
     def save(self) -> None:
         """Keep the sums: another run goes on from here."""
-        if self.store and self.whole and samples_in(self.whole) > samples_in(self.stored()):
-            self.store.put(f"{self.name}/sums", self.whole)
+        if self.store and self.whole:
+            stored = self.stored()
+            if not stored or stored.total < self.whole.total:
+                self.store.put(f"{self.name}/sums", vars(self.whole))
 
 
 _revived: dict[str, TruthSource] = {}
 
 
-def revived(name: str, weights: list[np.ndarray]) -> TruthSource:
-    """The source in another process: one at a time, so that its nodes share what sampling takes."""
+def revived(name, weights):
+    """The source in another process: one at a time, so that its units of work share what sampling takes."""
     if name not in _revived:
         _revived.clear()
         _revived[name] = TruthSource(weights)
     return _revived[name]
 
 
-def grow_together(sources: list[TruthSource], n_samples: int | None = None,
-                  error_of: Callable[[list[Truth]], Any] = lambda truths: None, precision: float = 0.02,
-                  max_work: float = 2**40, executor: concurrent.futures.Executor | None = None,
-                  progress: Callable[[int, int, Any], object] = lambda *_: None) -> tuple[list[Truth], Any]:
+MAX_WORK = 2**40        # dense FLOPs of sampling a network that `auto` may spend
+
+
+def grow_together(sources, n_samples=None,
+                  error_of=lambda truths: None, precision=0.02,
+                  max_work=MAX_WORK, executor=None,
+                  progress=lambda *_: None):
     """The truths at `n_samples`, or at the first checkpoint where `error_of(truths).precise(precision)`.
 
     Gives up at `max_work` dense FLOPs a network. Returns the truths and their error; `progress` gets samples
@@ -3316,53 +3334,42 @@ def grow_together(sources: list[TruthSource], n_samples: int | None = None,
             error = error_of(truths)
             if error and error.precise(precision):
                 break
+    except KeyboardInterrupt as exc:
+        exc.kept = sum(source.whole.total for source in sources if source.store and source.whole)
+        raise
     finally:
         for source in sources:
             source.save()
     return truths, error
 
 
-def awaited(future: Any, pool: Any) -> dict:
-    """What a future gives; raises BrokenExecutor if a process of its pool is dead.
-
-    One that was killed while it wrote leaves half a message, for whose rest its executor waits forever.
-    """
-    processes = getattr(pool, "_processes", None) or {}
-    while processes and not concurrent.futures.wait([future], 1.0).done:
-        if any(process.exitcode for process in processes.values()):
-            for process in [*processes.values()]:
-                process.kill()
-            pool._result_queue._writer.close()      # was the last that might still write
-            break
-    return future.result()
-
-
-def grow(sources: list[TruthSource], goal: int, executor, progress: Callable, error) -> list[Truth]:
-    """Sample what these sources lack up to `goal`, a few nodes in flight at a time, and add it in order."""
+def grow(sources, goal, executor, progress, error):
+    """Sample what these sources lack up to `goal`, a few units in flight at a time, and add it in order."""
     truths = [source.recall(goal) for source in sources]
     wanted = [source for source, truth in zip(sources, truths) if not truth]
     pending: deque = deque()
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
         pool = executor or threads
-        in_flight = getattr(pool, "_max_workers", 16) + 2
         list(threads.map(TruthSource.prepare, wanted))
-        todo = ((source, node) for source in wanted for node in source.lacking(goal))
+        todo = ((source, unit) for source in wanted for unit in source.lacking(goal))
         saved_at = time.monotonic()
         try:
             while True:
-                for source, node in itertools.islice(todo, in_flight - len(pending)):
-                    pending.append((source, pool.submit(source.sample, *node)))
+                for source, unit in islice(todo, pool._max_workers + 2 - len(pending)):
+                    pending.append((source, pool.submit(source.sample, *unit)))
                 if not pending:
                     break
                 source, future = pending.popleft()
-                source.add(awaited(future, pool))
-                progress(sources.index(source) * goal + samples_in(source.sums), len(sources) * goal, error)
+                source.add(future.result())
+                progress(sources.index(source) * goal + source.sums.total, len(sources) * goal, error)
                 if time.monotonic() > saved_at + 60:        # no more is lost to a kill
                     saved_at = time.monotonic()
                     for each in sources:
                         each.save()
-        except concurrent.futures.BrokenExecutor:
-            print("whest: the workers are lost; going on without them.", file=sys.stderr)
+        except Exception as exc:
+            if not executor:
+                raise
+            print(f"whest: the cluster is lost ({type(exc).__name__}); going on without it.", file=sys.stderr)
             return grow(sources, goal, None, progress, error)
         finally:
             for _, future in pending:
@@ -3375,7 +3382,7 @@ class DaskExecutor:
 
     source: Any = None      # the TruthSource that was sent last
 
-    def __init__(self, address: str):
+    def __init__(self, address):
         connect = need("distributed", "cluster").Client
         try:
             self.client = connect(address, timeout=5)
@@ -3388,21 +3395,15 @@ class DaskExecutor:
             self.client.close()
             raise WhestError(f"The Dask cluster at {address} has no workers: start some, or do without.")
 
-    def submit(self, sample: types.MethodType, *node: int):
+    def submit(self, sample, *unit):
         if sample.__self__ is not self.source:
             self.source = sample.__self__
             self.sent = self.client.submit(lambda source: source, self.source, pure=False)
-        return self.client.submit(TruthSource.sample, self.sent, *node, pure=False)
+        return self.client.submit(TruthSource.sample, self.sent, *unit, pure=False)
 
 
-def unpack_truth(arrays: dict[str, np.ndarray]) -> Truth:
-    """The Truth of which the store or a suite keeps these arrays."""
-    fields: dict[str, Any] = {name: a if a.ndim else a.item() for name, a in arrays.items()}
-    return Truth(**fields)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+@contextmanager
+def replacing(path):
     """A path beside this one, to be written and then moved there: all of it or nothing."""
     part = path.with_name(f".{os.urandom(6).hex()}{path.suffix}")
     try:
@@ -3412,19 +3413,25 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-class TruthStore:
-    """A folder of .npz files for each network. What it cannot keep or read is sampled again.
+def unpacked(kind, arrays):
+    """The Truth or Sums of which the store or a suite keeps these arrays."""
+    return kind(**{name: a if a.ndim else a.item() for name, a in arrays.items()})
 
-    `folder` defaults to $WHESTBENCH_CACHE, or whestbench in the user's cache directory.
+
+class TruthStore:
+    """A folder of .npz files for each network, of at most `limit` bytes: what was used longest ago is forgotten.
+
+    What it cannot keep or read is sampled again. `folder` defaults to $WHESTBENCH_CACHE, or whestbench in the
+    user's cache directory.
     """
 
-    def __init__(self, folder: str | os.PathLike | None = None):
+    def __init__(self, folder: str | os.PathLike | None = None, limit: int = STORE_LIMIT):
         usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
         base = os.environ.get("XDG_CACHE_HOME") or usual
         folder = folder or os.environ.get("WHESTBENCH_CACHE") or Path(base, "whestbench")
-        self.folder, self.trouble = Path(folder).expanduser() / f"truth-{STREAM}", ""
+        self.folder, self.limit, self.trouble = Path(folder).expanduser().absolute() / f"truth-{STREAM}", limit, ""
 
-    @contextlib.contextmanager
+    @contextmanager
     def trying(self, name: str) -> Iterator[Path]:
         """Trouble with a file is worth one line, and no more."""
         path = self.folder / f"{name}.npz"
@@ -3435,163 +3442,151 @@ class TruthStore:
                 self.trouble = f"cannot use {path} ({type(exc).__name__}: {exc}); sampling instead."
                 print(f"whest: {self.trouble}", file=sys.stderr)
 
-    def get(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays that were put under this name, or None."""
+    def get(self, name: str, kind: type = dict) -> Any:
+        """The Truth or Sums that was put under this name, or None."""
         with self.trying(name) as path:
             if path.exists():
                 with np.load(path, allow_pickle=False) as file:
                     arrays = dict(file)         # each member has a CRC-32
-                if str(arrays.pop("name")) != name:
-                    raise ValueError("it belongs elsewhere")
-                return arrays
+                if str(arrays.pop("name")) != f"{name} {fingerprint(*arrays.values())}":
+                    raise ValueError("it belongs elsewhere, or was altered")
+                os.utime(path)
+                return unpacked(kind, arrays)
         return None
 
     def put(self, name: str, arrays: dict) -> None:
         with self.trying(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part:
-                np.savez(part, **arrays, name=name)
+                np.savez(part, **arrays, name=f"{name} {fingerprint(*map(np.asarray, arrays.values()))}")
+            files = {file: file.stat() for file in self.folder.glob("*/*.npz")}
+            held = sum(about.st_size for about in files.values())
+            for file, about in sorted(files.items(), key=lambda item: item[1].st_mtime):
+                if held <= self.limit:
+                    break
+                file.unlink(missing_ok=True)
+                held -= about.st_size
 
 
-class Suite(typing.NamedTuple):
-    """Networks with their truths; `about` says where they come from."""
-    mlps: list[MLP]
-    truths: list[Truth]
-    about: dict
-
-
-def write_suite(path: str | os.PathLike, suite: Suite) -> None:
-    """Write a suite as one portable .npz without pickles."""
+def write_suite(path: str | os.PathLike, mlps: list[MLP], truths: list[Truth], about: dict) -> None:
+    """Write networks with their truths as one portable .npz without pickles."""
     arrays: dict[str, Any] = {}
     networks = []
-    for i, (mlp, truth) in enumerate(zip(suite.mlps, suite.truths)):
+    for i, (mlp, truth) in enumerate(zip(mlps, truths)):
         members = {"weights": np.array([np.asarray(w) for w in mlp.weights]), **vars(truth)}
         networks.append({"name": mlp.name, "seed": mlp.seed, "sha256": fingerprint(*members.values())})
         arrays |= {f"{i}/{name}": a for name, a in members.items()}
-    about = {"stream": STREAM, "whestbench_version": __version__, "networks": networks,
-             "created_at_utc": datetime.now(timezone.utc).isoformat()}
+    about = about | {"stream": STREAM, "whestbench_version": __version__, "networks": networks,
+                     "created_at_utc": datetime.now(timezone.utc).isoformat()}
     with replacing(Path(path)) as part, part.open("wb") as file:
-        np.savez(file, **arrays, suite=json.dumps(suite.about | about))
+        np.savez(file, **arrays, suite=json.dumps(about))
 
 
-def read_suite(path: str | os.PathLike, n_mlps: int | None = None) -> Suite:
-    """The suite in a file, or its first networks. Raises InvalidDatasetError if anything is wrong with it."""
-    suite = Suite([], [], {})
+def suite_about(path):
     with reading(path), np.load(path, allow_pickle=False) as file:
-        about = json.loads(str(file["suite"]))
-        for i, entry in enumerate(about["networks"][:n_mlps]):
+        return json.loads(str(file["suite"]))
+
+
+def read_suite(path: str | os.PathLike) -> Iterator[tuple[MLP, Truth]]:
+    """The networks of a suite file with their truths, one by one. Raises InvalidDatasetError."""
+    about = suite_about(path)
+    with reading(path), np.load(path, allow_pickle=False) as file:
+        for i, entry in enumerate(about["networks"]):
             members = {key.split("/")[1]: file[key] for key in file.files if key.startswith(f"{i}/")}
             if fingerprint(*members.values()) != entry["sha256"]:
                 raise ValueError(f"network {i} does not have the hash that it was written with")
-            weights, truth = members.pop("weights"), unpack_truth(members)
+            weights, truth = members.pop("weights"), unpacked(Truth, members)
             if weights.shape != (*truth.mean.shape, truth.mean.shape[-1]):
                 raise ValueError(f"network {i} has weights {weights.shape} and a truth {truth.mean.shape}")
             if not (np.isfinite(weights).all() and np.isfinite(truth.mean).all()):
                 raise ValueError(f"network {i} is not finite")
-            suite.mlps.append(mlp_of(weights, entry["seed"], entry["name"]))
-            suite.truths.append(truth)
-    return suite._replace(about=about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])})
+            yield mlp_of(weights, entry["seed"], entry["name"]), truth
 
 
-def mlp_of(weights: np.ndarray, seed: int, name: str) -> MLP:
+def mlp_of(weights, seed, name):
     """The network of these weights `(depth, width, width)`."""
     return MLP(weights.shape[-1], len(weights), [fnp.asarray(w) for w in weights], seed, name)
 
 
-class Dataset(list):
-    """The rows, dictionaries, of one split of a published dataset; `metadata` is that of the whole."""
-
-    column_names = property(lambda self: list(self[0]) if self else [])
-
-    def __init__(self, folder: Path, metadata: dict, split: str, n_rows: int | None = None):
-        parquet, self.metadata, splits = need("pyarrow.parquet", "parquet"), metadata, metadata["splits"]
-        d, w = metadata["depth"], metadata["width"]
-        shapes = {"weights": (d, w, w), "all_layer_means": (d, w), "final_means": (w,)}
-        if split not in splits:
-            raise InvalidDatasetError(f"Unknown split {split!r}: choose one of {', '.join(sorted(splits))}.")
-        files = map(parquet.ParquetFile, sorted((folder / "data").glob(f"{split}-*.parquet")))
-        for batch in itertools.islice((batch for file in files for batch in file.iter_batches(1)), n_rows):
-            row = dict(zip(batch.schema.names, batch.columns))
-            for name, column in row.items():
-                while name in shapes and column.type.num_fields:
-                    column = column.flatten()
-                array = name in shapes
-                row[name] = np.array(column, np.float32).reshape(shapes[name]) if array else column[0].as_py()
-            self.append(row)
-
-
-def open_dataset(path_or_repo: str | os.PathLike, revision: str | None = None,
-                 token: str | None = None) -> tuple[Path, dict]:
-    """The folder of a dataset, fetched if it is hf://owner/name[@revision], and its metadata, with splits."""
-    name, folder = str(path_or_repo), Path(path_or_repo).expanduser()
-    if name.startswith("hf://"):
-        repo, _, pinned = name[5:].partition("@")
+def open_dataset(path, split=None):
+    """(folder, metadata, split) of a published dataset, fetched if it is hf://owner/name[@revision]."""
+    folder = Path(path).expanduser()
+    if path.startswith("hf://"):
+        repo, _, revision = path[5:].partition("@")
         download = need("huggingface_hub", "hub").snapshot_download
-        folder = Path(download(repo, repo_type="dataset", revision=pinned or revision, token=token))
+        folder = Path(download(repo, repo_type="dataset", revision=revision or None))
     about = json.loads((folder / "metadata.json").read_text())
     if about["schema_version"] != "3.0" or about["seed_protocol"]["version"] not in ("2.0", "3.0", "4.0"):
         raise ValueError("its schema or seed protocol is not known")
     if about.get("is_partial"):
         raise ValueError("it is a part, to be merged with the others")
-    return folder, {"splits": {about.get("split"): about}} | about
+    about = {"splits": {about.get("split"): about}} | about
+    split = split or about.get("split") or about.get("default_split")
+    if split not in about["splits"]:
+        names = ", ".join(sorted(about["splits"]))
+        raise Misuse(f"{path} has the splits {names}: choose one with --split.")
+    return folder, about, split
 
 
-def load_dataset(path_or_repo: str | os.PathLike, *, revision: str | None = None, split: str | None = None,
-                 token: str | None = None, streaming: bool = False) -> Dataset | dict[str, Dataset]:
-    """The rows of a contest dataset, a folder or hf://owner/name; by split, where it has several."""
-    with reading(path_or_repo):
-        folder, about = open_dataset(path_or_repo, revision, token)
-        split = split or about.get("split")
-        if split:
-            return Dataset(folder, about, split)
-        return {name: Dataset(folder, about, name) for name in about["splits"]}
+def describe_dataset(path, split=None):
+    """What the document of a run says of its dataset: path, seed, sha256, n_mlps; of a suite all it is told."""
+    if Path(path).is_file():
+        about = suite_about(path)
+        return about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])}
+    with reading(path):
+        folder, about, split = open_dataset(path, split)
+        return {"path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
+                "sha256": hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest(),
+                "n_mlps": about["splits"][split]["n_mlps"]}
 
 
-def mlp_at(ds: Dataset, index: int) -> MLP:
-    """Network `index` of a dataset, with the seed that the contest derives for it."""
-    row, protocol = ds[index], ds.metadata["seed_protocol"]
-    seed = row["mlp_seed"]
+def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None,
+                 with_truths: bool = True) -> Iterator[tuple[MLP, Any]]:
+    """The networks of a suite file, or of a published dataset, and their truths (or None), one by one.
+
+    So memory does not grow with the dataset. Raises InvalidDatasetError, and Misuse for a split that is not.
+    """
+    if Path(path).is_file():
+        yield from islice(read_suite(path), n_mlps)
+        return
+    with reading(path):
+        folder, about, split = open_dataset(path, split)
+        shape = about["depth"], about["width"], about["width"]
+        parquet = need("pyarrow.parquet", "parquet").ParquetFile
+        files = sorted((folder / "data").glob(f"{split}-*.parquet"))
+        batches = (batch for file in files for batch in parquet(file).iter_batches(1))
+        for batch in islice(batches, n_mlps):
+            row = dict(zip(batch.schema.names, batch.columns))
+            for name, form in {"weights": shape, "all_layer_means": shape[:2], "final_means": shape[2:]}.items():
+                while row[name].type.num_fields:
+                    row[name] = row[name].flatten()
+                row[name] = np.array(row[name], np.float32).reshape(form)
+            seed = estimator_seed(row["mlp_seed"][0].as_py(), about["seed_protocol"])
+            yield (mlp_of(row["weights"], seed, row["mlp_name"][0].as_py()),
+                   published_truth(row, about["n_samples"]) if with_truths else None)
+
+
+def estimator_seed(seed, protocol):
+    """The seed that the contest derives for an estimator from that of a network."""
     if protocol["version"] == "3.0":
-        seed = int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1)[0])
-    elif protocol["version"] == "4.0":
+        return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1)[0])
+    if protocol["version"] == "4.0":
         withheld = protocol.get("salt_source") == "env"
         salt = bytes.fromhex((os.environ.get("WHEST_SEED_SALT") if withheld else protocol.get("salt")) or "")
         if not salt or protocol.get("salt_digest") not in (None, hashlib.sha256(salt).hexdigest()):
             raise InvalidDatasetError(
                 "The seeds' salt is missing or wrong: if it is withheld, set WHEST_SEED_SALT.")
         derived = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est")
-        seed = int.from_bytes(derived.digest()[-4:], "big")
-    return mlp_of(row["weights"], seed, row["mlp_name"])
+        return int.from_bytes(derived.digest()[-4:], "big")
+    return seed
 
 
-def iter_mlps(ds: Dataset) -> Iterator[MLP]:
-    """The networks of a dataset, in order."""
-    return (mlp_at(ds, i) for i in range(len(ds)))
-
-
-def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None) -> Suite:
-    """What `run --dataset` scores on: a suite file, or a published dataset with its own targets."""
-    if Path(path).is_file():
-        return read_suite(path, n_mlps)
-    with reading(path):
-        folder, about = open_dataset(path)
-        split = split or about.get("split") or about.get("default_split")
-        if not split:
-            names = ", ".join(sorted(about["splits"]))
-            raise Misuse(f"{path} has the splits {names}: choose one with --split.")
-        ds = Dataset(folder, about, split, n_mlps)
-        sha256 = hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest()
-        return Suite(list(iter_mlps(ds)), [published_truth(row, about["n_samples"]) for row in ds], {
-            "path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
-            "sha256": sha256, "n_mlps": about["splits"][split]["n_mlps"]})
-
-
-def published_truth(row: dict, n_samples: int) -> Truth:
+def published_truth(row, n_samples):
     """Published targets with error bars: the published variance, spread as in 512 samples of ours."""
     x = np.random.default_rng(0).standard_normal((512, len(row["final_means"])), np.float32)
     layers = [x := np.maximum(x @ weight, 0) for weight in row["weights"]]
     covariance = np.atleast_2d(np.cov(x, rowvar=False))
-    covariance *= row["avg_variance"] / max(covariance.diagonal().mean(), 1e-30)
+    covariance *= row["avg_variance"][0].as_py() / max(covariance.diagonal().mean(), 1e-30)
     mean = np.array([*row["all_layer_means"][:-1], row["final_means"]], np.float64)
     error = np.std(layers, 1) / n_samples**0.5
     return Truth(n_samples, mean, error, covariance.diagonal(), covariance / n_samples, 0.0)
@@ -3600,8 +3595,8 @@ def published_truth(row: dict, n_samples: int) -> Truth:
 # ======================================================================================
 # Baselines
 #
-# Six estimators to be measured against, from nothing to second-order moment propagation.
-# Written against fnp like any participant's, so that their bills are what yours would be.
+# Four estimators to be measured against, from nothing to second-order moment propagation. Written against fnp
+# like any participant's, so that their bills are what yours would be. Way in and out: BASELINES, by name.
 # ======================================================================================
 
 
@@ -3610,35 +3605,22 @@ def zeros(mlp: MLP, budget: int) -> np.ndarray:
     return fnp.zeros((mlp.depth, mlp.width))
 
 
-def random(mlp: MLP, budget: int) -> np.ndarray:
-    """Predict uniform noise: what an estimator that looks at nothing deserves."""
-    return fnp.random.default_rng(mlp.seed).uniform(0.0, 1.0, size=(mlp.depth, mlp.width))
-
-
 def sampling(mlp: MLP, budget: int) -> np.ndarray:
     """Spend a tenth of the budget, below which spending less earns nothing, on plain Monte Carlo."""
     n_samples = max(1, int(0.09 * budget / (2 * mlp.depth * mlp.width**2)))
     x = fnp.random.default_rng(mlp.seed).standard_normal((n_samples, mlp.width), dtype=fnp.float32)
-    rows = []
-    for weight in mlp.weights:
-        x = fnp.maximum(fnp.matmul(x, weight), fnp.float32(0))
-        rows.append(fnp.mean(x, axis=0))
-    return fnp.stack(rows, axis=0)
+    return fnp.stack([fnp.mean(layer, axis=0) for layer in run_mlp_all_layers(mlp, x)], axis=0)
 
 
 def mean_propagation(mlp: MLP, budget: int) -> np.ndarray:
-    """Carry each neuron's mean and variance from layer to layer, as if neurons were independent Gaussians.
-
-    For z ~ N(m, s^2): E relu(z) = m Phi(m/s) + s phi(m/s), E relu(z)^2 = (m^2 + s^2) Phi(m/s) + m s phi(m/s).
-    """
+    """Carry each neuron's mean and variance from layer to layer, as if neurons were independent Gaussians."""
     mean, variance, rows = fnp.zeros(mlp.width), fnp.ones(mlp.width), []
     for weight in mlp.weights:
         m = fnp.matmul(mean, weight)
         v = fnp.maximum(fnp.matmul(variance, weight * weight), 1e-12)
         s = fnp.sqrt(v)
-        density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
-        mean = m * below + s * density
-        variance = fnp.maximum((m * m + v) * below + m * s * density - mean * mean, 0.0)
+        mean, variance = relu_moments(m, v, s, flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s))
+        variance = fnp.maximum(variance, 0.0)
         rows.append(mean)
     return fnp.stack(rows, axis=0)
 
@@ -3656,32 +3638,24 @@ def covariance_propagation(mlp: MLP, budget: int) -> np.ndarray:
         v = fnp.maximum(fnp.diag(k), 1e-12)
         s = fnp.sqrt(v)
         density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
-        mean = m * below + s * density
-        variance = fnp.maximum((m * m + v) * below + m * s * density - mean * mean, 0.0)
+        mean, variance = relu_moments(m, v, s, density, below)
         slope = density / s
         covariance = k * fnp.outer(below, below) + k * k * fnp.outer(slope, slope) * 0.5
-        fnp.fill_diagonal(covariance, variance)
+        fnp.fill_diagonal(covariance, fnp.maximum(variance, 0.0))
         rows.append(mean)
     return fnp.stack(rows, axis=0)
 
 
-def combined(mlp: MLP, budget: int) -> np.ndarray:
-    """Covariance propagation where its matrix products cost less than the free tenth, else means."""
-    affordable = 4 * mlp.depth * mlp.width**3 <= MULTIPLIER_FLOOR * budget
-    return (covariance_propagation if affordable else mean_propagation)(mlp, budget)
-
-
-BASELINES = {baseline.__name__: baseline for baseline in (
-    zeros, random, sampling, mean_propagation, covariance_propagation, combined)}
+BASELINES = {baseline.__name__: baseline for baseline in (zeros, sampling, mean_propagation, covariance_propagation)}
 
 
 class Baseline(BaseEstimator):
     """A baseline of BASELINES by its name, as an estimator."""
 
-    def __init__(self, name: str):
+    def __init__(self, name):
         self.name = name
 
-    def predict(self, mlp: MLP, budget: int) -> np.ndarray:
+    def predict(self, mlp, budget):
         with warnings.catch_warnings():         # about our code, which its user cannot mend
             warnings.simplefilter("ignore", SymmetryLossWarning)
             return BASELINES[self.name](mlp, budget)
@@ -3690,9 +3664,9 @@ class Baseline(BaseEstimator):
 # ======================================================================================
 # Scoring
 #
-# From what predict() gave and what it cost to the contest's numbers: the score of one
-# network, the score of the suite, and how sure both are. Keys are those of the real
-# `whest run --format json`; what we add stands beside them under names of its own.
+# From what predict() gave and what it cost to the contest's numbers: the score of one network, the score of the
+# suite, and how sure both are. Keys are those of the real `whest run --format json`; what we add stands beside
+# them under names of its own. Way in: Outcomes and Truths; way out: `score_suite`, `compare`.
 # ======================================================================================
 
 FLAGS = ("budget_exhausted", "time_exhausted", "residual_wall_time_exhausted", "combined_budget_exhausted")
@@ -3703,50 +3677,104 @@ TIMES = ("wall_time_s", "flopscope_backend_time_s", "flopscope_overhead_time_s",
 class Outcome:
     """What a predict() call gave and what it cost: a valid prediction `(depth, width)`, or why there is none.
 
-    `flag` is one of FLAGS; `error` is `{"message", "details"}`; the four times are seconds.
+    `flops_charged` is what was charged, `flops_used` what the real report says: all of a blown budget, nothing
+    after an error or a blown clock. The four times are seconds. `flag` is one of FLAGS; `error` is {"message",
+    "type", "details"}, with `error_code`; `line` the participant's, where it failed. `charges` are condensed;
+    `outside` are the seconds of lines outside fnp, {(file, line): s}, where a profile was kept.
     """
 
-    prediction: np.ndarray | None = None
+    prediction: Any = None
     flops_used: int = 0
-    flops_charged: int = 0      # the same, but for a failure what it was charged until then
+    flops_charged: int = 0
     wall_time_s: float = 0.0
     flopscope_backend_time_s: float = 0.0
     flopscope_overhead_time_s: float = 0.0
     residual_wall_time_s: float = 0.0
-    breakdown: dict | None = None
     flag: str | None = None
     error: dict | None = None
     error_code: str | None = None
     traceback: str | None = None
-    line: str = ""                              # of the participant's, where it failed
-    lines: list = field(default_factory=list)   # the rows of a Profile, where one was kept
+    line: str = ""
+    charges: list = field(default_factory=list)
+    outside: dict = field(default_factory=dict)
+    warned: Counter = field(default_factory=Counter)        # how often, by line and text
 
-    @property
-    def failed(self) -> bool:
-        return self.prediction is None
+    failed = property(lambda o: o.prediction is None)
 
-    def effective_compute(self, rules: Round) -> float:
+    def effective_compute(self, rules):
         """`C = F + lambda * R` in FLOPs, with R the residual wall time."""
         return self.flops_used + rules.lambda_flops_per_second * self.residual_wall_time_s
 
-    def multiplier(self, rules: Round) -> float:
-        """Share of the budget that was spent, at least 0.1; 1 for a failure."""
-        share = self.effective_compute(rules) / rules.flop_budget
-        return 1.0 if self.failed else max(MULTIPLIER_FLOOR, share)
+    def multiplier(self, rules):
+        """Share of the budget that was spent, at least MULTIPLIER_FLOOR; 1 for a failure."""
+        return 1.0 if self.failed else rules.multiplier(self.effective_compute(rules))
 
-    def scored(self, truth: Truth) -> np.ndarray:
+    def scored(self, truth):
         """The prediction in float64, zeros for a failure."""
-        return np.zeros_like(truth.mean) if self.prediction is None else self.prediction.astype(np.float64)
+        return np.zeros_like(truth.mean) if self.failed else self.prediction.astype(np.float64)
 
-    def apply_limits(self, rules: Round) -> Outcome:
+    def apply_limits(self, rules):
         """Withdraw a prediction that came too late or cost too much, as the contest does after the call."""
         limits = ((self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
                   (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
-                  (self.effective_compute(rules), rules.flop_budget, "combined_budget_exhausted"))
+                  (self.effective_compute(rules), rules.most, "combined_budget_exhausted"))
         for spent, limit, flag in limits:
             if not self.failed and limit is not None and spent > limit:
                 self.prediction, self.flag = None, flag
         return self
+
+    def breakdown(self, rules):
+        """The bill as in the real report, by namespace; None after an error."""
+        if self.error:
+            return None
+        summary = summary_of(rules.flop_budget, self.charges, self.wall_time_s, True)
+        del summary["operations"]
+        summary["by_namespace"] = {"estimator." + (name or "estimator-client").removeprefix("estimator."): row
+                                   for name, row in summary["by_namespace"].items()}
+        return summary
+
+
+class Failure(NamedTuple):
+    """Why a network is scored as zeros: `kind` is "error" or one of FLAGS; `line` is the participant's."""
+
+    kind: str
+    said: str
+    line: str = ""
+    hints: tuple = ()
+
+    @property
+    def text(self):
+        """All of it in one line."""
+        return " ".join([self.said, *self.hints, f"({self.line})" * bool(self.line)])
+
+
+def failure_of(outcome, rules):
+    """The one place where a failure is put into words, for every report, page and document."""
+    if not outcome.failed:
+        return None
+    if outcome.flag is None:
+        error = outcome.error or {"message": "no prediction", "details": {}}
+        details, said = error["details"], f"{error.get('type', outcome.error_code)}: {error['message']}"
+        hints = tuple(details.get("cause_hints", ()))
+        if "expected_shape" in details:
+            got, expected = (", ".join(map(str, details[key])) for key in ("got_shape", "expected_shape"))
+            hints = (*[f"expected shape ({expected}), got ({got})."] * (got != expected), *hints)
+        return Failure("error", said, details.get("line", outcome.line), hints)
+    budget, spent = readable(rules.flop_budget), readable(outcome.effective_compute(rules))
+    said = {
+        "budget_exhausted": f"the next operation would have crossed the FLOP budget of {budget}; "
+                            f"{readable(outcome.flops_charged)} were spent",
+        "time_exhausted": f"predict() took {outcome.wall_time_s:.3g} s, the wall-clock limit is {rules.wall_time_limit} s",
+        "residual_wall_time_exhausted": f"{outcome.residual_wall_time_s:.3g} s passed outside fnp, the limit is "
+                                        f"{rules.residual_wall_time_limit} s",
+        "combined_budget_exhausted": f"FLOPs and time outside fnp came to {spent}, the budget is {budget}",
+    }
+    return Failure(outcome.flag, f"{outcome.flag}: {said[outcome.flag]}", outcome.line)
+
+
+def readable(n):
+    """6,434 below a million, 6.80e10 above."""
+    return f"{n:,.0f}" if abs(n) < 1e6 else f"{n:.2e}".replace("e+", "e")
 
 
 NORMAL_975 = 1.959963984540054  # quantile that makes a two-sided 95% interval
@@ -3756,52 +3784,43 @@ NORMAL_975 = 1.959963984540054  # quantile that makes a two-sided 95% interval
 class TruthError:
     """A mean squared error, or a suite's mean of them, against noisy truths.
 
-    `raw` as measured; `noise_floor`, its expected excess; `linear` + `quadratic`, the variance that truth
-    noise gives it: parts that fall as 1 / n_samples and 1 / n_samples^2. `between`: the standard error of a
-    suite's mean from the choice of its `n_networks` alone, None for one network.
+    `raw` as measured; `noise_floor`, its expected excess; `variance`, what truth noise gives it. `between`: the
+    standard error of a suite's mean from the choice of its `n_networks` alone, None for one network.
     """
+
     raw: float
     noise_floor: float
-    linear: float
-    quadratic: float
+    variance: float
     between: float | None = None
     n_networks: int = 1
 
     @property
-    def corrected(self) -> float:
+    def corrected(self):
         """Unbiased for the error against exact truths; can be negative where noise hides a small one."""
         return self.raw - self.noise_floor
 
     @property
-    def standard_error(self) -> float:
+    def standard_error(self):
         """Of `corrected`, from truth noise."""
-        return math.sqrt(self.linear + self.quadratic)
+        return math.sqrt(self.variance)
 
     @property
-    def truth_interval(self) -> tuple[float, float]:
+    def truth_interval(self):
         """95% interval for these networks' error against exact truths."""
         half = NORMAL_975 * self.standard_error
         return self.corrected - half, self.corrected + half
 
     @property
-    def network_interval(self) -> tuple[float, float] | None:
+    def network_interval(self):
         """95% interval for the mean over all such networks, were the truths exact."""
         if self.between is None:
             return None
         half = student_975(self.n_networks - 1) * self.between
         return self.corrected - half, self.corrected + half
 
-    def precise(self, precision: float) -> bool:
+    def precise(self, precision):
         """Whether standard error and noise floor are within this share of the corrected error."""
         return max(self.standard_error, self.noise_floor) <= precision * self.corrected
-
-    def growth_needed(self, precision: float) -> float | None:
-        """How many times the samples that `precision` takes; None for an error not told from zero."""
-        if self.corrected <= NORMAL_975 * self.standard_error:
-            return None
-        aim = precision * self.corrected
-        noise = self.linear + math.sqrt(self.linear ** 2 + 4 * self.quadratic * aim ** 2)
-        return max(self.noise_floor / aim, noise / (2 * aim ** 2))
 
 
 def final_error(prediction: Any, truth: Truth, multipliers: Any = 1.0) -> TruthError:
@@ -3819,112 +3838,101 @@ def final_error(prediction: Any, truth: Truth, multipliers: Any = 1.0) -> TruthE
     f = max(truth.n_samples / (POOL * GROUP) - 1, 2)
     trace_SS = max(((S * S).sum() - np.trace(S) ** 2 / f) * f * f / ((f + 2) * (f - 1)), 0)
     linear = max((S * np.outer(g, g)).sum() - total ** 2 * trace_SS, 0)
+    variance = (4 * linear + 2 * total ** 2 * trace_SS) / width ** 2
     return TruthError(float((m[:, 0] * (deltas ** 2).mean(1)).sum()), float(total * np.trace(S) / width),
-                      float(4 * linear / width ** 2), float(2 * total ** 2 * trace_SS / width ** 2))
+                      float(variance))
 
 
-def suite_error(errors: list[TruthError]) -> TruthError:
+def suite_error(errors):
     """The mean of several networks' errors."""
     n, between = len(errors), None
-    parts = [(e.raw, e.noise_floor, e.linear, e.quadratic) for e in errors]
-    raw, floor, linear, quadratic = np.mean(parts, axis=0).tolist()
+    raw, floor, variance = np.mean([(e.raw, e.noise_floor, e.variance) for e in errors], axis=0).tolist()
     if n > 1:
         # the scatter between networks, less what truth noise adds to it: that is the other interval's
-        between = math.sqrt(max(np.var([e.corrected for e in errors], ddof=1) - linear - quadratic, 0) / n)
-    return TruthError(raw, floor, linear / n, quadratic / n, between, n)
+        between = math.sqrt(max(np.var([e.corrected for e in errors], ddof=1) - variance, 0) / n)
+    return TruthError(raw, floor, variance / n, between, n)
 
 
-def suite_score(outcomes: list[Outcome], truths: list[Truth], multipliers: Iterable[float]) -> TruthError:
+def suite_score(outcomes, truths, multipliers):
     """The score of these outcomes against these truths."""
     return suite_error([final_error(outcome.scored(truth)[-1], truth, multiplier)
                         for outcome, truth, multiplier in zip(outcomes, truths, multipliers)])
 
 
-def student_cdf(t: float, dof: int) -> float:
+def student_cdf(t, dof):
     """P(T <= t) of Student's t: the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
     angle, odd = math.atan2(t, math.sqrt(dof)), dof % 2
-    powers = itertools.accumulate(range(2 + odd, dof, 2), lambda x, k: x * math.cos(angle) ** 2 * (k - 1) / k,
+    powers = accumulate(range(2 + odd, dof, 2), lambda x, k: x * math.cos(angle) ** 2 * (k - 1) / k,
                                   initial=math.cos(angle) * (dof > 1) if odd else 1.0)
     total = math.sin(angle) * sum(powers)
     return (1 + (2 / math.pi * (angle + total) if odd else total)) / 2
 
 
-def student_975(dof: int) -> float:
+def student_975(dof):
     """97.5% quantile of Student's t, to 1e-6."""
     return bisect.bisect(range(13 * 10**6), 0.975, key=lambda micro: student_cdf(micro / 1e6, dof)) / 1e6
 
 
-Repeats = list[list[Outcome]]       # by repeat and network
-
-
-def compare(ours: Repeats, theirs: Repeats, truths: list[Truth], rules: Round) -> dict:
+def compare(ours: list[Outcome], theirs: list[Outcome], truths: Iterable[Truth], rules: Round) -> dict:
     """The paired difference of two suite scores, ours less theirs, and how sure it is.
 
     The 95% interval is for all such networks, or the one. `networks_needed` would settle it with a chance of
     80%, were the difference what it seems (Guenther 1981).
     """
-    n, n_repeats = len(truths), len(ours)
-
-    def differences(us: Repeats, them: Repeats) -> Iterator[TruthError]:
-        for truth, *outcomes in zip(truths, *itertools.chain(*zip(us, them))):      # ours and theirs in turn
-            signs = np.tile([1 / len(us), -1 / len(us)], len(us))
-            yield final_error([o.scored(truth)[-1] for o in outcomes], truth,
-                              signs * [o.multiplier(rules) for o in outcomes])
-
-    mean = suite_error([*differences(ours, theirs)])
-    each = np.array([[error.corrected for error in differences([a], [b])] for a, b in zip(ours, theirs)])
-    own = math.sqrt(each.var(0, ddof=1).mean() / (n_repeats * n)) if n_repeats > 1 else None
-    # The scatter between networks, where there are several, holds what the seeds do.
-    spread = max(mean.between or 0.0, own or 0.0)
-    error = math.hypot(mean.standard_error, spread)
-    t = mean.corrected / max(error, 1e-300)
-    dof = n - 1 or 9999         # as good as normal
+    errors = [final_error([o.scored(truth)[-1] for o in pair], truth,
+                          np.array([1, -1]) * [o.multiplier(rules) for o in pair])
+              for truth, *pair in zip(truths, ours, theirs)]
+    mean, n, each = suite_error(errors), len(errors), [error.corrected for error in errors]
+    error = math.hypot(mean.standard_error, mean.between or 0.0)
+    t, dof = mean.corrected / max(error, 1e-300), n - 1 or 9999         # as good as normal
     half = student_975(dof) * error
-    p = max(2 * student_cdf(-abs(t), dof), 1e-12) if each.any() else None
+    p = max(2 * student_cdf(-abs(t), dof), 1e-12) if any(each) else None
     needed = None
     if n > 1 and p and t and p > 0.05:
         needed = max(n + 1, math.ceil(n * ((NORMAL_975 + 0.8416) / t) ** 2 + NORMAL_975 ** 2 / 2))
-    networks = math.sqrt(spread ** 2 - (own or 0.0) ** 2) if n > 1 else None
-    parts = {"truth noise": mean.standard_error, "choice of networks": networks, "own randomness": own}
+    parts = {"truth noise": mean.standard_error, "choice of networks": mean.between}
     return {"score": mean.corrected, "interval": (mean.corrected - half, mean.corrected + half), "p": p,
-            "networks_needed": needed, "standard_error": error, "parts": parts, "n_repeats": n_repeats,
-            "per_mlp": each.mean(0).tolist()}
+            "networks_needed": needed, "standard_error": error, "parts": parts, "per_mlp": each}
 
 
-def score_mlp(index: int, mlp: MLP, outcome: Outcome, truth: Truth, rules: Round) -> dict:
+def score_mlp(index, mlp, outcome, truth, rules):
     """The report on one network, as in the real document. A failure is scored as zeros at the full budget."""
     prediction, multiplier = outcome.scored(truth), outcome.multiplier(rules)
     per_layer = ((prediction - truth.mean) ** 2).mean(axis=1)
     final = final_error(prediction[-1], truth)
     error = {"error": outcome.error, "error_code": outcome.error_code} if outcome.error_code else {}
+    if failure := failure_of(outcome, rules):
+        error["failure"] = failure._asdict()
     return {"mlp_index": index, "mlp_name": mlp.name, **error, "traceback": outcome.traceback,
             "final_layer_mse": final.raw, "all_layers_mse": float(per_layer.mean()),
             "per_layer_mse": per_layer.tolist(),
             "score_multiplier": multiplier, "adjusted_final_layer_score": final.raw * multiplier,
             "flops_used": outcome.flops_used, "effective_compute": outcome.effective_compute(rules),
             **{flag: outcome.flag == flag for flag in FLAGS}, **{t: getattr(outcome, t) for t in TIMES},
-            "breakdowns": {"estimator": outcome.breakdown}, "truth_n_samples": truth.n_samples,
+            "breakdowns": {"estimator": outcome.breakdown(rules)}, "truth_n_samples": truth.n_samples,
             "noise_floor": final.noise_floor, "corrected_final_layer_mse": final.corrected,
             "zeros_final_layer_mse": float((truth.mean[-1] ** 2).mean() - final.noise_floor),
             "sampling_variance": float(truth.variance.mean())}
 
 
-def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], rules: Round,
+def score_suite(suite: Iterable[MLP], outcomes: list[Outcome], truths: Iterable[Truth], rules: Round,
                 precision: float) -> dict:
     """The `results` of a run: means, extremes and failures over the networks, and the corrected score."""
-    per_mlp = [score_mlp(i, *each, rules) for i, each in enumerate(zip(suite, outcomes, truths))]
+    per_mlp, errors, final_of_first = [], [], []
+    for i, (mlp, outcome, truth) in enumerate(zip(suite, outcomes, truths)):
+        per_mlp.append(score_mlp(i, mlp, outcome, truth, rules))
+        final = outcome.scored(truth)[-1]
+        errors.append(final_error(final, truth, outcome.multiplier(rules)))
+        final_of_first = final_of_first or np.round([truth.mean[-1], final], 6).tolist()
 
-    def mean(key: str) -> Any:
+    def mean(key):
         return np.mean([entry[key] for entry in per_mlp], axis=0).tolist()
 
-    scores = [entry["adjusted_final_layer_score"] for entry in per_mlp]
-    error = suite_score(outcomes, truths, [outcome.multiplier(rules) for outcome in outcomes])
-    corrected = {"score": error.corrected, "growth_needed": error.growth_needed(precision)}
+    scores, error = [entry["adjusted_final_layer_score"] for entry in per_mlp], suite_error(errors)
+    corrected = {"score": error.corrected, "is_precise": error.precise(precision)}
     for key in ("standard_error", "noise_floor", "truth_interval", "network_interval"):
         corrected[key] = getattr(error, key)
     failures = Counter("error" if o.error_code else o.flag for o in outcomes if o.failed)
-    final = np.array([truths[0].mean[-1], outcomes[0].scored(truths[0])[-1]])
-    points = np.round(final[:, ::-(-rules.width // 128)], 6).tolist()       # at most 128 neurons, for a plot
     means = ("adjusted_final_layer_score", "final_layer_mse", "all_layers_mse", "per_layer_mse")
     return {key: mean(key) for key in means} | {
         "best_mlp_adjusted_final_layer_score": min(scores),
@@ -3935,44 +3943,69 @@ def score_suite(suite: list[MLP], outcomes: list[Outcome], truths: list[Truth], 
         "n_failed_mlps": failures.total(),
         "failure_breakdown": {key: failures[key] for key in (*FLAGS, "error")},
         "corrected": corrected,
-        "final_layer_of_mlp_0": dict(zip(("true", "predicted"), points)),
+        "warnings": sum((o.warned for o in outcomes), Counter()),
+        "final_layer_of_mlp_0": dict(zip(("true", "predicted"), final_of_first)),
         "per_mlp": per_mlp,
-        "breakdowns": {"sampling": None, "estimator": add_breakdowns([o.breakdown for o in outcomes])}}
+        "breakdowns": {"sampling": None, "estimator": add_breakdowns([entry["breakdowns"]["estimator"] for entry in per_mlp])},
+    }
 
 
-def add_breakdowns(breakdowns: list) -> Any:
+def sampling_score(per_mlp, rules, multiplier=MULTIPLIER_FLOOR):
+    """The score of plain sampling at a multiplier, and its number of samples.
+
+    From the truth's single-sample variance; a sample costs `2 width^2 + 2 width` FLOPs a layer, and normals.
+    """
+    cost = rules.depth * (2 * rules.width**2 + 2 * rules.width) + 16 * rules.width
+    n_samples = max(1, int(multiplier * rules.flop_budget / cost))
+    variance = float(np.mean([entry["sampling_variance"] for entry in per_mlp]))
+    return multiplier * variance / n_samples, n_samples
+
+
+def zeros_score(per_mlp):
+    """The score of predicting zeros, at the lowest multiplier."""
+    return MULTIPLIER_FLOOR * float(np.mean([entry["zeros_final_layer_mse"] for entry in per_mlp]))
+
+
+def standings(per_mlp, propagated, truths, rules):
+    """{baseline: {score, note}}: what zeros, mean propagation (its outcomes are given) and sampling would score."""
+    sampled, n = sampling_score(per_mlp, rules)
+    mean = suite_score(propagated, truths, [o.multiplier(replace(rules, lambda_flops_per_second=0.0)) for o in propagated])
+    return {"zeros": {"score": zeros_score(per_mlp)}, "mean_propagation": {"score": mean.corrected},
+            "sampling": {"score": sampled, "note": f"{n:,} samples: what {MULTIPLIER_FLOOR:.0%} of the budget buys"}}
+
+
+def add_breakdowns(breakdowns):
     """Sum dictionaries of numbers, key by key and all the way down; None where there is nothing to sum."""
     present = [b for b in breakdowns if b is not None]
     if not present or not isinstance(present[0], dict):
         return sum(present) if present else None
-    keys = dict.fromkeys(itertools.chain(*present))
+    keys = dict.fromkeys(chain(*present))
     return {key: add_breakdowns([b.get(key) for b in present]) for key in keys}
 
 
-def grow_truths(suite: list[MLP], rivals: list[list[Outcome]], rules: Round, options,
-                progress: Callable[[int, int, Any], object]) -> list[Truth]:
-    """Truths for estimators' outcomes: `--n-samples` exactly, or as many as make each suite score precise.
+def grow_truths(suite, rivals, rules, n_samples,
+                precision, store,
+                progress):
+    """Truths for estimators' outcomes: `n_samples` exactly, or as many as make each suite score precise.
 
     Whether to stop is judged by FLOPs alone: neither the clock nor the store moves a reported number.
     """
     timeless = replace(rules, lambda_flops_per_second=0.0)
 
-    def least_precise(truths: list[Truth]) -> TruthError:
+    def least_precise(truths):
         scores = [suite_score(each, truths, [o.multiplier(timeless) for o in each]) for each in rivals]
-        return min(scores, key=lambda score: score.precise(options.precision))
+        return min(scores, key=lambda score: score.precise(precision))
 
-    store = None if options.no_store else TruthStore()
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:      # hashing is half of a second run
-        sources = list(threads.map(lambda mlp: TruthSource(mlp.weights, store, options.plain_truth), suite))
-    return grow_together(sources, options.n_samples, least_precise, options.precision, options.max_work,
-                         progress=progress)[0]
+        sources = list(threads.map(lambda mlp: TruthSource(mlp.weights, store), suite))
+    return grow_together(sources, n_samples, least_precise, precision, progress=progress)[0]
 
 
 SAMPLE_COUNTS = (10, 100, 1_000, 10_000, 100_000)
 
 
-def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budget: int,
-                       sample_counts: Iterable[int] = SAMPLE_COUNTS, seed: int = 0) -> list[list[dict]]:
+def convergence_tables(estimators, mlp, flop_budget,
+                       sample_counts=SAMPLE_COUNTS, seed=0):
     """For each estimator, its MSE over all layers against ever longer plain sampling, and at last the truth.
 
     Rows: n_samples, sampling_flops, estimator_flops, mse; the last is corrected for the truth's own noise.
@@ -3995,7 +4028,7 @@ def convergence_tables(estimators: Iterable[BaseEstimator], mlp: MLP, flop_budge
     return tables
 
 
-def table_lines(rows: list[dict]) -> list[str]:
+def table_lines(rows):
     """A convergence table as right-aligned text."""
     line = "{:>10} | {:>16} | {:>15} | {:>11}".format
     return [line("n_samples", "sampling_flops", "estimator_flops", "MSE"), "-" * 61, *(
@@ -4016,21 +4049,21 @@ def compare_against_monte_carlo(
 # ======================================================================================
 # Runners
 #
-# Where predict() runs. The metered call turns whatever happens inside, a wrong shape, an
-# exception, an endless loop, into an Outcome, so one network's failure costs that network only.
+# Where predict() runs. The metered call turns whatever happens inside, a wrong shape, an exception, an endless
+# loop, into an Outcome, so one network's failure costs that network only. Way in: `LocalRunner.outcomes`.
 # ======================================================================================
 
 
 class InvalidPrediction(ValueError):
     """A prediction that cannot be scored, with the real package's `details`."""
 
-    def __init__(self, message: str, mlp: MLP, got: tuple, hint: str):
+    def __init__(self, message, mlp, got, hint):
         super().__init__(message)
         self.details = {"expected_shape": [mlp.depth, mlp.width], "got_shape": list(got),
                         "cause_hints": [hint], "hint": hint}
 
 
-def materialise(raw: Any, mlp: MLP) -> np.ndarray:
+def materialise(raw, mlp):
     """What predict() returned as float32, billed where the book bills casts. Raises InvalidPrediction."""
     shape, expected = tuple(getattr(raw, "shape", ())), (mlp.depth, mlp.width)
     if shape == expected:
@@ -4052,8 +4085,8 @@ def materialise(raw: Any, mlp: MLP) -> np.ndarray:
         value = prediction[layer, neuron]
         cause = ("0/0, inf - inf, or the root or logarithm of a negative number" if np.isnan(value)
                  else "a float32 overflow, or a division by zero")
-        where = f"{value} first seen at layer {layer}, neuron {neuron}: look there for {cause}."
-        raise InvalidPrediction("Predictions must contain only finite values.", mlp, shape, where)
+        raise InvalidPrediction("Predictions must contain only finite values.", mlp, shape,
+                                f"{value} first in layer {layer + 1}, neuron {neuron}: look there for {cause}.")
     return prediction
 
 
@@ -4067,13 +4100,13 @@ class Alarm:
     """
 
     LAST_RESORT = 30.0
-    current: Alarm | None = None        # the one in force
+    current = None        # the one in force
 
-    def __init__(self, seconds: float | None, op_name: str):
-        self.limit = self.left = math.inf if seconds is None else seconds
+    def __init__(self, seconds, op_name):
+        self.limit = self.left = inf if seconds is None else seconds
         self.op_name, self.process = op_name, os.getpid()
-        self.works = (seconds is not None and hasattr(signal, "setitimer")
-                      and threading.current_thread() is threading.main_thread())
+        is_main = threading.current_thread() is threading.main_thread()
+        self.works = seconds is not None and hasattr(signal, "setitimer") and is_main
 
     def strike(self, signum, frame):
         elapsed = self.limit - self.left + time.perf_counter() - self.begun
@@ -4102,36 +4135,34 @@ class Alarm:
             faulthandler.cancel_dump_traceback_later()
             signal.signal(signal.SIGALRM, self.previous)
 
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
+    @contextmanager
+    def pause(self):
         self.__exit__()
         yield
         self.__enter__()
 
 
-AMOUNTS = "calls", "flops_used", "time_s"
-OUTSIDE = "(the runner's own cast)", 0
-
-
 class Profile:
-    """Knows for every charge of a context which of the participant's lines were on the stack.
+    """Knows which of the participant's lines are on the stack: for every charge, and at a thousand ticks a second.
 
     The participant's are the modules that load_estimator makes and the files below `home`, installed packages
-    and this file excepted. `attach` it to a context before that is entered; read `rows` when it is left.
+    and this file excepted.
     """
 
-    def __init__(self, home: str | os.PathLike):
-        self.home = str(Path(home).resolve()) + os.sep
-        self.files: dict[str, bool] = {}        # whether each is the participant's
+    def __init__(self, home):
+        self.home, self.files = str(Path(home).resolve()) + os.sep, {}     # whether each is the participant's
 
-    def attach(self, context: BudgetContext) -> None:
-        self.context = context
-        self.stacks: list[tuple] = []
-        context.on_charge = lambda *_: self.stacks.append(self.stack(sys._getframe(2)))
+    def attach(self, context):
+        """Before the context is entered."""
+        context.profile, self.context, self.outside = self, context, Counter()
 
-    def stack(self, frame: types.FrameType | None) -> tuple:
+    def owns(self, file, module=""):
+        """Whether a file is the participant's, wherever it was loaded from."""
+        return module.startswith(SUBMISSION) or is_participants(file, self.home)
+
+    def stack(self, frame):
         """The participant's lines from this frame outwards, innermost first: (file, line, file, line ...)."""
-        found: list = []
+        found = []
         while frame is not None and frame.f_code is not metered_predict.__code__:
             file = frame.f_code.co_filename
             if file not in self.files:
@@ -4141,60 +4172,75 @@ class Profile:
             frame = frame.f_back
         return tuple(found)
 
-    def owns(self, file: str, module: str = "") -> bool:
-        """Whether a file is the participant's, wherever it was loaded from."""
-        return module.startswith(SUBMISSION) or is_participants(file, self.home)
+    def tick(self, signum, frame):
+        """Book the time since the last tick on the participant's line, if it is not in a counted call."""
+        now, inner = _clock(), frame
+        while inner is not None and inner.f_code is not perform.__code__:
+            inner = inner.f_back
+        stack = self.stack(frame)
+        if inner is None and stack:
+            self.outside[stack[:2]] += now - self.ticked
+        self.ticked = now
 
-    def rows(self) -> list[dict]:
-        """One row a line, in the order of the source: `calls`, `flops_used`, `time_s` (in counted calls),
-        `charges` by namespace, operation and dtype; and `cumulative_...`, with all that it called.
-        """
-        totals: dict[tuple, list] = defaultdict(lambda: [0, 0, 0.0])
-        for stack, (bill, _, space, _, backend, overhead) in zip(self.stacks, self.context._log):
-            total = totals[stack, space, bill.op_name, bill.dtype]
-            total[0] += 1
-            total[1] += bill.cost
-            total[2] += backend + overhead
-        rows = []
-        for (stack, space, name, dtype), total in totals.items():
-            own, zeros = dict(zip(AMOUNTS, total)), dict.fromkeys(AMOUNTS, 0)
-            charges = [{"namespace": space, "operation": name, "dtype": dtype and str(dtype)} | own]
-            for file, line in dict.fromkeys(zip(stack[::2], stack[1::2])) or [OUTSIDE]:
-                rows.append({"file": file.removeprefix(self.home), "line": line,
-                             "source": linecache.getline(file, line).strip(), **own, "charges": charges,
-                             **{f"cumulative_{amount}": value for amount, value in zip(AMOUNTS, total)}})
-                own, charges = zeros, []        # of the callers
-        return merged(rows, "file", "line")
-
-
-def merged(rows: Iterable[dict], *keys: str) -> list[dict]:
-    """Rows of the same keys as one, in the order of the keys: AMOUNTS are added, `charges` merged."""
-    groups, together = defaultdict(list), []
-    for row in rows:
-        groups[tuple([row[key] or "" for key in keys])].append(row)
-    for key in sorted(groups, key=lambda key: (not key[-1], key)):          # OUTSIDE comes last
-        group = groups[key]
-        total = group[0] | {key: sum(row[key] for row in group) for key in group[0] if key.endswith(AMOUNTS)}
-        if "charges" in total:
-            charges = itertools.chain(*[row["charges"] for row in group])
-            total["charges"] = merged(charges, "namespace", "operation", "dtype")
-        together.append(total)
-    return together
+    @contextmanager
+    def ticking(self):
+        """Look at the clock inside, where signals can be had."""
+        if not hasattr(signal, "SIGPROF") or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.ticked, previous = _clock(), signal.signal(signal.SIGPROF, self.tick)
+        signal.setitimer(signal.ITIMER_PROF, 1e-3, 1e-3)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, previous)
 
 
-def lines_of(outcomes: list[Outcome]) -> list[dict]:
-    """The rows of these outcomes' profiles together."""
-    return merged(itertools.chain(*[outcome.lines for outcome in outcomes]), "file", "line")
+OUTSIDE = "(the runner's own cast)", 0
 
 
-@contextlib.contextmanager
+def lines_of(outcomes, home):
+    """The participant's lines in order: what each cost itself, with all that it called, and outside fnp."""
+    charges, outside = [], Counter()
+    for outcome in outcomes:
+        outside.update(outcome.outside)
+        for charge in outcome.charges:
+            places = list(zip(charge.stack[::2], charge.stack[1::2])) or [OUTSIDE]
+            charges.append(charge._replace(stack=tuple(dict.fromkeys(places))))
+    own, with_callees = summed(charges, lambda charge: charge.stack[0]), defaultdict(Counter)
+    for charge in charges:
+        for place in charge.stack:
+            with_callees[place].update(charge.amounts)
+    operations = defaultdict(list)
+    for charge in condensed(charge._replace(stack=charge.stack[0]) for charge in charges):
+        operations[charge.stack].append(operation_row(charge))
+    return [{"file": place[0].removeprefix(home), "line": place[1], "source": linecache.getline(*place).strip(),
+             **amounts_of(own[place]), "charges": operations[place], "outside_s": outside[place],
+             **{f"cumulative_{key}": value for key, value in amounts_of(with_callees[place]).items()}}
+            for place in sorted({*with_callees, *outside}, key=lambda place: (not place[1], place))]
+
+
+def amounts_of(row):
+    times = row["flopscope_backend_time_s"] + row["flopscope_overhead_time_s"]
+    return {"calls": row["calls"], "flops_used": row["flop_cost"], "time_s": times}
+
+
+def operation_row(charge):
+    """A condensed charge as the document has it."""
+    bill = charge.bill
+    return {"namespace": charge.namespace, "operation": bill.op_name, "dtype": bill.dtype and str(bill.dtype),
+            **amounts_of(charge.amounts)}
+
+
+@contextmanager
 def debuggable(screen):
     """However pdb is opened inside, its prompt stops the live line, the alarm and all clocks."""
     import pdb
     interaction = pdb.Pdb.interaction
 
     def paused_interaction(self, *args):
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             for stoppable in filter(None, (screen, Alarm.current, _thread.active)):
                 stack.enter_context(stoppable.pause())
             interaction(self, *args)
@@ -4205,68 +4251,50 @@ def debuggable(screen):
         pdb.Pdb.interaction = interaction
 
 
-@contextlib.contextmanager
-def unpatched(context: BudgetContext) -> Iterator[None]:
-    """Put back, off the clock, what an estimator replaces in this module, its classes, fnp, NumPy or time."""
-    pause, clock = context.pause, _clock
-    with pause():
-        here = sys.modules[__name__]
-        classes = (c for c in vars(here).values() if isinstance(c, type) and c.__module__ == __name__)
-        owners = here, np, time, flops, flops.stats, *_spaces.values(), *classes
-        places = [(vars(owner), functools.partial(setattr, owner)) for owner in owners]
-        places += [(table, table.__setitem__) for table in (PRICES, *(book.rows for book in PRICES.values()))]
-        kept = [(now, put, name, value) for now, put in places for name, value in now.items()
-                if callable(value) or not name.startswith("_")]         # the rest is state of our own
-    try:
-        yield
-    finally:
-        globals()["_clock"] = clock         # which the pause reads
-        with pause():
-            for now, put, name, value in kept:
-                if now.get(name) is not value:
-                    put(name, value)
-
-
-def metered_predict(estimator: BaseEstimator, mlp: MLP, rules: Round, fail_fast: bool = False,
-                    profile: Profile | None = None) -> Outcome:
+def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
     """Call predict() under the round's budget and clock; whatever happens inside becomes an Outcome.
 
-    With `fail_fast` the participant's exception propagates; `profile` gives the outcome its rows.
+    With `fail_fast` the participant's exception propagates; `profile` is told of every line.
     """
     outcome = Outcome()
-    context = BudgetContext(rules.flop_budget, quiet=True, wall_time_limit_s=rules.wall_time_limit,
+    context = BudgetContext(rules.most, quiet=True, wall_time_limit_s=rules.wall_time_limit,
                             prices=rules.prices)
-    if profile is not None:
+    if profile:
         profile.attach(context)
+    home = inspect.getsourcefile(type(estimator)) or __file__
+    lines = Profile(Path(home).parent)
+
+    def note(message, category, *_):
+        stack = lines.stack(sys._getframe(1)) or (home, 0)
+        where = f"{stack[0].removeprefix(lines.home)}, line {stack[1]}"
+        outcome.warned[f"{where}: {category.__name__}: {message}"] += 1
+
     try:
-        with Alarm(rules.wall_time_limit, "predict"), context:
-            with unpatched(context):
-                raw = estimator.predict(mlp, rules.flop_budget)
-            outcome.prediction = materialise(raw, mlp)
+        with (warnings.catch_warnings(), Alarm(rules.wall_time_limit, "predict"), context,
+              profile.ticking() if profile else nullcontext()):
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            outcome.prediction = materialise(estimator.predict(mlp, rules.flop_budget), mlp)
     except BaseException as exc:        # SystemExit is the estimator's failure too
         if type(exc).__name__ == "BdbQuit":
             raise KeyboardInterrupt from exc
         if fail_fast or isinstance(exc, KeyboardInterrupt):
             raise
-        describe_failure(outcome, exc, inspect.getsourcefile(type(estimator)) or __file__)
+        describe_failure(outcome, exc, home)
     outcome.flops_charged = context.flops_used
     # As in the real report: a blown budget counts as all of it, a blown clock and an error as nothing.
     outcome.flops_used = (context.flops_used if not outcome.failed else
                           rules.flop_budget if outcome.flag == "budget_exhausted" else 0)
+    outcome.charges = condensed(context._log)
     if outcome.error is None:
-        summary = context.summary_dict(by_namespace=True)
-        del summary["operations"]
-        outcome.breakdown = summary | {"by_namespace": {
-            "estimator." + (name or "estimator-client").removeprefix("estimator."): row
-            for name, row in summary["by_namespace"].items()}}
         for name in TIMES:
-            setattr(outcome, name, summary[name])
-    if profile is not None:
-        outcome.lines = profile.rows()
+            setattr(outcome, name, getattr(context, name))
+    if profile:
+        outcome.outside = dict(profile.outside)
     return outcome.apply_limits(rules)
 
 
-def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
+def describe_failure(outcome, exc, home):
     """Fill in flag or error, the participant's own line, and the traceback without our own frames."""
     text = traceback.TracebackException.from_exception(exc, limit=-100)     # a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
@@ -4277,7 +4305,7 @@ def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
         outcome.flag = "budget_exhausted" if isinstance(exc, BudgetExhaustedError) else "time_exhausted"
         return
     kind, outcome.error_code = type(exc).__name__, "PREDICT_ERROR"
-    details: dict[str, Any] = {"line": outcome.line}
+    details = {"line": outcome.line}
     if isinstance(exc, InvalidPrediction):
         kind = outcome.error_code = "ValueError"
         details = exc.details | {"line": f"{Path(home).name}, the return value of predict()"}
@@ -4285,6 +4313,27 @@ def describe_failure(outcome: Outcome, exc: BaseException, home: str) -> None:
         outcome.error_code = kind
     # str(text): that of an exception may raise in its turn
     outcome.error = {"message": str(text) or kind, "type": kind, "details": details}
+
+
+class Networks:
+    """Networks that `make(*arguments)` yields anew each time one goes through them, unless they are `kept`.
+
+    Pickled, they are no more than that: another process makes its own.
+    """
+
+    kept = None
+
+    def __init__(self, n_mlps, make, *arguments):
+        self.n_mlps, self.make, self.arguments = n_mlps, make, arguments
+
+    def __len__(self):
+        return self.n_mlps
+
+    def __iter__(self):
+        return iter(self.kept or self.make(*self.arguments))
+
+    def __reduce__(self):
+        return Networks, (self.n_mlps, self.make, *self.arguments)
 
 
 class LocalRunner:
@@ -4321,18 +4370,21 @@ class LocalRunner:
         except BaseException as exc:
             if self.fail_fast:
                 raise
-            line = participant_line(exc, self.path)
-            said = f"raised {type(exc).__name__}: {exc} ({line}); --debug shows the traceback."
-            late = isinstance(exc, TimeExhaustedError)
-            if late:
-                said = f"exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout."
-            raise WhestError(f"setup() {said}", "SETUP_TIMEOUT" if late else "SETUP_ERROR", "setup") from exc
+            if isinstance(exc, TimeExhaustedError):
+                raise WhestError(f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
+                                 "SETUP_TIMEOUT", "setup") from exc
+            raise WhestError(f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)}); "
+                             "--debug shows the traceback.", "SETUP_ERROR", "setup") from exc
         self.class_found = type(self.estimator).__name__
         return self
 
     def predict(self, mlp: MLP) -> Outcome:
         """The outcome on a copy of `mlp`: what an estimator scribbles on its weights stays there."""
         return metered_predict(self.estimator, mlp.copy(), self.rules, self.fail_fast, self.profile)
+
+    def outcomes(self, networks: Networks) -> Iterator[Outcome]:
+        """The outcome on each network."""
+        return map(self.predict, networks)
 
     def __exit__(self, *_):
         try:
@@ -4348,173 +4400,178 @@ class LocalRunner:
                 del sys.modules[name]
 
 
-def conforms(value: Any, form: Any) -> bool:
-    """Whether JSON has a form: str, float (not negative), None, [form of items], {key: form}, {str: form of
-    values}, or (form, or form)."""
-    if isinstance(form, tuple):
-        return any(conforms(value, each) for each in form)
-    if isinstance(form, list):
-        return isinstance(value, list) and all(conforms(item, form[0]) for item in value)
-    if isinstance(form, dict):
-        return isinstance(value, dict) and (str in form or form.keys() == value.keys()) and all(
-            conforms(item, form.get(str) or form[key]) for key, item in value.items())
-    if form is float:
-        return isinstance(value, (int, float)) and 0 <= float(value) < math.inf
-    return value is None if form is None else isinstance(value, form)
-
-
-_TEXT, _TIMES, _AMOUNTS = (str, None), dict.fromkeys(TIMES, float), dict.fromkeys(AMOUNTS, float)
-_SPENT = dict.fromkeys(("calls", *TIMES[1:3]), float)
-_SPACE = _SPENT | {"flops_used": float, "operations": {str: _SPENT | {"flop_cost": float}}}
-_BILL = _TIMES | {"flop_budget": float, "flops_used": float, "flops_remaining": float,
-                  "by_namespace": {str: _SPACE}}
-_REFUSAL = {"line": str, "expected_shape": [float], "got_shape": [float], "cause_hints": [str], "hint": str}
-_ERROR = {"message": str, "type": str, "details": ({"line": str}, _REFUSAL)}
-_CHARGE = _AMOUNTS | {"namespace": _TEXT, "operation": str, "dtype": _TEXT}
-_LINE = _AMOUNTS | {f"cumulative_{amount}": float for amount in AMOUNTS} | {
-    "file": str, "line": float, "source": str, "charges": [_CHARGE]}
-_OUTCOME = _TIMES | {
-    "flops_used": float, "flops_charged": float, "prediction": None, "breakdown": (_BILL, None),
-    "flag": _TEXT, "traceback": _TEXT, "line": str, "lines": [_LINE]}
-OUTCOME_FORM = _OUTCOME | {"error": None, "error_code": None}, _OUTCOME | {"error": _ERROR, "error_code": str}
 ENVIRONMENT = re.compile(       # what a worker gets of ours
-    "PATH|HOME|USER|LANG|TZ|TE?MP(DIR)?|SYSTEMROOT|XDG_CACHE_HOME|(LC|NUMBA)_.*|.*_NUM_THREADS"
+    "PATH|HOME|USER|LANG|TZ|TE?MP(DIR)?|SYSTEMROOT|XDG_CACHE_HOME|(LC|NUMBA|OPENBLAS)_.*|.*_NUM_THREADS"
     "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)")
+MEMORY_LIMIT = 8 * 2**30        # bytes of a worker
+
+
+def read_outcome(line, shape):
+    """The Outcome that a worker's line of JSON tells, field by field; whatever does not convert raises."""
+    def amount(value):
+        if not 0 <= float(value) < inf:
+            raise ValueError(f"{value} is no amount")
+        return int(value) if type(value) is int else float(value)
+
+    def text(value):
+        return None if value is None else str(value)
+
+    said = json.loads(line)
+    outcome = Outcome(**{name: amount(said[name]) for name in ("flops_used", "flops_charged", *TIMES)},
+                      traceback=text(said["traceback"]), line=str(said["line"]))
+    if said["flag"]:
+        outcome.flag = FLAGS[FLAGS.index(said["flag"])]
+    elif said["error"]:
+        error, outcome.error_code = said["error"], str(said["error_code"])
+        details = {str(key): [*map(str, value)] if type(value) is list else str(value)
+                   for key, value in error["details"].items()}
+        outcome.error = {"message": str(error["message"]), "type": str(error["type"]), "details": details}
+    else:
+        outcome.prediction = np.array(said["prediction"], np.float32).reshape(shape)
+        if not np.isfinite(outcome.prediction).all():
+            raise ValueError("a prediction that is not finite")
+    for name, cost, dtype, space, backend, overhead, stack, calls in said["charges"]:
+        bill = Bill(str(name), amount(cost), dtype and np.dtype(str(dtype)))
+        lines = [int(part) if i % 2 else str(part) for i, part in enumerate(stack)]
+        outcome.charges.append(Charge(bill, 0, text(space), 0.0, amount(backend), amount(overhead), tuple(lines),
+                                      amount(calls)))
+    outcome.outside = {(str(file), int(number)): amount(seconds) for file, number, seconds in said["outside"]}
+    outcome.warned = Counter({str(text): amount(times) for text, times in said["warned"].items()})
+    return outcome
+
+
+def failed_outcome(message, code):
+    return Outcome(error={"message": message, "type": code, "details": {}}, error_code=code, traceback=message)
 
 
 class SubprocessRunner(LocalRunner):
     """Runs the estimator in a worker process with a memory limit; whatever kills it costs one network only.
 
-    What the worker is told is a pickle; what it says is a line of JSON and the bytes of a prediction. That
-    need not be true, but it has its form.
+    The worker is told all by a file, and says a line of JSON a network. That need not be true, but it converts.
+    On silence or death a new worker goes on with the next network, or with the same one if it was not its first.
     """
 
     GRACE = 2.0         # seconds beyond the wall limit, in which the worker's own alarm may still answer
     START_UP = 30.0     # and beyond the set-up time, to start Python and import this module
-
-    def __init__(self, *args: Any, memory_limit: int = 8 * 2**30, max_threads: int | None = None,
-                 **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.limits = memory_limit, max_threads
-        self.process: Any = None        # the worker
+    max_threads = None
 
     def __enter__(self):
-        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-                "import whestbench; whestbench.serve()")
-        environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
-        self.process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile
-        timeout = self.rules.setup_timeout and self.rules.setup_timeout + self.START_UP
-        self.class_found = self.ask((arguments, *self.limits), timeout, lambda said, _: str(said["class"]))
         return self
 
-    def ask(self, question: Any, timeout: float | None, read: Callable) -> Any:
-        """What `read(answer, data)` makes of the worker's answer; failing that, WhestError and its end."""
-        process, token = self.process, os.urandom(8).hex()
-        found: concurrent.futures.Future = concurrent.futures.Future()
+    def __exit__(self, *_):
+        """The worker is gone already."""
 
-        def exchange():     # in a thread, because a worker that neither listens nor speaks would hold us up
+    def outcomes(self, networks: Networks) -> Iterator[Outcome]:
+        """The outcome on each network, or what became of the worker. Raises WhestError if none can be set up."""
+        done, shape = 0, (self.rules.depth, self.rules.width)
+        while done < len(networks):
+            first = done
             try:
-                pickle.dump((token, question), process.stdin)
-                process.stdin.flush()
-                answer = {}
-                while answer.get("token") != token:     # what is left over from another question is no answer
-                    answer = json.loads(process.stdout.readline(2**24))
-                    data = process.stdout.read(min(max(0, answer["bytes"]), 2**28))
-                if "code" in answer:
-                    raise WhestError(*(str(answer[key]) for key in ("message", "code", "stage")))
-                found.set_result(read(answer, data))
-            except BaseException as exc:
-                found.set_exception(exc)
-        threading.Thread(target=exchange, daemon=True).start()
-        try:
-            return found.result(timeout)
-        except concurrent.futures.TimeoutError:
-            failure = WhestError(f"The worker gave no answer within {timeout:.0f} s.", "TIMEOUT", "setup")
-        except WhestError as exc:
-            failure = exc
-        except Exception:
-            failure = WhestError("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR", "setup")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = process.wait(1.0)
-                how = signal.strsignal(-status) if status < 0 else f"exit status {status}"
-                failure = WhestError(f"The worker process died ({how}).", "WORKER_EOF", "setup")
-        self.stop()
-        raise failure
+                for line in self.answers(networks, first):
+                    outcome = read_outcome(line, shape).apply_limits(self.rules)
+                    done += 1
+                    yield self.checked(outcome)
+            except WhestError as exc:
+                if not self.class_found or exc.stage == "predict":
+                    raise
+                if done > first and exc.code == "WORKER_EOF":
+                    continue                    # who knows what killed it: once more, in a fresh one
+                outcome = failed_outcome(str(exc), exc.code)
+                if exc.code == "TIMEOUT":
+                    limit = self.rules.wall_time_limit + self.GRACE
+                    outcome = Outcome(flag="time_exhausted", traceback=str(exc), wall_time_s=limit)
+            except Exception:                   # what it said can be anything
+                outcome = failed_outcome("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
+            if done < len(networks):
+                done += 1
+                yield self.checked(outcome)
 
-    def predict(self, mlp: MLP) -> Outcome:
-        """The outcome in the worker, or what became of it; a dead one is replaced."""
-        def read(answer: dict, data: bytes) -> Outcome:
-            outcome, numbers = Outcome(**answer["outcome"]), np.frombuffer(data, np.float32)
-            if not (conforms(answer["outcome"], OUTCOME_FORM) and np.isfinite(numbers).all()):
-                raise ValueError("no outcome")
-            if outcome.error is None and outcome.flag is None:
-                outcome.prediction = numbers.reshape(mlp.depth, mlp.width)
-            return outcome
-
-        timeout = self.rules.wall_time_limit and self.rules.wall_time_limit + self.GRACE
-        try:
-            if self.process is None:
-                self.__enter__()
-            outcome = self.ask(mlp, timeout, read)
-        except WhestError as exc:
-            outcome = Outcome(error={"message": str(exc), "details": {}}, error_code=exc.code)
-            if exc.code == "TIMEOUT":
-                outcome = Outcome(flag="time_exhausted", wall_time_s=timeout or 0.0, traceback=str(exc))
+    def checked(self, outcome):
         if self.fail_fast and outcome.failed:
             code = outcome.error_code or "PREDICT_ERROR"
             raise WhestError(outcome.traceback or outcome.error["message"], code, "predict")
         return outcome
 
-    def stop(self, grace: float = 0.0) -> None:
-        """End the worker and everything that it started, after it had so many seconds for teardown()."""
-        if self.process is None:
-            return
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            if grace:
-                self.process.stdin.close()
-                self.process.wait(grace)
-        with contextlib.suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGKILL) if hasattr(os, "killpg") else self.process.kill()
-        self.process.wait()
-        self.process = None
+    def answers(self, networks, first):
+        """The lines of a new worker that starts with network `first`. Raises WhestError on silence or death."""
+        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+                "import whestbench; whestbench.serve()")
+        environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
+        arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile
+        with tempfile.TemporaryFile() as told:
+            pickle.dump((arguments, self.max_threads, networks, first), told)
+            told.seek(0)
+            process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
+                                       stdin=told, stdout=subprocess.PIPE, encoding="utf-8", errors="replace")
+        said = queue.SimpleQueue()
 
-    def __exit__(self, kind, *_):
-        self.stop(0.0 if kind else (self.rules.setup_timeout or math.inf) + self.GRACE)
+        def listen():
+            for line in iter(lambda: process.stdout.readline(2**26), ""):
+                said.put(line)
+            said.put("")
+
+        threading.Thread(target=listen, daemon=True).start()
+        limits = self.rules.setup_timeout, self.rules.wall_time_limit
+        waits = (limit and limit + more for limit, more in chain(
+            [(limits[0], self.START_UP)], repeat((limits[1], self.GRACE))))
+        try:
+            for i, wait in enumerate(waits):
+                line = said.get(timeout=wait)
+                if not line:
+                    break
+                if i == 0 or '"code"' in line[:9]:
+                    self.introduced(json.loads(line))
+                else:
+                    yield line
+            status = process.wait(1.0)
+            if status or i == 0:
+                how = signal.strsignal(-status) if status < 0 else f"exit status {status}"
+                raise WhestError(f"The worker process died ({how}).", "WORKER_EOF", "setup")
+        except queue.Empty:
+            raise WhestError(f"The worker gave no answer within {wait:.0f} s.", "TIMEOUT", "setup") from None
+        except subprocess.TimeoutExpired:
+            raise WhestError("The worker fell silent.", "WORKER_EOF", "setup") from None
+        finally:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+            process.wait()
+
+    def introduced(self, said):
+        """Take a worker's first line: the class that it found, or why it found none."""
+        if "code" in said:
+            raise WhestError(*(str(said[key]) for key in ("message", "code", "stage")))
+        self.class_found = str(said["class"])
 
 
-def serve() -> None:
-    """The worker's side: answer questions on standard input until it closes."""
+def serve():
+    """The worker's side: what standard input tells is done, a line of JSON a network."""
     import pdb
-    questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    arguments, max_threads, networks, first = pickle.load(sys.stdin.buffer)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)       # what the estimator prints is no answer
     pdb.set_trace = _no_debugger_here
     if os.environ.get("PYTHONBREAKPOINT") != "0":
         sys.breakpointhook = _no_debugger_here
 
-    def answer(what: dict, data: bytes = b"") -> None:
-        answers.write(json.dumps(what | {"token": token, "bytes": len(data)}).encode() + b"\n" + data)
-        answers.flush()
+    def say(what):
+        print(json.dumps(what), file=answers, flush=True)
 
-    token, (arguments, memory_limit, max_threads) = pickle.load(questions)
     limit_threads(max_threads)
     if importlib.util.find_spec("resource"):
         import resource
-        resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     try:
         with LocalRunner(*arguments) as runner:
-            answer({"class": runner.class_found})
-            with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):     # nobody asks any more
-                while True:
-                    token, mlp = pickle.load(questions)
-                    outcome = runner.predict(mlp)
-                    data = b"" if outcome.failed else outcome.prediction.tobytes()
-                    outcome.prediction = None
-                    answer({"outcome": asdict(outcome)}, data)
+            say({"class": runner.class_found})
+            for mlp in islice(networks, first, None):
+                outcome = runner.predict(mlp)
+                charges = [(c.bill.op_name, c.bill.cost, c.bill.dtype and str(c.bill.dtype), c.namespace, c.backend,
+                            c.overhead, c.stack, c.calls) for c in outcome.charges]
+                say(vars(outcome) | {"charges": charges, "outside": [(*place, s) for place, s in outcome.outside.items()],
+                                     "prediction": None if outcome.failed else outcome.prediction.tolist()})
     except WhestError as exc:
-        answer({"message": str(exc), "code": exc.code, "stage": exc.stage})
+        say({"code": exc.code, "message": str(exc), "stage": exc.stage})
 
 
 def _no_debugger_here(*args, **kwargs):
@@ -4524,25 +4581,28 @@ def _no_debugger_here(*args, **kwargs):
 # ======================================================================================
 # Reports
 #
-# A report is drawn from one plain dictionary, the document that `--format json` prints, so
-# nothing on the page is unavailable to a script. A panel is a title and lines of text, bars
-# and plots; how it is framed, coloured and fitted to the terminal is the Screen's business
-# alone, and how it looks in a browser that of `page`.
+# A report is drawn from one plain dictionary, the document that `--format json` prints, so nothing on the page is
+# unavailable to a script. A panel is a title and lines of text, bars and plots; how it is framed, coloured and
+# fitted to the terminal is the Screen's business, and how it looks in a browser that of `page`.
+# Way in: `report_run`, `report_checks`; way out: `Screen.write`.
 # ======================================================================================
 
 STYLES = {"title": "1;36", "good": "32", "bad": "31", "strong": "1"}
 
 
-class Bar(typing.NamedTuple):
+class Bar(NamedTuple):
     """A line of a panel that ends in a bar: it fills `share` of the room that the text leaves."""
+
     text: str
     share: float
 
 
-class Scatter(typing.NamedTuple):
-    """A plot in a panel: points (x, y) of the unit square, with its diagonal."""
+class Scatter(NamedTuple):
+    """A plot in a panel: points (x, y), with the names of both axes."""
+
     points: list
-    caption: str
+    across: str
+    up: str
 
 
 class Screen:
@@ -4552,7 +4612,7 @@ class Screen:
     on to stdout, as an estimator may replace or close it; under json all but the document goes to stderr.
     """
 
-    def __init__(self, format: str | None = None):
+    def __init__(self, format=None):
         smart = os.environ.get("TERM") != "dumb" and "PYTHONBREAKPOINT" not in os.environ
         self.format = format or ("rich" if smart and sys.stdout.isatty() else "plain")
         rich = self.format == "rich"
@@ -4574,72 +4634,54 @@ class Screen:
         self.restore_stdout()
         os.close(self.descriptor)
 
-    def restore_stdout(self) -> None:
+    def restore_stdout(self):
         self.live(None)
         sys.stdout = self.stdout
-        with contextlib.suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
             sys.stdout.flush()      # what was printed meanwhile goes where it was meant to go
         os.dup2(self.descriptor, 1)
 
-    def write(self, text: str) -> None:
+    def write(self, text):
         """Print on stdout; characters that its encoding lacks are replaced."""
         self.restore_stdout()
         text = text if self.colour else uncoloured(text)
         print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
 
-    def write_json(self, document: dict) -> bool:
-        """Print the document, if JSON is what the screen is for."""
+    def show(self, document, draw):
+        """Print what a command found: the document itself, or what `draw` makes of it."""
         if self.format == "json":
             self.write(json.dumps(document, indent=2))
-        return self.format == "json"
+        else:
+            draw(document, self)
 
-    def live(self, text: str | None) -> None:
+    def live(self, text):
         """Redraw the live line, at most ten times a second; None wipes it, if it is there."""
         now = time.monotonic()
         if self.is_live and (self.drawn_at if text is None else now - self.drawn_at > 0.1):
             self.drawn_at = 0.0 if text is None else now
             print("\r\x1b[2K" + (text or "")[: self.width - 1], end="", file=sys.stderr, flush=True)
 
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
+    @contextmanager
+    def pause(self):
         self.live(None)
         was_live, self.is_live = self.is_live, False
         yield
         self.is_live = was_live
 
-    def paint(self, text: str, style: str) -> str:
-        """The text in a style; `write` takes it off where there is no colour."""
-        return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
-
-    def bar(self, share: float, width: int) -> str:
+    def bar(self, share, width):
         return ("█" if self.unicode else "#") * round(max(0.0, min(share, 1.0)) * width)
 
-    def plot(self, scatter: Scatter, width: int, height: int = 9) -> Iterator[str]:
-        """The points in braille, 2 x 4 to a character, or as *; and the diagonal."""
-        across, down = (2, 4) if self.unicode else (1, 1)
-        diagonal = ((height - 1 - column * height // width, column) for column in range(width))
-        cells = dict.fromkeys(diagonal, "·" if self.unicode else "-")
-        dots: Counter = Counter()
-        for x, y in scatter.points:
-            column, dx = divmod(round(x * (width * across - 1)), across)
-            row, dy = divmod(round((1 - y) * (height * down - 1)), down)
-            dots[row, column] |= 1 << ((0, 1, 2, 6), (3, 4, 5, 7))[dx][dy]
-            cells[row, column] = chr(0x2800 + dots[row, column]) if self.unicode else "*"
-        for row in range(height):
-            yield "".join(cells.get((row, column), " ") for column in range(width))
-        yield scatter.caption
-
-    def drawn(self, item: str | Bar | Scatter, width: int) -> Iterable[str]:
+    def drawn(self, item, width):
         if isinstance(item, Scatter):
-            return self.plot(item, width)
+            return plotted(item, width)
         text = item if isinstance(item, str) else item.text + self.bar(item.share, width - len(item.text))
         return wrap(text, width)
 
-    def panel(self, title: str, lines: Iterable) -> None:
+    def panel(self, title, lines):
         """Print a titled panel; long lines are wrapped."""
         self.panels([(title, lines)])
 
-    def panels(self, row: list) -> None:
+    def panels(self, row):
         """Print panels, `(title, lines)`, side by side."""
         width, printed = (self.width + 1) // len(row) - 1, []
         bodies = [[line for item in items for line in self.drawn(item, width - 4)] for _, items in row]
@@ -4647,19 +4689,24 @@ class Screen:
             body += [""] * (max(map(len, bodies)) - len(body))
             left, right, top, bottom = "  ", "  ", f"== {title} ".ljust(width, "="), ""
             if self.unicode:
-                top = f"╭─ {self.paint(title, 'title')} {'─' * (width - 5 - len(title))}╮"
+                top = f"╭─ {paint(title, 'title')} {'─' * (width - 5 - len(title))}╮"
                 left, right, bottom = "│ ", " │", f"╰{'─' * (width - 2)}╯"
             lines = (left + line + " " * (width - 4 - len(uncoloured(line))) + right for line in body)
             printed.append([top, *lines, bottom])
         self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
 
 
-def uncoloured(text: str) -> str:
+def paint(text, style):
+    """The text in a style; `Screen.write` takes it off where there is no colour."""
+    return f"\x1b[{STYLES[style]}m{text}\x1b[0m"
+
+
+def uncoloured(text):
     """The text without its colour codes."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-def wrap(line: str, width: int) -> list[str]:
+def wrap(line, width):
     """Break a line that is too long at blanks, keeping its indentation; it may have breaks of its own."""
     if len(uncoloured(line)) <= width and "\n" not in line:
         return [line]
@@ -4668,9 +4715,18 @@ def wrap(line: str, width: int) -> list[str]:
             for part in textwrap.wrap(row, width, subsequent_indent=indent, break_on_hyphens=False)]
 
 
-def readable(n: float) -> str:
-    """6,434 below a million, 6.80e10 above."""
-    return f"{n:,.0f}" if abs(n) < 1e6 else f"{n:.2e}".replace("e+", "e")
+def plotted(scatter, width, height=7):
+    """The points as text, . for one and : for several, with 0 as a line and the extremes at the axes."""
+    xs, ys = zip(*scatter.points)
+    high, low = max(*ys, 0.0), min(*ys, 0.0)
+    step, span, room = (high - low) / (height - 1) or 1.0, max(*xs, 0.0) or 1.0, width - 11
+    counts = Counter((round((high - y) / step), round(max(x, 0.0) / span * (room - 1))) for x, y in scatter.points)
+    zero = round(high / step)
+    labels = {0: f"{high:+.1e}", height - 1: f"{low:+.1e}", zero: "0"}
+    rows = [f"{labels.get(row, ''):>9} |" + "".join(
+        " .:"[min(counts[row, column], 2)] if counts[row, column] or row != zero else "-" for column in range(room)
+    ) for row in range(height)]
+    return [scatter.up, *rows, " " * 10 + "0" + f"{scatter.across} {span:.3g}".rjust(room)]
 
 
 PAGE = """<!DOCTYPE html>
@@ -4688,14 +4744,11 @@ path {{ fill: none; stroke: #8888 }} circle {{ fill-opacity: .6 }}
 """
 
 
-def page(title: str, panels: list) -> str:
+def page(title, panels):
     """The panels as one HTML page that needs nothing else, light or dark as the reader's system is."""
-    def drawn(item: str | Bar | Scatter) -> str:
+    def drawn(item):
         if isinstance(item, Scatter):
-            dots = (f'<circle cx="{260 * x + 3:.1f}" cy="{263 - 260 * y:.1f}" r="2.5"/>'
-                    for x, y in item.points)
-            return (f'<svg width="266" height="284"><path d="M3 3v260h260M3 263L263 3"/>{"".join(dots)}'
-                    f'<text y="280">{html.escape(item.caption)}</text></svg>')
+            return svg_plot(item)
         if isinstance(item, Bar):
             start = 7.5 * len(item.text)        # wide enough for any monospaced font of 12 pixels
             return (f'<svg width="{start + 170}" height="20"><text y="14">{html.escape(item.text)}</text>'
@@ -4710,69 +4763,57 @@ def page(title: str, panels: list) -> str:
         for heading, items in panels))
 
 
-def _context(r):
+def svg_plot(scatter):
+    """The points, with 0 as a line and the extremes at the axes."""
+    xs, ys = zip(*scatter.points)
+    high, low, span = max(*ys, 0.0), min(*ys, 0.0), max(*xs, 0.0) or 1.0
+    scale = 200 / (high - low or 1.0)
+    dots = "".join(f'<circle cx="{70 + 200 * max(x, 0.0) / span:.1f}" cy="{20 + (high - y) * scale:.1f}" r="2.5"/>'
+                   for x, y in scatter.points)
+    zero = 20 + high * scale
+    texts = {(0, 14): scatter.up, (0, 32): f"{high:+.1e}", (0, 220): f"{low:+.1e}", (70, 240): "0",
+             (130, 240): f"{scatter.across} {span:.3g}"}
+    told = "".join(f'<text x="{x}" y="{y}">{html.escape(text)}</text>' for (x, y), text in texts.items())
+    return f'<svg width="290" height="250"><path d="M70 20v200M70 {zero:.1f}h200"/>{dots}{told}</svg>'
+
+
+def _run(r):
     gate, second = r.config["residual_wall_time_limit_s"], readable(r.config["lambda_flops_per_second"])
-    yield "estimator   {estimator} (class {class}), runner {runner}".format(**r.config)
-    yield "networks    {n_mlps} of {width}x{depth}, seed {seed}, round {round}".format(**r.config)
-    yield (f"budget      {readable(r.config['flop_budget'])} FLOPs each, prices {r.config['prices']}; "
-           f"a residual second {second}, gate {'none' if gate is None else f'{gate:g} s'}; "
-           f"wall {r.config['wall_time_limit_s']:g} s")
+    yield "estimator      {estimator} (class {class}), runner {runner}".format(**r.config)
+    yield "networks       {n_mlps} MLPs of width {width}, depth {depth}, seed {seed}".format(**r.config)
+    yield (f"round          {r.config['round']}: prices {r.config['prices']}, wall limit {r.config['wall_time_limit_s']:g} s, "
+           f"a second outside fnp costs {second} FLOPs" + (f", at most {gate:g} s" if gate else ""))
+    yield f"FLOP budget    {readable(r.config['flop_budget'])} per MLP"
 
 
 def _numbers(entries):
     return ", ".join(f"#{entry['mlp_index']}" for entry in entries)
 
 
-def _traceback(r, entries):
-    return [f"    {row}" for row in (entries[0]["traceback"] or "").splitlines()] if r.debug else []
+def alike(entries):
+    """Failed networks by what happened: (failure, those that failed so)."""
+    groups = defaultdict(list)
+    for entry in entries:
+        if "failure" in entry:
+            groups[json.dumps(entry["failure"])].append(entry)
+    for text, group in groups.items():
+        yield json.loads(text), group
 
 
-def _error(r):
-    """Equal failures together, each with the participant's line, the expectation, and the likely cause."""
-    errors, groups = [entry for entry in r.per_mlp if "error_code" in entry], defaultdict(list)
-    if not errors:
-        return
-    yield (f"predict() failed on {len(errors)} of {len(r.per_mlp)} MLPs; "
-           "each is scored as zeros at the full budget.")
-    for entry in errors:
-        error, details = entry["error"], entry["error"]["details"]
-        message = f"{error.get('type', entry['error_code'])}: {error['message']}"
-        got, expected = (tuple(details.get(which, ())) for which in ("got_shape", "expected_shape"))
-        shapes = [f"expected shape {expected}, got {got}"] if expected else []
-        groups[message, details.get("line"), (*shapes, *details.get("cause_hints", ()))].append(entry)
-    for (message, line, hints), entries in groups.items():
-        yield from ("", r.screen.paint(message, "bad"))
-        yield f"  on MLP {_numbers(entries)}" + (f", at {line}" if line else "")
-        yield from (f"  {hint}" for hint in hints)
-        yield from _traceback(r, entries)
-    if not r.debug:
-        yield from ("", "Add --debug for tracebacks, or --fail-fast to stop at the first with Python's own.")
-
-
-def _exhausted(r):
-    limits = (f"the FLOP budget of {readable(r.config['flop_budget'])}",
-              f"the wall-clock limit of {r.config['wall_time_limit_s']} s",
-              f"the gate of {r.config['residual_wall_time_limit_s']} s on time outside fnp",
-              "the budget, by FLOPs and residual time together")
-    for flag, limit in zip(FLAGS, limits):
-        hit = [entry for entry in r.per_mlp if entry[flag]]
-        if hit:
-            yield f"{flag} = true on {len(hit)} MLPs ({_numbers(hit)}): over {limit}."
-            yield from _traceback(r, hit)
-    if any(r.results["failure_breakdown"][flag] for flag in FLAGS):
-        yield "Their predictions were replaced by zeros, at multiplier 1."
-
-
-def _truth(r):
-    corrected = r.results["corrected"]
-    yield f"{r.per_mlp[0]['truth_n_samples']:,} samples a network ({r.config['n_samples']})"
-    yield ("its noise adds {noise_floor:.2g} to the raw score (taken out) and blurs it by "
-           "{standard_error:.2g} (standard error)".format(**corrected))
-    if corrected["growth_needed"] is None:
-        yield "the score cannot be told from zero yet: raise --n-samples or --max-work"
-    elif corrected["growth_needed"] > 1:
-        yield "an error of {:.2%} would take {growth_needed:.2g} times as many samples".format(
-            r.config["precision"], **corrected)
+def _failures(kinds):
+    def lines(r):
+        """Equal failures together, each with the participant's line, and the likely cause."""
+        failed = [entry for entry in r.per_mlp if entry.get("failure", {}).get("kind") in kinds]
+        if failed:
+            yield (f"predict() failed on {len(failed)} of {len(r.per_mlp)} MLPs. Each is scored as zeros, with "
+                   "multiplier 1.")
+        for failure, entries in alike(failed):
+            yield from ("", paint(failure["said"], "bad"))
+            yield f"  MLP {_numbers(entries)}" + (f" at {failure['line']}" if failure["line"] else "")
+            yield from (f"  {hint}" for hint in failure["hints"])
+            if r.debug:
+                yield from (f"    {row}" for row in (entries[0]["traceback"] or "").splitlines())
+    return lines
 
 
 def _flops(r):
@@ -4780,16 +4821,16 @@ def _flops(r):
     if not breakdown:
         return
     operations = add_breakdowns([row["operations"] for row in breakdown["by_namespace"].values()]) or {}
-    paid = [item for item in operations.items() if item[1]["flop_cost"]]
-    for name, row in sorted(paid, key=lambda item: -item[1]["flop_cost"])[:8]:
+    paid = sorted(operations.items(), key=lambda item: -item[1]["flop_cost"])
+    for name, row in [item for item in paid if item[1]["flop_cost"]][:8]:
         share = row["flop_cost"] / breakdown["flops_used"]
-        yield Bar(f"{name.removeprefix('random.'):<26}{share:>6.1%}  {readable(row['flop_cost']):>10} FLOPs  "
-                  f"{row['calls']:>7,} calls  ", share)
-    yield ("wall {:.3f} s: {:.3f} s in NumPy, {:.3f} s counting, {:.3f} s residual"
-           .format(*(breakdown[name] for name in TIMES)))
+        yield Bar(f"{name.removeprefix('random.'):<26}{readable(row['flop_cost']):>10}{share:>8.1%}"
+                  f"{row['calls']:>9,} calls  ", share)
+    wall, backend, overhead, residual = (breakdown[name] for name in TIMES)
+    yield f"predict() took {wall:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, {residual:.3f} s elsewhere"
 
 
-def bars(values: list[float], first: int, log: bool = False) -> Iterator[Bar]:
+def bars(values, first, log=False):
     """A bar for each value, numbered from `first`; of more than 16 values, for the mean of neighbours.
 
     A `log` bar spans three decades, or fewer.
@@ -4804,41 +4845,32 @@ def bars(values: list[float], first: int, log: bool = False) -> Iterator[Bar]:
         yield Bar(f"{name:>{max(map(len, names))}} {mean:.2e} ", max(height - low, 0.0) / (high - low or 1))
 
 
-def scatter(true: list[float], predicted: list[float]) -> Scatter:
-    """The final layer as predicted, upwards, against its truth; a prediction below 0 counts as 0."""
-    high = max(*true, *predicted) or 1.0
-    points = [(x / high, max(y, 0.0) / high) for x, y in zip(true, predicted)]
-    return Scatter(points, f"0 to {high:.3g}, MLP 0")
+def _neurons(r):
+    """The final layer's error against its truth, of a hundred neurons or so."""
+    final = r.results["final_layer_of_mlp_0"]
+    points = [(true, predicted - true) for true, predicted in zip(final["true"], final["predicted"])]
+    return [Scatter(points[::-(-len(points) // 128)], "true mean", "predicted less true")]
 
 
 def _profile(r):
-    """The participant's source with the bill of every line, and the bill by namespace and operation."""
+    """The participant's source with the bill of every line, and its seconds outside fnp."""
     if "profile" not in r.results:
         return
     lines, used = r.results["profile"]["lines"], max(1, r.results["profile"]["flops_used"])
-    columns = "{:>4} {:>7} {:>8} {:>6} {:<4} {:>6} {:>7} {:<5} {}".format
-
-    def listed(row: dict, cumulative: str = "") -> str:
-        dtypes = sorted({np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]})
-        share = row["flops_used"] / used
-        return columns(row["line"] or "", f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}",
-                       r.screen.bar(share, 4), cumulative, f"{row['cumulative_time_s'] * 1e3:,.1f}",
-                       "+".join(dtypes), row["source"])[:r.screen.width - 4]
-
-    yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "ms", "dtype", "source")
-    for file, rows in itertools.groupby(lines, lambda row: row["file"]):
-        yield r.screen.paint(file, "strong")
-        yield from (listed(row, f"{row['cumulative_flops_used'] / used:.1%}") for row in rows)
-    yield ""
-    yield columns("", "calls", "FLOPs", "share", "", "", "ms", "dtype", "namespace: operation")
-    charges = merged(itertools.chain(*[row["charges"] for row in lines]), "namespace", "operation", "dtype")
-    for c in sorted(charges, key=lambda c: -c["flops_used"])[:12]:
-        yield listed(c | {"line": 0, "source": f"{c['namespace'] or '-'}: {c['operation']}", "charges": [c],
-                          "cumulative_time_s": c["time_s"]})
+    columns = "{:>4} {:>7} {:>8} {:>6} {:<4} {:>6} {:>8} {:>8} {:<5} {}".format
+    yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "fnp ms", "else ms", "dtype", "source")
+    for file, rows in groupby(lines, lambda row: row["file"]):
+        yield paint(file, "strong")
+        for row in rows:
+            dtypes, share = {np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]}, row["flops_used"] / used
+            yield columns(row["line"] or "", f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}",
+                          r.screen.bar(share, 4), f"{row['cumulative_flops_used'] / used:.1%}",
+                          f"{row['time_s'] * 1e3:,.1f}", f"{row['outside_s'] * 1e3:,.1f}", "+".join(sorted(dtypes)),
+                          row["source"])[:r.screen.width - 4]
     yield f"sum over lines: {sum(row['flops_used'] for row in lines):,} of {used:,} FLOPs billed"
 
 
-def _mlp(r):
+def _mlps(r):
     """Each network's score, bill and flags, and its all_layers_mse early against deep."""
     if not r.debug:
         return
@@ -4847,31 +4879,26 @@ def _mlp(r):
     for entry in r.per_mlp:
         layers = entry["per_layer_mse"]
         half = (len(layers) + 1) // 2
-        flags = [flag for flag in FLAGS if entry[flag]] or [entry.get("error_code", "-")]
         yield columns(entry["mlp_index"], f"{entry['adjusted_final_layer_score']:.3e}",
-                      readable(entry["flops_used"]), f"{entry['all_layers_mse']:.3e}",
-                      f"{np.mean(layers[:half]):.2e}", f"{np.mean(layers[-half:]):.2e}", flags[0])
+                      readable(entry["flops_used"]), f"{entry['all_layers_mse']:.3e}", f"{np.mean(layers[:half]):.2e}",
+                      f"{np.mean(layers[-half:]):.2e}", entry.get("failure", {}).get("kind", "-"))
 
 
-def sampling_score(results: dict, config: dict) -> tuple[float, int]:
-    """The score of plain sampling at the estimator's own multiplier, and its number of samples.
-
-    From the truth's single-sample variance; a sample costs `2 width^2 + 2 width` FLOPs a layer, and normals.
-    """
-    width, depth, multiplier = config["width"], config["depth"], results["mean_score_multiplier"]
-    cost = depth * (2 * width**2 + 2 * width) + 16 * width
-    n_samples = max(1, int(multiplier * config["flop_budget"] / cost))
-    variance = float(np.mean([entry["sampling_variance"] for entry in results["per_mlp"]]))
-    return multiplier * variance / n_samples, n_samples
-
-
-def zeros_score(results: dict) -> float:
-    """The score of predicting zeros, at the lowest multiplier."""
-    errors = [entry["zeros_final_layer_mse"] for entry in results["per_mlp"]]
-    return MULTIPLIER_FLOOR * float(np.mean(errors))
+def _standing(r):
+    """You among zeros, mean_propagation and sampling, worst first."""
+    you = r.results["corrected"]["score"]
+    scores = {name: row["score"] for name, row in r.results["standings"].items()} | {"you": you}
+    for name, score in sorted(scores.items(), key=lambda item: -item[1]):
+        ratio = score / you if you > 0 < score else 1.0
+        how = ""
+        if abs(ratio - 1) > 0.005:
+            times = ratio if ratio > 1 else 1 / ratio
+            how = f"{times:>12,.{0 if times >= 10 else 2}f} times {'worse' if ratio > 1 else 'better'}"
+        text = f"{name:<22}{score:9.2e}{how:<28}{r.results['standings'].get(name, {}).get('note', '')}"
+        yield paint(text.rstrip(), "strong" if name == "you" else "good" if ratio > 1 else "bad")
 
 
-def verdict(difference: dict, us: str, them: str) -> str:
+def verdict(difference, us, them):
     """Which of two estimators is better and how sure that is, in one sentence to be quoted."""
     n, p, needed = len(difference["per_mlp"]), difference["p"], difference["networks_needed"]
     on = f"on {n} networks" if n > 1 else "on this one network"
@@ -4893,101 +4920,144 @@ def _against(r):
     yield (f"{r.against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
            f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
            f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}")
-    parts = (f"{name} {'not known' if part is None else f'{part:.2g}'}"
-             for name, part in difference["parts"].items())
-    yield (f"standard error {difference['standard_error']:.2g}: {', '.join(parts)}"
-           + " (--repeats 3 tells it apart)" * (difference["n_repeats"] == 1))
+    parts = (f"{name} {part:.2g}" for name, part in difference["parts"].items() if part is not None)
+    yield f"standard error {difference['standard_error']:.2g}: {', '.join(parts)}"
 
 
 def _score(r):
-    results, corrected, estimator = r.results, r.results["corrected"], r.config["estimator"]
-    score, (low, high) = corrected["score"], corrected["truth_interval"]
-    yield (r.screen.paint(f"{score:.4g}", "strong") + "  corrected score (lower is better); 95% interval "
-           f"{low:.3g} to {high:.3g} by truth noise")
-    if corrected["network_interval"]:
-        yield "on other networks of this shape: {:.3g} to {:.3g}".format(*corrected["network_interval"])
-    yield "raw: " + ", ".join(f"{name} {results[name]:.4g}" for name in (
-        "adjusted_final_layer_score", "final_layer_mse", "all_layers_mse"))
-    yield ("best MLP {best_mlp_adjusted_final_layer_score:.3g}, "
-           "worst {worst_mlp_adjusted_final_layer_score:.3g}; multiplier {mean_score_multiplier:.3g} "
-           "(C/B {mean_compute_utilization:.2%}), failed {n_failed_mlps} of {n}"
-           .format(**results, n=len(r.per_mlp)))
-    sampled, n = sampling_score(results, r.config)
-    for rival, theirs in (("zeros", zeros_score(results)),
-                          (f"sampling at your multiplier ({n:,} samples)", sampled)):
-        ratio = f", by {max(score, theirs) / min(score, theirs):.3g}x" if score > 0 else ""
-        verb, style = ("beats", "good") if score < theirs else ("loses to", "bad")
-        yield r.screen.paint(f"{verb} {rival} ({theirs:.3g}){ratio}", style)
-    yield "Next: whest " + (f"run {estimator} --n-mlps 3 --runner local --debug"
-                            if results["failure_breakdown"]["error"] else f"checklist {estimator}")
+    results, corrected = r.results, r.results["corrected"]
+    (low, high), networks, share = corrected["truth_interval"], corrected["network_interval"], r.config["multiplier_floor"]
+    multiplier, row = results["mean_score_multiplier"], "{:<30}{:>9}    {}".format
+    yield paint(row("adjusted_final_layer_score", f"{corrected['score']:.2e}", "the contest's ranking; lower is better"),
+                "strong")
+    yield row("  given the ground truth's own noise", "", f"{low:.2e} to {high:.2e}  (95%)")
+    if networks:
+        yield row("  on other networks like these", "", "{:.2e} to {:.2e}  (95%)".format(*networks))
+    yield row("final_layer_mse", f"{results['final_layer_mse']:.2e}", f"times the multiplier {multiplier:.3g}")
+    spent = f"you spent {results['mean_compute_utilization']:.2%} of the budget"
+    floor = f"; under {share:.0%} it stays at {share:g}" if multiplier <= share else ""
+    yield row("multiplier", f"{multiplier:.3g}", spent + floor)
+    yield row("all_layers_mse", f"{results['all_layers_mse']:.2e}", "")
+    best, worst = (results[f"{which}_mlp_adjusted_final_layer_score"] for which in ("best", "worst"))
+    yield row("MLPs", len(r.per_mlp), f"best {best:.2e}, worst {worst:.2e}, failed {results['n_failed_mlps']}")
+    yield row("ground truth", f"{r.per_mlp[0]['truth_n_samples']:,}", "samples per MLP; uncorrected score "
+              f"{results['adjusted_final_layer_score']:.2e}")
+    if not corrected["is_precise"]:
+        yield "the truth's noise is more than the precision asked for: raise --n-samples"
+
+
+def next_step(document):
+    """What to do now, which is never what was done."""
+    entries, estimator = document["results"]["per_mlp"], shlex.quote(document["run_config"]["estimator"])
+    failures = [failure for failure, _ in alike(entries)]
+    if failures:
+        where = f"mend {failures[0]['line']}" if failures[0]["line"] else "see `whest validate`"
+        if failures[0]["kind"] != "error":
+            return f"Next: spend less, by `{PROGRAM} run {estimator} --profile` you see where."
+        return f"Next: {where}. `--fail-fast` stops there with Python's own traceback, breakpoint() before it."
+    return f"Next: {PROGRAM} checklist {estimator}"
 
 
 PANELS = {      # title: the lines of a report, of which a panel without any is left out
-    "Run context": _context,
-    "Estimator Errors": _error,
-    "Exhausted limits": _exhausted,
-    "Truth": _truth,
-    "Where the FLOPs went": _flops,
+    "Run": _run,
+    "Estimator Errors": _failures(("error",)),
+    "Limits": _failures(FLAGS),
+    "Warnings": lambda r: [f"{text} ({n:,} times)" for text, n in r.results["warnings"].items()],
+    "FLOPs": _flops,
     "FLOPs by line": _profile,
-    "Error by layer": lambda r: bars(r.results["per_layer_mse"], 1, log=True),
+    "MSE by layer (log)": lambda r: bars(r.results["per_layer_mse"], 1, log=True),
     "Score by MLP": lambda r: bars([entry["adjusted_final_layer_score"] for entry in r.per_mlp], 0),
-    "Predicted vs true": lambda r: [scatter(**r.results["final_layer_of_mlp_0"])],
-    "Each MLP": _mlp,
-    "Final score": _score,
+    "Error by neuron, MLP 0": _neurons,
+    "Each MLP": _mlps,
+    "Where you stand": _standing,
     "Against the rival": _against,
+    "Score": _score,
 }
+UNTOLD_OF_FAILURES = {"MSE by layer (log)", "Score by MLP", "Error by neuron, MLP 0", "Where you stand"}
 
 
-def report_run(document: dict, screen: Screen, debug: bool = False, html_path: str | None = None) -> None:
+def report_run(document, screen, debug=False, html_path=None):
     """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
     results = document["results"]
     r = types.SimpleNamespace(results=results, per_mlp=results["per_mlp"], config=document["run_config"],
                               against=document.get("against"), screen=screen, debug=debug)
-    panels = [(title, lines) for title, draw in PANELS.items() if (lines := list(draw(r)))]
+    skipped = UNTOLD_OF_FAILURES if results["n_failed_mlps"] else {}
+    panels = [(title, lines) for title, draw in PANELS.items() if title not in skipped and (lines := list(draw(r)))]
     if html_path:
         try:
             with replacing(Path(html_path)) as part:
                 part.write_text(page(f"whestbench: {r.config['estimator']}", panels), "utf-8", "replace")
         except OSError as exc:
             raise Misuse(f"--html {html_path}: {exc.strerror}; choose another place.") from exc
-    if screen.write_json(document):
-        return
-    for has_text, group in itertools.groupby(panels, lambda panel: str in map(type, panel[1])):
-        row, across = list(group), 1 if has_text else max(1, screen.width // 26)
-        for first in range(0, len(row), across):
-            screen.panels(row[first:first + across])
+
+    def draw(document, screen):
+        for has_text, group in groupby(panels, lambda panel: str in map(type, panel[1])):
+            row, across = list(group), 1 if has_text else max(1, screen.width // 30)
+            for first in range(0, len(row), across):
+                screen.panels(row[first:first + across])
+        screen.write(next_step(document))
+    screen.show(document, draw)
 
 
-def report_checks(title: str, checks: list[dict], screen: Screen) -> bool:
-    """Print what `validate` or `doctor` found, or its document; tell whether no check failed."""
-    ok = all(check["ok"] is not False for check in checks)
-    if not screen.write_json({"ok": ok, "checks": checks, "whestbench_version": __version__}):
-        labels = {True: screen.paint("OK  ", "good"), False: screen.paint("FAIL", "bad"), None: "NOTE"}
-        screen.panel(title, (f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in checks))
-    return ok
+def draw_checks(document, screen):
+    """Print what `validate` found, and what to do next."""
+    labels = {True: paint("OK  ", "good"), False: paint("FAIL", "bad"), None: "NOTE"}
+    screen.panel("Validation", [f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in document["checks"]])
+    if document["ok"]:
+        screen.write(f"Next: {PROGRAM} run {shlex.quote(document['estimator'])}")
+
+
+def draw_tables(document, screen):
+    """Print the convergence tables of `loop`."""
+    screen.write("MLP: width={width} depth={depth} seed={seed}".format(**document))
+    for label, rows in document["tables"].items():
+        screen.write("\n".join(["", f"--- {label} ---", *table_lines(rows)]))
+
+
+def draw_suite(document, screen):
+    """Print what `bake` has written, and what to do next."""
+    screen.write("{path}: {n_mlps} networks {width}x{depth}, {n_samples:,} samples each, final-layer standard error "
+                 "{final_layer_standard_error:.3g}".format(**document))
+    screen.write(f"Next: {PROGRAM} run estimator.py --dataset {shlex.quote(document['path'])}")
+
+
+def draw_prices(document, screen):
+    """Print what an expression costs in every book, with the rows' own sentences."""
+    books = {book: [] if isinstance(document[book], str) else document[book] for book in PRICES}
+    line = "{:<36}{:>16}{:>16}".format
+    screen.write(line("", *(f"book {book}" for book in books)))
+    for rows in zip_longest(*books.values()):
+        names = dict.fromkeys(row["operation"] for row in rows if row)
+        screen.write(line("  " + " / ".join(names), *(f"{row['flops']:,}" if row else "-" for row in rows)))
+        told = max((row["says"] for row in rows if row), key=len)      # what one book says holds in the other, or more
+        screen.write("\n".join(wrap(f"    {told}", screen.width)))
+    if max(map(len, books.values())) > 1:
+        screen.write(line("  total", *(f"{sum(row['flops'] for row in rows):,}" for rows in books.values())))
+    for book in books:
+        if isinstance(document[book], str):
+            screen.write(f"  book {book}: {document[book]}")
 
 
 # ======================================================================================
 # Checklist
 #
-# The debugging page answers itself. Evidence is gathered once: a validation, a scored and profiled
-# run, and a run under a Watch, which looks at the values. A question is a function of the evidence
-# that yields its answer, in lines of text, and its Findings; QUESTIONS, at the end, is the page.
+# The debugging page answers itself. Evidence is gathered once: a validation, a scored and profiled run, and a run
+# under a Watch, which looks at the values. A question is a function of the evidence that yields its Answer, more
+# lines, and its Findings; QUESTIONS, at the end, is the page. Way in: `gather_evidence`; way out: `answered`.
 # ======================================================================================
 
-SEVERITIES = {1: "SPOILS", 2: "COSTS", 3: "NOTE"}      # the score; what is merely worth knowing
 CALL_RESIDUAL = 23e-6           # seconds of residual time that one call leaves with flopscope 0.12.4
 UNCHANGED = "use the array itself: it cannot be written to; x[:, None] and squeeze are free"
 FREE_INSTEAD = {        # of what is paid for; UNCHANGED holds for calls that change nothing
     "0.12": dict.fromkeys("copy array astype require reshape ravel flatten".split(), UNCHANGED)
     | {"tile": "broadcast_to is free"},
     "0.7": {"array": "asarray is free", "tile": "broadcast_to is free", "take": "indexing, x[i], is free",
-            "compress": "indexing, x[mask], is free", "append": "hstack is free",
-            "stack": "row_stack is free", "vstack": "row_stack is free", "copyto": "x[...] = y is free"},
+            "compress": "indexing, x[mask], is free", "stack": "row_stack is free", "vstack": "row_stack is free",
+            "copyto": "x[...] = y is free"},
 }
 
 
-def arrays_in(value: Any) -> Iterator[np.ndarray]:
+def arrays_in(value):
     """Every array in arguments, also in lists, tuples and dictionaries."""
     if isinstance(value, np.ndarray):
         yield value
@@ -4996,143 +5066,69 @@ def arrays_in(value: Any) -> Iterator[np.ndarray]:
             yield from arrays_in(item)
 
 
-class Instrument(ast.NodeTransformer):
-    """Hands all that a module calls, and the functions of its operators, to builtins._whest_watch first."""
-
-    def visit_Call(self, node):
-        self.generic_visit(node)
-        watch = ast.Name("_whest_watch", ast.Load())
-        node.func = ast.copy_location(ast.Call(watch, [node.func], []), node)
-        return ast.fix_missing_locations(node)
-
-    def visit_BinOp(self, node):
-        name = type(node.op).__name__.lower()
-        name = {"mult": "mul", "matmult": "matmul", "div": "truediv"}.get(name, name)
-        function = ast.parse(f"__import__('operator').{name}", mode="eval").body
-        call = ast.copy_location(ast.Call(function, [node.left, node.right], []), node)
-        return self.visit_Call(call) if hasattr(operator, name) else self.generic_visit(node)
+def is_finite(a):
+    return a.dtype.kind not in "fc" or bool(np.isfinite(bare(a)).all())
 
 
 class Watch(Profile):
     """A Profile that looks at values too: `notes[kind][place, operation, detail]` counts calls and FLOPs.
 
-    Of plain NumPy it sees the functions, ufuncs, methods and binary operators that the participant's own
-    files use on uncounted arrays in predict(); not what other libraries and compiled code do.
+    It sees what goes through fnp; what does not shows as time outside it.
     """
 
-    def __init__(self, home: str | os.PathLike):
+    def __init__(self, home):
         super().__init__(home)
-        self.notes: dict[str, dict[tuple, Counter]] = defaultdict(lambda: defaultdict(Counter))
-        self.first: dict[tuple, tuple] = {}         # place of each operation on values not seen before
-        self.end: tuple | None = None               # place of the last operation
-        self.products: list[tuple] = []             # each: its uses, the note if they are of its diagonal
+        self.notes = defaultdict(lambda: defaultdict(Counter))
+        self.first = {}             # place of each operation on values not seen before
+        self.end = None             # place of the last operation
+        self.broken = None          # (place, operation) of the first value that is not finite
 
-    def attach(self, context: BudgetContext) -> None:
+    def attach(self, context):
         super().attach(context)
-        context.book, context.observer = copy.copy(context.book), self.observe
-
-    @contextlib.contextmanager
-    def instrumented(self) -> Iterator[None]:
-        """Inside, the participant's modules are loaded instrumented; their lines stay."""
-        from unittest import mock
-        loader = importlib.machinery.SourceFileLoader
-        original = loader.get_code
-
-        def get_code(module, name):
-            if not self.owns(module.path):
-                return original(module, name)
-            tree = Instrument().visit(ast.parse(module.get_data(module.path)))
-            return compile(tree, module.path, "exec", dont_inherit=True)
-
-        with (mock.patch.object(loader, "get_code", get_code),
-              mock.patch.object(builtins, "_whest_watch", self.watched, create=True)):
-            yield
-
-    def place(self) -> tuple | None:
-        """(file, line) of the participant's innermost line."""
-        stack = self.stack(sys._getframe())
-        return (stack[0].removeprefix(self.home), stack[1]) if stack else None
-
-    def note(self, kind, name, flops, detail="") -> None:
-        self.notes[kind][self.place(), name, detail].update(calls=1, flops=flops)
-
-    def watched(self, function):
-        """The function, or, if it is NumPy's or an operator, one that notes what it does to plain arrays."""
-        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-        kind = type(function if owner is None else owner)
-        package, *space = str(getattr(function, "__module__", None) or kind.__module__).split(".")[:2]
-        if package not in ("numpy", "_operator") or getattr(function, "__globals__", None) is globals():
-            return function
-        name = ".".join([*space, _OPERATORS.get(name, name)])
-        bound = (owner,) if isinstance(owner, np.ndarray) else ()
-
-        def call(*args, **kwargs):
-            result = function(*args, **kwargs)
-            arrays = list(arrays_in((bound, args, kwargs, result)))
-            plain = not any(isinstance(a, FlopscopeArray) for a in arrays)
-            if _thread.active and plain and any(a.ndim for a in arrays):
-                with contextlib.suppress(Exception):        # what has no price is no work
-                    flops, _ = self.context.book.charge(name, (*bound, *args), kwargs, result)
-                    self.note("uncounted", name, flops)
-            return result
-        return call
+        context.observer = self.observe
 
     def observe(self, name, args, kwargs, result, flops):
         """Note what there is to say of a counted call; the context's observer."""
-        place, arrays = self.place(), list(arrays_in((args, kwargs)))
+        stack, arrays = self.stack(sys._getframe()), [*arrays_in((args, kwargs))]
+        place = (stack[0].removeprefix(self.home), stack[1]) if stack else None
         self.end = place or self.end
-        self.observe_uses(name, args, arrays)
+        if place and not self.broken and not all(map(is_finite, arrays_in(result))) and all(map(is_finite, arrays)):
+            self.broken = place, name
         if not (place and flops):
             return
-        if name in CONTRACTIONS and len(args) > 1 + (name == "einsum"):
-            self.observe_product(name, args, kwargs, result, flops)
+
+        def note(kind, detail=""):
+            self.notes[kind][place, name, detail].update(calls=1, flops=flops)
+
+        operation = OPERATIONS[name]
+        shapes = [a.shape for a in arrays]
+        if operation.keeps is of_product and min(map(len, shapes)) > 1 and len({*chain(*shapes)}) == 1:
+            note("square")
         free = FREE_INSTEAD[self.context.book.name].get(name)
         if free and (free != UNCHANGED or arrays and arrays[0].dtype == result.dtype
                      and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]):
-            self.note("moved", name, flops, free)
-        if not (name in _WRITERS or name.startswith("random.") or "out" in kwargs):
+            note("moved", free)
+        if not (operation.writes or name.startswith("random.") or "out" in kwargs):
             others = [not isinstance(a, np.ndarray) and bare(a) for a in (*args, *kwargs.items())]
             key = name, fingerprint(*map(bare, arrays)), repr(others)
             if first := self.first.get(key):
-                where = "in a loop" if first == place else f"first on line {first[1]}"
-                self.note("repeated", name, flops, where)
+                note("repeated", "in a loop" if first == place else f"first on line {first[1]}")
             self.first.setdefault(key, place)
 
-    def observe_product(self, name, args, kwargs, result, flops):
-        """Note products of square matrices and of zeros; have the uses of the result observed."""
-        operands = [np.asarray(bare(a)) for a in args[name == "einsum":]]
-        shapes = [a.shape for a in operands]
-        if min(map(len, shapes)) > 1 and len({n for shape in shapes for n in shape}) == 1:
-            self.note("square", name, flops)
-        inputs = product_of(name, args, kwargs, self.context.book.name)[3].split("->")[0].split(",")
-        alive = {}          # by subscript: where the operands are not all zero
-        for subscripts, a in zip(inputs, operands):
-            for axis, label in enumerate(subscripts if len(set(subscripts)) == a.ndim else ""):
-                used = (a != 0).any(axis=tuple({*range(a.ndim)} - {axis}))
-                alive[label] = alive.get(label, True) & used
-        if zeros := int(flops * (1 - math.prod(float(np.mean(used)) for used in alive.values()))):
-            self.note("zeros", name, zeros)
-        if isinstance(result, FlopscopeArray) and result.ndim > 1 and min(result.shape[-2:]) > 1:
-            result.uses = set()
-            spared = flops - flops // max(result.shape[-2:])
-            self.products.append((result.uses, (self.place(), name, ""), spared))
 
-    def observe_uses(self, name, args, arrays):
-        """Remember of each product in use whether it is for more than its diagonal."""
-        diagonal = (name.removeprefix("linalg.") in ("diag", "diagonal", "trace")
-                    or name == "einsum" and args[0].replace(" ", "").split("->")[0] == "ii")
-        for a in arrays:
-            product = a
-            while not hasattr(product, "uses") and isinstance(product.base, np.ndarray):
-                product = product.base
-            if hasattr(product, "uses"):
-                on_it = a.ndim == product.ndim - 1 and a.strides[-1] == sum(product.strides[-2:])
-                product.uses.add("diagonal" if diagonal and a.shape == product.shape or on_it else "all")
+class Answer(NamedTuple):
+    """What a question's line says: the label follows from whether it is well (None: not known)."""
+
+    ok: bool | None
+    text: str
 
 
 @dataclass
 class Finding:
-    """What to change: `place` is (file, line), `flops` of one network, `share` (0 to 1) that of the score."""
+    """What to change: `place` is (file, line), `flops` of one network, `share` (0 to 1) that of the score.
+
+    Severity 1 spoils the score, 2 costs a part of it, 3 is merely worth knowing.
+    """
 
     severity: int
     said: str
@@ -5142,98 +5138,135 @@ class Finding:
     flops: float = 0
 
 
-def gather_evidence(options: Any, rules: Round, screen: Screen) -> Any:
-    """All that the questions ask about. Raises WhestError where nothing can be run."""
-    path, class_name, seed = estimator_path(options), options.class_, options.seed
-    profile, watch = Profile(Path(path).parent), Watch(Path(path).parent)
-    e = types.SimpleNamespace(rules=rules, home=profile.home, until="")
-    e.config = {"estimator": path, "seed": seed} | asdict(rules)
+@dataclass
+class Evidence:
+    """All that the questions ask about, of an estimator under rules; from `home`, the folder of its file."""
+
+    rules: Round
+    home: str
+    config: dict
+    checks: list                                        # of validate
+    class_found: str = ""
+    outcomes: list = field(default_factory=list)
+    reseeded: list = field(default_factory=list)        # predictions under two other seeds, by network
+    table: list = field(default_factory=list)           # of convergence
+    lines: list = field(default_factory=list)           # of the profile
+    truths: list = field(default_factory=list)
+    results: dict = field(default_factory=dict)
+    propagated: list = field(default_factory=list)      # mean_propagation's predictions
+    watch: Any = None
+    until: str = ""                                     # why the watch did not see all
+
+    failed = property(lambda e: [outcome for outcome in e.outcomes if outcome.failed])
+    score = property(lambda e: e.results["corrected"]["score"])
+    spent = property(lambda e: e.results["mean_effective_compute"])
+    bill = property(lambda e: max(1, sum(o.flops_charged for o in e.outcomes) / len(e.outcomes)))
+
+
+def gather_evidence(options, rules, screen):
+    """Validate, predict and score, and watch. Raises WhestError where nothing can be run."""
+    path = estimator_path(options)
+    config = {"estimator": path, "seed": options.seed} | asdict(rules)
     screen.live("validate")
-    e.checks = list(validation_checks(options, rules))
+    e = Evidence(rules, str(Path(path).parent) + os.sep, config, list(validation_checks(options, rules)))
+    suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, options.seed))
     screen.live("predict")
-    suite = suite_of(options, rules, 3)
-    with LocalRunner(path, class_name, rules, seed, profile=profile) as runner:
-        e.class_found, e.outcomes = runner.class_found, [runner.predict(mlp) for mlp in suite]
-        e.failed = [outcome for outcome in e.outcomes if outcome.failed]
+    measure(e, suite, options, truth_progress(screen))
+    screen.live("watch")
+    watch_one(e, next((mlp for mlp, o in zip(suite, e.outcomes) if o.failed), suite[0]), options)
+    return e
+
+
+def measure(e, suite, options, progress):
+    """Predict, again under other seeds, and score."""
+    path, rules = e.config["estimator"], e.rules
+    with LocalRunner(path, options.class_, rules, options.seed, profile=Profile(e.home)) as runner:
+        e.class_found, e.outcomes = runner.class_found, list(runner.outcomes(suite))
         if not e.failed:
             e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)]
                           for mlp in suite]
             few = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]     # seconds
-            fresh = load_estimator(path, class_name)
+            fresh = load_estimator(path, options.class_)
             e.table = convergence_tables([fresh], suite[0], rules.flop_budget, few)[0]
-    e.truths = grow_truths(suite, [e.outcomes], rules, options, truth_progress(screen))
+    store = None if options.no_store else TruthStore()
+    e.truths = grow_truths(suite, [e.outcomes], rules, options.n_samples, options.precision, store, progress)
     e.results = score_suite(suite, e.outcomes, e.truths, rules, options.precision)
-    e.score, e.spent = e.results["corrected"]["score"], e.results["mean_effective_compute"]
     e.propagated = [np.asarray(mean_propagation(mlp, DEFAULT_BUDGET)) for mlp in suite]
-    e.lines = lines_of(e.outcomes)
-    e.bill = max(1, sum(outcome.flops_charged for outcome in e.outcomes) / len(suite))
-    screen.live("watch")
-    untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
+    e.lines = lines_of(e.outcomes, e.home)
+
+
+def watch_one(e, mlp, options):
+    """Predict once more, off the clock, under a Watch."""
+    e.watch, untimed = Watch(e.home), replace(e.rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
     try:
-        with watch.instrumented(), LocalRunner(path, class_name, untimed, seed, profile=watch) as runner:
-            outcome = runner.predict(next((mlp for mlp, o in zip(suite, e.outcomes) if o.failed), suite[0]))
+        with LocalRunner(e.config["estimator"], options.class_, untimed, options.seed, profile=e.watch) as runner:
+            outcome = runner.predict(mlp)
         if outcome.failed:
-            e.until = f", until predict() failed ({outcome.flag or outcome.error['message']})"
+            e.until = f", until predict() failed ({failure_of(outcome, e.rules).said})"
     except WhestError as exc:
         e.until = f", as it cannot be watched ({exc})"
-    for uses, key, spared in watch.products:
-        if uses == {"diagonal"}:
-            watch.notes["diagonal"][key].update(calls=1, flops=spared)
-    e.notes, e.end = watch.notes, watch.end
-    return e
 
 
-def waste(e, flops, said, change, place, unseen=0.0) -> Iterator[Finding]:
+def waste(e, flops, said, change, place, unseen=0.0):
     """A Finding about FLOPs of a network, if they cost half a percent of the score or are 1% of the budget.
 
     `unseen`: what they cost on the real grader and not here. Under the multiplier's floor none is at stake.
     """
-    spent, floor = e.spent + unseen, MULTIPLIER_FLOOR * e.rules.flop_budget
-    share = 1 - max(floor, spent - flops) / max(floor, spent)
+    spent = e.spent + unseen
+    share = 1 - e.rules.multiplier(spent - flops) / e.rules.multiplier(spent)
     if share >= 0.005 or flops >= 0.01 * e.rules.flop_budget:
         under = "" if share else " (free under the floor, but they would buy accuracy)"
         yield Finding(2 if share >= 0.005 else 3, said + under, change, place, share, flops)
 
 
-def costliest(e, amount: str) -> tuple | None:
+def costliest(e, amount):
     """(file, line) of the line with most of an amount."""
     row = max(e.lines, key=lambda row: row[amount], default=None)
     return row and (row["file"], row["line"])
 
 
-def ask_failures(e, kind: str, it_is: str):
+def kind_of(failure, outcome):
+    """Which question a failure answers."""
+    if failure.kind != "error":
+        return "limit"
+    if "got_shape" not in outcome.error["details"]:
+        return "raised"
+    return "finite" if "finite" in failure.said else "shape"
+
+
+def ask_failures(e, kind, good, bad):
     """On how many networks predict() failed so; a Finding for each group of equal failures."""
-    scores = [mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]]
-    groups = defaultdict(list)
-    for i, o in enumerate(e.outcomes):
-        if o.flag:
-            failure = "limit", o.flag, "spend less"
-        elif o.failed:
-            said = f"{o.error['type']}: {o.error['message'].rstrip('.')}"
-            hint = o.error["details"].get("hint")       # of predictions that were refused
-            failure = (("finite" if "finite" in said else "shape", said, hint) if hint else
-                       ("raised", said, "see whest run --debug"))
-        if o.failed and failure[0] == kind:
-            groups[(*failure, o.line)].append(i)
-    n = sum(map(len, groups.values()))
-    yield f"{it_is} on {n or 'none'} of {len(scores)} MLPs"
-    for (_, said, change, line), members in groups.items():
-        file, _, number = line.rpartition(", line ")
-        place = (file, int(number)) if file else costliest(e, "flops_used") if kind == "limit" else e.end
+    found = defaultdict(list)
+    for i, outcome in enumerate(e.outcomes):
+        failure = failure_of(outcome, e.rules)
+        if failure and kind_of(failure, outcome) == kind:
+            found[failure].append(i)
+    n, scores = sum(map(len, found.values())), [mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]]
+    yield Answer(not n, f"{bad} on {n} of {len(scores)} MLPs" if n else good)
+    for failure, members in found.items():
+        file, _, number = failure.line.rpartition(", line ")
+        place = (file, int(number)) if file else costliest(e, "flops_used") if kind == "limit" else e.watch.end
+        change = "spend less" if kind == "limit" else " ".join(failure.hints) or "see --debug"
+        if kind == "finite" and e.watch.broken:
+            place, name = e.watch.broken
+            change = f"{name} made the first value that is not finite; {change}"
         which = ", ".join(f"#{i}" for i in members)
-        yield Finding(1, f"{said} on {len(members)} MLPs ({which}), scored as zeros", change, place,
+        yield Finding(1, f"{failure.said} on {len(members)} MLPs ({which}), scored as zeros", change, place,
                       sum(scores[i] for i in members) / sum(scores))
 
 
 def ask_class(e):
     """Which class the loader took."""
-    yield "yes" if e.class_found == "Estimator" else f"it is {e.class_found}, which the loader took"
+    own = e.class_found == "Estimator"
+    yield Answer(True, "yes" if own else f"it is {e.class_found}, which the loader took")
 
 
 def ask_validation(e):
     """What `whest validate` finds; a line that draws at random, where there is one."""
     bad = {c["check"]: f"{c['check']}: {c['detail']}" for c in e.checks[::-1] if not c["ok"]}
-    yield "; ".join(bad.values()) or f"all {len(e.checks)} pass"
+    failed = [c for c in e.checks if c["ok"] is False]
+    passed = f"{sum(bool(c['ok']) for c in e.checks)} of {len(e.checks)} checks pass"
+    yield Answer(not failed, "; ".join([passed, *bad.values()]))
     if "determinism" in bad and not e.failed:
         draws = [(row["file"], row["line"]) for row in e.lines
                  if any("random" in charge["operation"] for charge in row["charges"])]
@@ -5243,110 +5276,133 @@ def ask_validation(e):
 
 def ask_zeros(e):
     """Whether predicting zeros scores better."""
-    theirs = zeros_score(e.results)
-    yield f"{'yes' if e.score > theirs else 'no'}: it scores {theirs:.3g}, you {e.score:.3g}"
-    if e.score > theirs:
+    theirs = zeros_score(e.results["per_mlp"])
+    worse = e.score > theirs * (1 + 1e-9)
+    yield Answer(not worse, f"{'yes' if worse else 'no'}: zeros {theirs:.2e}, you {e.score:.2e}")
+    if worse:
         yield Finding(1, f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero",
-                      "look for a wrong sign, scale, transpose or layer", e.end, 1 - theirs / e.score)
+                      "look for a wrong sign, scale, transpose or layer", e.watch.end, 1 - theirs / e.score)
 
 
 def ask_sampling(e):
-    """Whether plain sampling for the same FLOPs scores better."""
-    (paid, n_samples), multiplier = sampling_score(e.results, e.config), e.results["mean_score_multiplier"]
-    same = paid * n_samples / max(1.0, n_samples * e.spent / (multiplier * e.rules.flop_budget))
-    yield (f"{'yes' if e.score > same else 'no'}: with your {readable(e.spent)} FLOPs it scores {same:.3g}, "
-           f"you {e.score:.3g}; with all that the multiplier {multiplier:.3g} pays for, {paid:.3g}")
-    if e.score > 2 * paid:
+    """Whether plain sampling, for what the multiplier pays, scores better."""
+    multiplier = e.results["mean_score_multiplier"]
+    paid, n_samples = sampling_score(e.results["per_mlp"], e.rules, multiplier)
+    worse = e.score > paid
+    yield Answer(not worse, f"{'yes' if worse else 'no'}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}")
+    if worse and multiplier <= MULTIPLIER_FLOOR:
+        yield (f"Spend the first {MULTIPLIER_FLOOR:.0%} of the budget, which the multiplier does not reward saving: "
+               f"you use {e.spent / e.rules.flop_budget:.2%}.")
+    if e.score > 1.2 * paid:
         change = ("find what costs more than it brings, or sample instead" if multiplier > MULTIPLIER_FLOOR
-                  else "spend the first tenth of the budget, which is free, if only on samples")
-        yield Finding(2 if e.score > 2 * same else 3, f"sampling scores {e.score / paid:.3g} times better "
-                      "at your multiplier", change, e.end, 1 - paid / e.score)
+                  else "spend the free part of the budget, if only on samples that are averaged in")
+        yield Finding(2, f"sampling scores {e.score / paid:.3g} times better", change, e.watch.end, 1 - paid / e.score)
 
 
 def ask_layers(e):
     """The error of every layer, its growth, and where it leaves mean propagation's behind."""
     errors = [(p - truth.mean) ** 2 for p, truth in zip(e.propagated, e.truths)]
     mine, theirs = e.results["per_layer_mse"], np.mean(errors, axis=(0, 2)).tolist()
-    growth = [None, *(b / a if a else None for a, b in itertools.pairwise(mine))]
-    rows = [dict(zip(("mse", "baseline_mse", "growth"), row)) for row in zip(mine, theirs, growth)]
+    i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
+    least = min(range(len(mine)), key=lambda layer: mine[layer] or inf)
+    grows = mine[-1] > 3 * mine[least] > 0
+    yield Answer(not grows, (f"yes: from {mine[least]:.1e} (layer {least + 1}) to {mine[-1]:.1e} (layer {len(mine)})"
+                             if grows else f"no: {mine[-1]:.1e} in the last layer"))
+    rows = [{"mse": m, "baseline_mse": b, "growth": m / a if a else None}
+            for a, m, b in zip([None, *mine], mine, theirs)]
     yield {"layers": rows}
     logs = [math.log10(max(mse, 1e-12)) for mse in mine]
-    for i, (row, log) in enumerate(zip(rows, logs), 1):
-        grows = f"x{row['growth']:.3g}" if row["growth"] else ""
-        yield Bar(f"layer {i:>3} {row['mse']:9.2e} {grows:>9} (mean_propagation {row['baseline_mse']:.2e}) ",
+    for layer, (row, log) in enumerate(zip(rows, logs), 1):
+        growth = f"x{row['growth']:.3g}" if row["growth"] else ""
+        yield Bar(f"layer {layer:>3} {row['mse']:9.2e} {growth:>9} (mean_propagation {row['baseline_mse']:.2e}) ",
                   (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
-    i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
     if i < len(mine):           # the first layer from which on none is as good
         yield Finding(2, f"from layer {i + 1} on your MSE is over twice mean_propagation's: "
                       f"{mine[i]:.3g}, not {theirs[i]:.3g}",
                       f"compare what you compute at layer {i + 1} with mean_propagation",
-                      e.end, 1 - theirs[-1] / mine[-1])
+                      e.watch.end, 1 - theirs[-1] / mine[-1])
 
 
 def ask_anatomy(e):
     """How much of the final error is the estimator's randomness, an offset, a factor, and the rest."""
     runs = [[outcome.prediction, *again] for outcome, again in zip(e.outcomes, e.reseeded)]
     if any(prediction is None for each in runs for prediction in each):
-        yield "not measured: predict() failed with another mlp.seed"
+        yield Answer(None, "not measured: predict() failed with another mlp.seed")
         return
     last, truth = np.array(runs, np.float64)[:, :, -1], np.array([t.mean[-1] for t in e.truths])
     mse, error = ((last - truth[:, None]) ** 2).mean(), last.mean(axis=1) - truth
-    own = min(1.0, last.var(axis=1, ddof=1).mean() / mse)
-    scale, offset = (error * truth).sum() / (truth ** 2).sum(), error.mean()
-    rest = error - np.polynomial.Polynomial.fit(truth.ravel(), error.ravel(), 1)(truth)
-    shares = {"random": own, "offset": offset ** 2 / mse, "scale": scale ** 2 * (truth ** 2).mean() / mse,
-              "rest": max(0.0, (rest ** 2).mean() / mse - own / last.shape[1])}
-    yield {part: float(share) for part, share in shares.items()}
-    named = {f"constant offset of {offset:+.3g}": shares["offset"],
-             f"common factor of {1 + scale:.4g}": shares["scale"]}
-    yield (f"{own:.0%} is your own randomness (3 values of mlp.seed), {1 - own:.0%} is always there; "
-           + "".join(f"a {text} explains {share:.0%}, " for text, share in named.items())
-           + f"and {shares['rest']:.0%} is neither")
-    text, share = max(named.items(), key=lambda item: item[1])
-    if share > 0.75 and own < 0.5:
-        yield Finding(2, f"{share:.0%} of the final error is a {text}", "look for where it comes in",
-                      e.end, float(share))
+    own = min(1.0, last.var(axis=1, ddof=1).mean() / (mse or 1.0))
+    scale, offset = (error * truth).sum() / ((truth ** 2).sum() or 1.0), error.mean()
+    parts = {"random": own, "offset": offset ** 2 / (mse or 1.0), "scale": scale ** 2 * (truth ** 2).mean() / (mse or 1.0)}
+    yield Answer(True, f"{own:.0%} your own randomness (3 values of mlp.seed), {1 - own:.0%} always there; a common "
+                 f"factor explains {parts['scale']:.0%}, an offset {parts['offset']:.0%}")
+    yield {part: float(share) for part, share in parts.items()}
+    which = max(("offset", "scale"), key=parts.get)
+    share = float(parts[which])
+    if share > 0.25 and own < 0.5:
+        then = f"would bring the score to about {(1 - share) * e.score:.2g}; look for what makes it so"
+        large, off = ("large" if scale > 0 else "small"), ("high" if offset > 0 else "low")
+        said, change = ((f"your final layer is {1 + scale:.4g} times too {large}".replace("too small", "what it should be"),
+                         f"dividing by it {then}") if which == "scale" else
+                        (f"your final layer is {abs(offset):.3g} too {off}", f"taking that off {then}"))
+        yield Finding(2, said, change, e.watch.end, share)
 
 
 def ask_matmul(e):
     """The operations that cost most, and whether they are products of square matrices."""
-    charges = merged(itertools.chain(*[row["charges"] for row in e.lines]), "operation")
-    top = sorted(charges, key=lambda charge: -charge["flops_used"])[:4]
-    yield ", ".join(f"{charge['operation']} {charge['flops_used'] / len(e.outcomes) / e.bill:.1%}"
-                    for charge in top) or "nothing was charged"
-    squares = sorted((note["flops"], place) for (place, *_), note in e.notes["square"].items())
+    paid = summed([c for o in e.outcomes for c in o.charges], lambda charge: charge.bill.op_name)
+    top = sorted(((row["flop_cost"] / len(e.outcomes), name) for name, row in paid.items()), reverse=True)[:4]
+    squares = sorted((note["flops"], place) for (place, *_), note in e.watch.notes["square"].items())
     flops = sum(flops for flops, _ in squares)
-    if flops > 0.9 * e.bill:
-        found = waste(e, flops, f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such",
-                      "consider diagonal variance instead of full covariance", squares[-1][1])
-        yield from (finding for finding in found if finding.share)      # under the floor it is well spent
+    dominant = flops > 0.9 * e.bill
+    shares = ", ".join(f"{name} {cost / e.bill:.1%}" for cost, name in top) or "nothing was charged"
+    found = [*waste(e, flops, f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such",
+                    "consider diagonal variance instead of full covariance", squares[-1][1])] if dominant else []
+    found = [finding for finding in found if finding.share]         # under the floor it is well spent
+    yield Answer(not found, ("yes, width x width products: " if dominant else "no: ") + shares)
+    yield from found
 
 
-def ask_notes(e, kind: str, what: str, said: str, change: str):
+def ask_notes(e, kind, what, said, change):
     """What the watch noted of a kind, and a Finding for each place; `said` and `change` are templates."""
-    total: Counter = sum(e.notes[kind].values(), Counter())
-    yield (f"{total['calls'] or 'no'} {what}, {readable(total['flops'])} FLOPs, "
-           f"{total['flops'] / e.bill:.1%} of the bill{e.until}")
-    for (place, name, detail), note in e.notes[kind].items():
-        facts, flops = {"name": name, "calls": note["calls"], "detail": detail}, note["flops"]
-        if kind != "uncounted":
-            yield from waste(e, flops, said.format(**facts), change.format(**facts), place)
-        elif flops > max(0.1 * total["flops"], 0.01 * e.bill):
-            yield Finding(1, said.format(**facts), change.format(**facts), place, 1.0, flops)
+    total = sum(e.watch.notes[kind].values(), Counter())
+    found = [finding for (place, name, detail), note in e.watch.notes[kind].items() for finding in waste(
+        e, note["flops"], said.format(name=name, calls=note["calls"], detail=detail), change.format(detail=detail), place)]
+    yield Answer(not found, f"{total['calls'] or 'no'} {what}, {readable(total['flops'])} FLOPs "
+                 f"({total['flops'] / e.bill:.1%}){e.until}")
+    yield from found
 
 
 def ask_float64(e):
     """What float64 costs where float32 would do."""
+    if not PRICES[e.rules.prices].immutable:           # the book that charges rates
+        yield Answer(True, f"no: book {e.rules.prices} charges dtypes alike")
+        return
     for row in e.lines:
         row["float64"] = sum(charge["flops_used"] for charge in row["charges"]
-                             if charge["dtype"] in ("float64", "complex128")
-                             and not charge["operation"].startswith("stats."))      # which always are
+                             if charge["dtype"] == "float64" and not charge["operation"].startswith("stats."))
     flops = sum(row["float64"] for row in e.lines) // 2 // len(e.outcomes)
-    rates = PRICES[e.rules.prices].immutable           # the book that charges rates
-    yield (f"float64 costs {readable(flops)} FLOPs too many, {flops / e.bill:.1%} of the bill" if rates else
-           f"no: book {e.rules.prices} charges dtypes alike")
-    yield from waste(e, flops, "float64 doubles the price of what float32 could do, most at this line",
-                     "make arrays and constants float32", costliest(e, "float64"))
+    found = [*waste(e, flops, "float64 doubles the price of what float32 could do, most at this line",
+                    "make arrays and constants float32", costliest(e, "float64"))]
+    yield Answer(not found, f"it costs {readable(flops)} FLOPs too many ({flops / e.bill:.1%})")
+    yield from found
+
+
+def ask_outside(e):
+    """Time outside fnp, which the round prices or limits, and where it passes."""
+    seconds = max(outcome.residual_wall_time_s for outcome in e.outcomes)
+    cost, gate = seconds * e.rules.lambda_flops_per_second, e.rules.residual_wall_time_limit
+    rows = sorted(e.lines, key=lambda row: -row["outside_s"])[:3]
+    seen = sum(row["outside_s"] for row in e.lines) / len(e.outcomes)
+    heavy = seen > 0.01 and (cost > 0.01 * e.rules.flop_budget or gate and seconds > 0.5 * gate or seen > 0.1)
+    yield Answer(not heavy, f"{seconds:.3g} s" + (f", as much as {readable(cost)} FLOPs" if cost else ""))
+    if heavy:
+        where = ", ".join(f"line {row['line']} ({row['outside_s'] / len(e.outcomes):.3g} s)" for row in rows)
+        plain = any(re.search(r"\b(np|numpy|scipy|math|numba)\b|@", row["source"]) for row in rows)
+        share = 1 - e.rules.multiplier(e.spent - cost) / e.rules.multiplier(e.spent)
+        yield Finding(1 if plain else 2, f"{seconds:.3g} s outside fnp, mostly at {where}",
+                      "plain NumPy is uncounted, and the rules forbid it: call fnp" if plain
+                      else "work on whole arrays through fnp", (rows[0]["file"], rows[0]["line"]), share, cost)
 
 
 def ask_calls(e):
@@ -5354,301 +5410,339 @@ def ask_calls(e):
     calls = sum(row["calls"] for row in e.lines) / len(e.outcomes)
     seconds, gate = calls * CALL_RESIDUAL, e.rules.residual_wall_time_limit
     cost = seconds * e.rules.lambda_flops_per_second
-    yield (f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s of residual time, "
-           + (f"as much as {readable(cost)} FLOPs" if cost else "free in this round")
-           + (f", and the gate is {gate:g} s" if gate else ""))
     change, place = "work on whole arrays instead of in Python loops", costliest(e, "calls")
+    found = [*waste(e, cost, f"{calls:,.0f} calls cost that much there", change, place, cost)]
     if gate and seconds > gate:
-        yield Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate", change, place)
-    else:
-        yield from waste(e, cost, f"{calls:,.0f} calls cost that much there", change, place, cost)
+        found = [Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate", change, place)]
+    yield Answer(not found, f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s outside fnp"
+                 + (f", as much as {readable(cost)} FLOPs" if cost else "") + (f"; the gate is {gate:g} s" if gate else ""))
+    yield from found
+
+
+def ask_table(e):
+    """The estimator against ever longer sampling."""
+    yield Answer(True, "against ever more samples of one network:")
+    yield from table_lines(e.table)
 
 
 ALL, ANY = True, False      # whether the question is about the predictions of all networks
 QUESTIONS = {               # the page: {tier: (..., the question, what answers it, with which arguments)}
-    "Pure-Python inner loop (fastest iteration)": (
-        (ALL, "FLOPs-vs-MSE convergence table", lambda e: table_lines(e.table)),
+    "Pure-Python inner loop": ((ALL, "FLOPs-vs-MSE convergence table", ask_table),),
+    "Sanity checks": (
+        (ANY, "Output shape (mlp.depth, mlp.width)?", ask_failures, "shape", "yes", "no,"),
+        (ANY, "All values finite?", ask_failures, "finite", "yes", "no,"),
+        (ANY, "Class named Estimator?", ask_class),
+        (ANY, "whest validate", ask_validation),
     ),
-    "Sanity checks (2 minutes)": (
-        (ANY, "Output shape: does predict() return shape (mlp.depth, mlp.width)?",
-         ask_failures, "shape", "it does not"),
-        (ANY, "Finite values: are all values finite?", ask_failures, "finite", "they are not"),
-        (ANY, "Class name: is your class named Estimator?", ask_class),
-        (ANY, "Determinism, and the other checks of whest validate", ask_validation),
-    ),
-    "Correctness checks (5 minutes)": (
-        (ANY, "Did predict() raise?", ask_failures, "raised", "it did"),
+    "Correctness checks": (
+        (ANY, "Did predict() raise?", ask_failures, "raised", "no", "yes,"),
         (ALL, "Does zeros beat you?", ask_zeros),
-        (ALL, "Does sampling with the same FLOPs beat you?", ask_sampling),
-        (ANY, "Is budget_exhausted true?", ask_failures, "limit", "a limit is exhausted"),
-        (ALL, "Are errors concentrated at deep layers?", ask_layers),
-        (ALL, "What is the final layer's error made of?", ask_anatomy),
+        (ALL, "Does sampling beat you?", ask_sampling),
+        (ANY, "Is budget_exhausted true?", ask_failures, "limit", "no", "yes,"),
+        (ALL, "Errors concentrated at deep layers?", ask_layers),
+        (ALL, "What is the final error made of?", ask_anatomy),
     ),
-    "Optimization checks (10+ minutes)": (
+    "Optimization checks": (
         (ANY, "Is matmul dominant?", ask_matmul),
-        (ANY, "Redundant computation?", ask_notes, "repeated", "repeated operations",
+        (ANY, "Redundant computation?", ask_notes, "repeated", "operations on the same values again",
          "{name} on the same values again, {calls:,} times, {detail}", "compute it once and keep the result"),
         (ANY, "Free operations wasted?", ask_notes, "moved", "copies, casts and reshapes that could be free",
          "{calls:,} paid calls of {name}", "{detail}"),
-        (ANY, "A full product for its diagonal?", ask_notes, "diagonal", "products for their diagonal",
-         "{calls:,} results of {name}, of which only the diagonal is used",
-         "fnp.sum(a * b.T, axis=-1) is the diagonal of a @ b"),
-        (ANY, "Work on rows or columns that are zero?", ask_notes, "zeros", "products of zeros",
-         "{name} on rows or columns that are all zero, {calls:,} times", "leave them out before the product"),
         (ANY, "float64 where float32 would do?", ask_float64),
-        (ANY, "Work done in plain NumPy?", ask_notes, "uncounted", "operations seen on plain arrays",
-         "np.{name} on plain arrays, {calls:,} calls, uncounted: the rules forbid it",
-         "fnp.{name} counts, and so do operators on fnp arrays"),
+        (ANY, "Time outside fnp?", ask_outside),
         (ANY, "Many small calls?", ask_calls),
     ),
 }
 
 
-def answered(e, needs_all: bool, question: str, ask: Callable, *arguments: str) -> dict:
-    """A question's entry in the document: the lines of its answer, what was measured, and its findings."""
-    said = ["not measured: predict() failed"] if needs_all and e.failed else list(ask(e, *arguments))
-    found, findings = [each for each in said if isinstance(each, Finding)], []
-    for f in sorted(found, key=lambda f: (f.severity, -f.share, -f.flops)):
+def answered(e, needs_all, question, ask, *arguments):
+    """A question's entry in the document: its answer, more lines, what was measured, and its findings."""
+    if needs_all and e.failed:
+        return {"question": question, "ok": None, "answer": ["not measured: predict() failed"], "data": {}, "findings": []}
+    said = list(ask(e, *arguments))
+    findings = []
+    for f in sorted((each for each in said if isinstance(each, Finding)), key=lambda f: (f.severity, -f.share, -f.flops)):
         file, line = f.place or ("", 0)
-        findings.append({**asdict(f), "flops": int(f.flops), "file": file, "line": line,
-                         "source": linecache.getline(e.home + file, line).strip()})
-    return {"question": question, "answer": [each for each in said if isinstance(each, (str, Bar))],
+        findings.append(asdict(f) | {"flops": int(f.flops), "file": file, "line": line,
+                                     "source": linecache.getline(e.home + file, line).strip()})
+    return {"question": question, "ok": said[0].ok and not any(f["severity"] < 3 for f in findings),
+            "answer": [said[0].text, *(each for each in said if isinstance(each, (str, Bar)))],
             "data": next((each for each in said if isinstance(each, dict)), {}), "findings": findings}
 
 
-def checklist_lines(questions: list[dict], screen: Screen) -> Iterator[str | Bar]:
+def checklist_lines(questions):
     """Each question with its answer and its findings."""
-    styles = {0: "good", 1: "bad", 2: "bad", 3: "strong"}
     for asked in questions:
-        worst = min([f["severity"] for f in asked["findings"]], default=0)
-        measured = not str(asked["answer"][0]).startswith("not measured")
-        label = SEVERITIES.get(worst, "OK" if measured else "-")
-        yield screen.paint(f"{label:<7}", styles[worst]) + screen.paint(asked["question"], "strong")
-        for line in asked["answer"]:
-            yield Bar("       " + line.text, line.share) if isinstance(line, Bar) else "       " + line
+        label = {True: paint("OK  ", "good"), False: paint("LOOK", "bad"), None: "-   "}[asked["ok"]]
+        first, *more = asked["answer"]
+        yield f"{label}   {asked['question']:<38}{first}"
+        for line in more:
+            yield Bar("         " + line.text, line.share) if isinstance(line, Bar) else "         " + line
         for f in asked["findings"]:
-            yield "       " + screen.paint(f"{SEVERITIES[f['severity']]}: {f['said']}", styles[f["severity"]])
+            yield "         " + paint(f["said"], "bad" if f["severity"] < 3 else "strong")
             if f["line"]:
-                yield f"         {f['file']}, line {f['line']}:  {f['source']}"
-            flops = f", {readable(f['flops'])} FLOPs" if f["flops"] else ""
-            yield f"         at stake: {f['share']:.1%} of the score{flops}; change: {f['change']}"
+                yield f"           {f['file']}, line {f['line']}:  {f['source']}"
+            yield f"           change: {f['change']}"
+
+
+def draw_checklist(document, screen):
+    """Print the page, answered, and at its end the findings again, worst first."""
+    for tier in document["tiers"]:
+        measured = [asked for asked in tier["questions"] if asked["ok"] is not None]
+        lines = [*checklist_lines(measured)]
+        if skipped := [asked["question"] for asked in tier["questions"] if asked["ok"] is None]:
+            lines.append("-      not measured, as predict() failed: " + " ".join(skipped))
+        screen.panel(f"Tier {tier['tier']}: {tier['title']}", lines)
+    found = [f for tier in document["tiers"] for asked in tier["questions"] for f in asked["findings"]]
+    screen.write(f"{len(found)} to look at, worst first:" if found else "Nothing to change.")
+    for f in sorted(found, key=lambda f: (f["severity"], -f["share"])):
+        where = f"{f['file']}, line {f['line']}" if f["line"] else ""
+        screen.write(f"  LOOK   {f['said'][:60]:<60}  {where:<24}{f['share']:>4.0%} of the score")
 
 
 # ======================================================================================
 # Command line
 #
-# One function per sub-command. OPTIONS says once what each flag means; a command names the
-# flags that it takes, and plac reads them as a function's signature.
+# One function per sub-command, which finds something and has it shown. OPTIONS says once what each flag means; a
+# command names the flags that it takes, and plac reads them as a function's signature. Way in: `main`.
 # ======================================================================================
 
 
-def at_least(least: float, kind: type, name: str) -> Callable:
-    """A parser of numbers like 6.8e10, 2**41 or 68_000_000_000; what they are not is an "invalid `name`"."""
-    def number(text: str) -> float:
-        base, _, exponent = text.partition("**")
-        value = float(base) ** float(exponent or 1)
-        if not least <= value < math.inf or kind(value) != value:
+def between(least, most, kind, name):
+    """An exact parser of numbers like 6.8e10, 2**41 or 68_000_000_000; what they are not is an "invalid `name`"."""
+    def number(text):
+        base, _, exponent = text.replace("_", "").partition("**")
+        if not least <= float(base) ** float(exponent or 1) <= most:
+            raise ValueError
+        value = Fraction(base) ** int(exponent or 1)
+        if kind(value) != value and kind is int:
             raise ValueError
         return kind(value)
     number.__name__ = name
     return number
 
 
-INTEGER = at_least(1, int, "positive integer")
-POSITIVE = at_least(5e-324, float, "positive number")
-NATURAL = at_least(0, int, "nonnegative integer")
-RATE = at_least(0, float, "nonnegative number")
+INTEGER = between(1, 1e15, int, "positive integer up to 1e15")
+POSITIVE = between(5e-324, 1e300, float, "positive number")
+SECONDS = between(1e-6, 3e7, float, "number of seconds up to a year")
+NATURAL = between(0, 2.0**127, int, "nonnegative integer")
+RATE = between(0, 1e300, float, "nonnegative number")
 
 
-def auto_or_positive_integer(text: str) -> int | None:
+def auto_or_positive_integer(text):
     """A number of samples; None for auto."""
     return None if text == "auto" else INTEGER(text)
 
 
-FILE, FLAG = object(), object()     # types of the positional argument, and of an option that takes no value
+FILE, REST, FLAG = object(), object(), object()     # of positional arguments, one or many; of a flag without a value
 OPTIONS: dict[str, tuple] = {       # name: (default, help, type, metavar or choices)
     "file": (None, "estimator file", FILE, "FILE"),
+    "expression": (None, "Python on fnp, flops, np and the arrays that are named", FILE, "EXPRESSION"),
+    "arrays": ((), "float32 normals of that shape: w=100x100, or w=100x100:float64", REST, "NAME=SHAPE"),
     "estimator": (None, "the same as the positional FILE", str, "FILE"),
     "class_": (None, "estimator class, where the file has several", str, "NAME"),
     "baseline": (None, "a baseline beside it", str, list(BASELINES)),
     "round": (DEFAULT_ROUND, f"contest round whose rules apply [{DEFAULT_ROUND}]", str, list(ROUNDS)),
     "width": (None, "neurons a layer [the round's]", INTEGER, "N"),
     "depth": (None, "layers [the round's]", INTEGER, "N"),
-    "flop_budget": (None, "FLOP budget B of one network [the round's]", INTEGER, "FLOPS"),
+    "flop_budget": (None, "FLOP budget of one network [the round's]", INTEGER, "FLOPS"),
     "prices": (None, "price book [the round's]", str, list(PRICES)),
-    "lambda_flops_per_second": (None, "price of a residual second [the round's]", RATE, "RATE"),
-    "wall_time_limit": (None, "seconds for one predict() [the round's]", POSITIVE, "SECONDS"),
-    "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", POSITIVE, "SECONDS"),
+    "lambda_flops_per_second": (None, "price of a second outside fnp [the round's]", RATE, "RATE"),
+    "wall_time_limit": (None, "seconds for one predict() [the round's]", SECONDS, "SECONDS"),
+    "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", SECONDS, "SECONDS"),
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
-    "setup_timeout": (None, "seconds for loading and setup() [5]", POSITIVE, "SECONDS"),
+    "setup_timeout": (None, "seconds for loading and setup() [5]", SECONDS, "SECONDS"),
     "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", INTEGER, "N"),
-    "n_samples": (None, "truth samples a network, or auto: as many as the score needs [auto]",
-                  auto_or_positive_integer, "N"),
+    "n_samples": (None, "truth samples a network, or auto [auto]", auto_or_positive_integer, "N"),
     "precision": (0.02, "of the score that auto aims at [0.02]", POSITIVE, "SHARE"),
-    "max_work": (2**40, "dense FLOPs of sampling a network that auto may spend [2**40]", POSITIVE, "FLOPS"),
     "seed": (0, "of the suite's networks [0]", NATURAL, "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
-    "repeats": (None, "of a measurement [5]; --against: of predict(), under other seeds [1]", INTEGER, "N"),
     "html": (None, "write the report as a page, too", str, "FILE"),
     "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
-    "runner": ("local", "local (or inprocess): here, for debuggers; subprocess (or server): isolated [local]",
-               str, ["local", "inprocess", "subprocess", "server"]),
-    "memory_limit": (8.0, "of the isolated worker, in GB [8]", POSITIVE, "GB"),
-    "format": (None, "rich for terminals, plain for pipes, json [rich or plain]",
-               str, ["rich", "plain", "json"]),
+    "runner": ("local", "local (or inprocess): here; subprocess (or server): isolated [local]", str,
+               ["local", "inprocess", "subprocess", "server"]),
+    "format": (None, "rich for terminals, plain for pipes, json", str, ["rich", "plain", "json"]),
     "json": (False, "the same as --format json", FLAG, None),
     "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
     "profile": (False, "FLOPs by source line", FLAG, None),
     "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
     "no_store": (False, "neither read nor write the store of truths", FLAG, None),
-    "plain_truth": (False, "no control variates", FLAG, None),
-    "dataset": (None, "score on a suite.npz, a folder of `whest dataset bake`, or hf://owner/name[@revision]",
-                str, "PATH"),
+    "dataset": (None, "score on a suite.npz, a published dataset's folder, or hf://owner/name[@revision]", str, "PATH"),
     "split": (None, "of a dataset that has several", str, "NAME"),
     "output": ("suite.npz", "the suite to write [suite.npz]", str, "FILE"),
     "resume": (False, "grow the truths of an existing suite", FLAG, None),
     "dask": (None, "sample on the Dask cluster at this address", str, "ADDRESS"),
-    "clear": (False, "remove everything from the store", FLAG, None),
 }
-RULES = " ".join(["round", "no_residual_wall_time_limit", *list(Round.__dataclass_fields__)[1:]])
+RULES = " ".join(["round", "no_residual_wall_time_limit", *list(Round.__dataclass_fields__)[1:-1]])
 COMMANDS: dict[str, Any] = {}       # name: function (options, screen) that returns the exit status
 
 
-def command(options: str) -> Callable:
+def command(options):
     """Make the function below, without "_command", a sub-command that takes these options."""
-    def register(function: Any) -> Any:
+    def register(function):
         function.options = options.split()
         COMMANDS[function.__name__.removesuffix("_command")] = function
         return function
     return register
 
 
-def parse(name: str, arguments: list[str]) -> types.SimpleNamespace:
+def parse(command, arguments):
     """All of OPTIONS: those that the sub-command takes as they are given, or the defaults. Raises Misuse."""
     import plac
     parameters = []
-    for option in COMMANDS[name].options:
+    for option in COMMANDS[command].options:
         default, text, kind, values = OPTIONS[option]
         choices, metavar = (values, "|".join(values)) if isinstance(values, list) else (None, values)
-        style = {FILE: "positional", FLAG: "flag"}.get(kind, "option")
-        note = plac.Annotation(text, style, None, {FILE: str, FLAG: None}.get(kind, kind), choices, metavar)
+        style = {FILE: "positional", REST: "positional", FLAG: "flag"}.get(kind, "option")
+        note = plac.Annotation(text, style, None, {FILE: str, REST: str, FLAG: None}.get(kind, kind), choices, metavar)
         # plac puts one dash before an option and makes others of underscores: _width is --width.
-        parameters.append(inspect.Parameter("_" * (kind is not FILE) + option.rstrip("_"), default=default,
-                                            kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=note))
+        name = "_" * (style != "positional") + option.rstrip("_")
+        if kind is REST:
+            parameters.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=note))
+        else:
+            parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default,
+                                                annotation=note))
 
     def takes():
         """What plac sees of a sub-command: a signature, and the help."""
 
     takes.__signature__ = inspect.Signature(parameters)         # type: ignore[attr-defined]
-    takes.__doc__ = inspect.getdoc(COMMANDS[name])
-    parser = plac.parser_from(takes, prog=f"whest {name}")
-    parser.error = functools.partial(refuse, parser.prog)
+    takes.__doc__ = inspect.getdoc(COMMANDS[command])
+    parser = plac.parser_from(takes, prog=f"{PROGRAM} {command}")
+    parser.error = partial(refuse_arguments, parser.prog)
     given = vars(parser.parse_args(arguments))
     return types.SimpleNamespace(**{option: given.get(option.rstrip("_"), default)
                                     for option, (default, *_) in OPTIONS.items()})
 
 
-def refuse(program: str, message: str):
+def refuse_arguments(program, message):
     """What plac's parsers do with bad arguments: one sentence instead of a page of usage."""
     raise Misuse(f"{message[:1].upper()}{message[1:]}; `{program} --help` lists what it takes.")
 
 
-def rules_of(options) -> Round:
+def rules_of(options):
     """The round's rules with the command line's replacements."""
     given = {name: value for name in vars(ROUNDS[options.round])
              if (value := getattr(options, name, None)) is not None}
     if options.no_residual_wall_time_limit:
         given["residual_wall_time_limit"] = None
-    return replace(ROUNDS[options.round], **given)
+    rules = replace(ROUNDS[options.round], **given)
+    if rules.depth * rules.width**2 > 2**33:
+        raise Misuse(f"A network of width {rules.width:,} and depth {rules.depth:,} takes "
+                     f"{rules.depth * rules.width**2 / 2**28:,.0f} GB: choose smaller ones.")
+    return rules
 
 
-def estimator_path(options) -> str:
-    """The one estimator file that was named. Raises Misuse."""
+def estimator_path(options):
+    """The one estimator file that was named, absolute, as an estimator may chdir. Raises Misuse."""
     if bool(options.file) == bool(options.estimator):
-        raise Misuse("Name one estimator file: whest run estimator.py (or --estimator estimator.py).")
-    return options.file or options.estimator
+        raise Misuse(f"Name one estimator file: {PROGRAM} run estimator.py (or --estimator estimator.py).")
+    return os.path.abspath(os.path.expanduser(options.file or options.estimator))
 
 
-def suite_of(options, rules: Round, n_mlps: int = 10) -> list[MLP]:
-    """The networks to score, of which there are `n_mlps` unless the options say how many."""
-    return list(sample_suite(options.n_mlps or n_mlps, rules.width, rules.depth, options.seed))
-
-
-def runner_for(options, rules: Round, rival: str | None = None) -> LocalRunner:
+def runner_for(options, rules, rival=None):
     """The runner that the options ask for, of the estimator or a rival to it; not started yet."""
-    path = rival or os.path.abspath(os.path.expanduser(estimator_path(options)))     # never a baseline's name
+    path = rival or estimator_path(options)
+    kind = LocalRunner if options.runner in ("local", "inprocess") else SubprocessRunner
     profile = Profile(Path(path).parent) if options.profile and not rival else None
-    arguments = path, None if rival else options.class_, rules, options.seed, options.fail_fast, profile
-    if options.runner in ("local", "inprocess"):
-        return LocalRunner(*arguments)
-    return SubprocessRunner(*arguments, memory_limit=int(options.memory_limit * 2**30),
-                            max_threads=options.max_threads)
+    runner = kind(path, None if rival else options.class_, rules, options.seed, options.fail_fast, profile)
+    runner.max_threads = options.max_threads
+    return runner
 
 
-@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store dataset
-    split seed max_threads runner memory_limit against repeats profile html format json debug fail_fast""")
-def run(options, screen: Screen) -> int:
+@command(f"""file estimator class_ {RULES} n_mlps n_samples precision no_store dataset split seed max_threads
+    runner against profile html format json debug fail_fast""")
+def run(options, screen):
     """Score an estimator on a suite of random networks, and say what to do next.
 
     Prints the report, or with --format json the document of `whest run`. Exit status 0 if scored, 1 if the
     estimator failed on any network, 2 for misuse.
     """
     rules, rival, started = rules_of(options), options.against, datetime.now(timezone.utc)
-    if options.repeats and not rival:
-        raise Misuse("--repeats repeats a comparison: name a rival with --against.")
-    if rival and rival not in BASELINES and not Path(rival).expanduser().is_file():
-        raise Misuse(f"--against {rival}: no such file, nor one of the baselines {', '.join(BASELINES)}.")
-    if options.html and not os.access(Path(options.html).parent, os.W_OK):
+    path, page_path = estimator_path(options), options.html and os.path.abspath(options.html)
+    if rival and rival not in BASELINES:
+        rival = os.path.abspath(os.path.expanduser(rival))
+        if not Path(rival).is_file():
+            raise Misuse(f"--against {options.against}: no such file, nor a baseline ({', '.join(BASELINES)}).")
+    if page_path and not os.access(Path(page_path).parent, os.W_OK):
         raise Misuse(f"--html {options.html}: that folder cannot be written to; choose another.")
     limit_threads(options.max_threads)
-    dataset = read_dataset(options.dataset, options.split, options.n_mlps) if options.dataset else None
-    suite = dataset.mlps if dataset else suite_of(options, rules)
-    rules = replace(rules, width=suite[0].width, depth=suite[0].depth)
-    classes, outcomes = [], []          # of the estimator, then of its rival
+    networks, about = networks_of(options, rules)
+    first = next(iter(networks))
+    rules = replace(rules, width=first.width, depth=first.depth)
+    named = [replace(mlp, weights=[]) for mlp in networks]
+    outcomes, classes = {}, {}
     for which in (None, rival) if rival else (None,):
         with runner_for(options, rules, which) as runner:
-            outcomes.append([[*predictions(runner, suite, i, screen)] for i in range(options.repeats or 1)])
-            classes.append(runner.class_found)
-    first = [repeats[0] for repeats in outcomes]
-    truths = dataset.truths if dataset else grow_truths(suite, first, rules, options, truth_progress(screen))
-    results, *theirs = (score_suite(suite, each, truths, rules, options.precision) for each in first)
+            outcomes[which] = list(predicted(runner, networks, screen))
+            classes[which] = runner.class_found
+    with LocalRunner("mean_propagation", None, rules, options.seed) as baseline:
+        propagated = list(baseline.outcomes(networks))
+    truths = Networks(len(named), dataset_truths, *networks.arguments) if about else grow_truths(
+        list(networks), list(outcomes.values()), rules, options.n_samples, options.precision,
+        None if options.no_store else TruthStore(), truth_progress(screen))
+    scored = {which: score_suite(named, each, truths, rules, options.precision) for which, each in outcomes.items()}
+    results = scored[None]
+    results["standings"] = standings(results["per_mlp"], propagated, truths, rules)
     if options.profile:
-        results["profile"] = {"flops_used": sum(outcome.flops_charged for outcome in first[0]),
-                              "lines": lines_of(first[0])}
+        results["profile"] = {"flops_used": sum(outcome.flops_charged for outcome in outcomes[None]),
+                              "lines": lines_of(outcomes[None], str(Path(path).parent) + os.sep)}
     config = asdict(rules) | {
         **{f"{name}_s": getattr(rules, name) for name in vars(rules) if name.endswith(("limit", "timeout"))},
-        "n_mlps": len(suite), "seed": options.seed, "round": rules.tag, "estimator": estimator_path(options),
-        "class": classes[0], "runner": options.runner, "precision": options.precision,
-        "n_samples": "the dataset's" if dataset else options.n_samples or "auto"}
-    if dataset:
-        config["dataset"] = dataset.about
+        "n_mlps": len(named), "seed": options.seed, "round": rules.tag, "multiplier_floor": MULTIPLIER_FLOOR,
+        "estimator": options.file or options.estimator, "class": classes[None], "runner": options.runner,
+        "precision": options.precision, "n_samples": "the dataset's" if about else options.n_samples or "auto"}
+    if about:
+        config["dataset"] = about
     document = {"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
                 "run_config": config, "whestbench_version": __version__}
     if rival:
-        difference = compare(outcomes[0], outcomes[1], truths, rules)
-        document["against"] = {"verdict": verdict(difference, config["estimator"], rival), "estimator": rival,
-                               "class": classes[1], "difference": difference, "results": theirs[0]}
-    report_run(document, screen, options.debug, options.html)
+        difference = compare(outcomes[None], outcomes[rival], truths, rules)
+        document["against"] = {"verdict": verdict(difference, config["estimator"], options.against), "difference": difference,
+                               "estimator": options.against, "class": classes[rival], "results": scored[rival]}
+    report_run(document, screen, options.debug, page_path)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
-        print(f"whest: predict() failed on {n_errors} of {len(suite)} MLPs; the report says where and why.",
+        print(f"whest: predict() failed on {n_errors} of {len(named)} MLPs; the report says where and why.",
               file=sys.stderr)
     return 1 if n_errors else 0
 
 
-def predictions(runner: LocalRunner, suite: list[MLP], repeat: int, screen: Screen) -> Iterator[Outcome]:
-    """The outcomes on a suite; under other seeds for a repeat after the first."""
-    for i, mlp in enumerate(suite):
-        screen.live(f"predict  MLP {i + 1}/{len(suite)}")
-        other = np.random.SeedSequence(mlp.seed, spawn_key=(repeat,)).generate_state(1)[0]
-        yield runner.predict(replace(mlp, seed=int(other)) if repeat else mlp)
+def dataset_networks(*arguments):
+    return (mlp for mlp, _ in read_dataset(*arguments, with_truths=False))
 
 
-def truth_progress(screen: Screen) -> Callable:
+def dataset_truths(*arguments):
+    return (truth for _, truth in read_dataset(*arguments))
+
+
+def networks_of(options, rules):
+    """The networks to score on, and what is to be told of their dataset, if it is one."""
+    if options.dataset is not None:
+        path = options.dataset if options.dataset.startswith("hf://") else os.path.abspath(options.dataset)
+        options.dataset = path
+        about = describe_dataset(path, options.split)
+        n = min(options.n_mlps or about["n_mlps"], about["n_mlps"])
+        return Networks(n, dataset_networks, path, options.split, n), about
+    n = options.n_mlps or 10
+    networks = Networks(n, sample_suite, n, rules.width, rules.depth, options.seed)
+    networks.kept = list(networks)
+    return networks, None
+
+
+def predicted(runner, networks, screen):
+    """The outcomes on a suite, with progress."""
+    outcomes = iter(runner.outcomes(networks))
+    for i in range(len(networks)):
+        screen.live(f"predict  MLP {i + 1}/{len(networks)}")
+        yield next(outcomes)
+
+
+def truth_progress(screen):
     """What sampling shows: how far, how fast, how long still, and the score so far."""
     started, before = time.monotonic(), None
 
-    def progress(done: int, todo: int, error: TruthError | None = None) -> None:
+    def progress(done, todo, error=None):
         nonlocal before
         before = done if before is None else before
         rate = (done - before) / max(time.monotonic() - started, 1e-9)
@@ -5658,63 +5752,59 @@ def truth_progress(screen: Screen) -> Callable:
     return progress
 
 
-def run_meta(started: datetime) -> dict:
+def run_meta(started):
     """When and where the run took place."""
     finished, system = datetime.now(timezone.utc), platform.uname()
+    unknown = dict.fromkeys(("cpu_count_physical", "ram_total_bytes", "ram_available_bytes"))
     return {"run_started_at_utc": started.isoformat(), "run_finished_at_utc": finished.isoformat(),
             "run_duration_s": (finished - started).total_seconds(),
             "host": {"hostname": system.node, "os": system.system, "os_release": system.release,
                      "platform": platform.platform(), "machine": system.machine,
                      "python_version": platform.python_version(),
                      "numpy_version": np.__version__, "flopscope_version": flops.__version__,
-                     "cpu_brand": platform.processor() or "unknown", "cpu_count_logical": os.cpu_count(),
-                     "cpu_count_physical": None, "ram_total_bytes": None, "ram_available_bytes": None}}
+                     "cpu_brand": platform.processor() or "unknown", "cpu_count_logical": os.cpu_count()} | unknown}
 
 
-@command(f"file estimator class_ {RULES} seed max_threads runner memory_limit format json debug")
-def validate(options, screen: Screen) -> int:
+@command(f"file estimator class_ {RULES} seed max_threads runner format json debug")
+def validate(options, screen):
     """Check the contract in seconds: class, setup, shape, finiteness, budget, determinism, the other book.
 
     Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if
     one fails; a NOTE is no failure.
     """
-    ok = report_checks("Validation", list(validation_checks(options, rules_of(options))), screen)
-    if screen.format != "json":
-        screen.write(f"Next: whest {'run' if ok else 'validate'} {estimator_path(options)}")
+    path, checks = estimator_path(options), list(validation_checks(options, rules_of(options)))
+    ok = all(check["ok"] is not False for check in checks)
+    screen.show({"ok": ok, "checks": checks, "estimator": path, "whestbench_version": __version__}, draw_checks)
     return 0 if ok else 1
 
 
-def validation_checks(options, rules: Round) -> Iterator[dict]:
-    """The checks on a tiny network, the round's shape, and under the other book; a failure ends them."""
-    def check(name: str, ok: bool | None, detail: str) -> dict:
-        shape = f"{trial.width}x{trial.depth}, prices {trial.prices}"
-        return {"check": name, "ok": ok, "detail": f"{detail} [{shape}]"}
+def validation_checks(options, rules):
+    """The checks on a tiny network without a budget, the round's shape, and under the other book."""
+    other = next(book for book in PRICES if book != rules.prices)
+    budget = max(1, rules.flop_budget * 32 // (rules.depth * rules.width**2))
+    tiny = replace(rules, width=4, depth=2, lambda_flops_per_second=0.0, flop_budget=budget, purse=DEFAULT_BUDGET)
+    for trial in (tiny, rules, replace(tiny, prices=other)):
+        def check(name, ok, detail, trial=trial):
+            ok = None if trial.prices == other and not ok else ok
+            return {"check": name, "ok": ok, "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]"}
 
-    tiny = replace(rules, width=4, depth=2, lambda_flops_per_second=0.0,
-                   flop_budget=max(1, rules.flop_budget * 32 // (rules.depth * rules.width**2)))
-    for trial in (tiny, rules, replace(tiny, prices=next(book for book in PRICES if book != rules.prices))):
+        mlp = build_mlp(trial.width, trial.depth, options.seed)
         with runner_for(options, trial) as runner:
-            mlp = build_mlp(trial.width, trial.depth, options.seed)
-            first, second = runner.predict(mlp), runner.predict(mlp)
+            first, second = runner.outcomes(Networks(2, repeat, mlp, 2))
         yield check("class", True, f"{runner.class_found}, loaded, set up within {trial.setup_timeout:g} s")
-        if first.error:
-            details = first.error["details"]
-            hints = *details.get("cause_hints", ()), f"({details['line']})"
-            yield check("predict", False, " ".join([first.error["message"], *hints]))
-            return
-        if first.flag:
-            yield check("predict", False, f"{first.flag}: spend less, or raise the limit")
-            return
-        yield check("predict", True, f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} "
-                    f"FLOPs, {first.flops_used / trial.flop_budget:.2%} of the budget")
+        if failure := failure_of(first, trial):
+            yield check("predict", False, failure.text)
+            continue
+        spent = first.effective_compute(trial)
+        yield check("predict", True, f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
+                    + (f", {spent / trial.flop_budget:.2%} of the budget with the time outside fnp" if trial is rules else ""))
         same = not second.failed and np.array_equal(first.prediction, second.prediction)
         yield check("determinism", same or None, "two calls agree bit for bit" if same else
                     "two calls on one network differ: seed your generator from mlp.seed")
 
 
-@command(f"""file estimator class_ {RULES} n_mlps n_samples precision max_work plain_truth no_store seed
-    max_threads format json debug""")
-def checklist(options, screen: Screen) -> int:
+@command(f"file estimator class_ {RULES} n_mlps n_samples precision no_store seed max_threads format json debug")
+def checklist(options, screen):
     """Answer the debugging page by measurement: each finding with its line, and with what to change.
 
     Runs the estimator on 3 networks, again with other seeds, and once under watch. Exit status 0 if nothing
@@ -5724,68 +5814,43 @@ def checklist(options, screen: Screen) -> int:
     limit_threads(options.max_threads)
     use_prices(rules.prices)
     e = gather_evidence(options, rules, screen)
-    tiers: list[dict] = [{"tier": i, "title": title, "questions": [answered(e, *each) for each in questions]}
-                         for i, (title, questions) in enumerate(QUESTIONS.items())]
-    worst = Counter(f["severity"] for tier in tiers for asked in tier["questions"] for f in asked["findings"])
-    if not screen.write_json({"ok": not worst[1], "tiers": tiers, "run_config": e.config,
-                    "whestbench_version": __version__}):
-        for tier in tiers:
-            screen.panel(f"Tier {tier['tier']}: {tier['title']}", checklist_lines(tier["questions"], screen))
-        found = [f"{SEVERITIES[severity]} {n}" for severity, n in sorted(worst.items()) if n]
-        screen.write(", ".join(found) or "Nothing to change.")
-    return 1 if worst[1] else 0
+    tiers = [{"tier": i, "title": title, "questions": [answered(e, *each) for each in questions]}
+             for i, (title, questions) in enumerate(QUESTIONS.items())]
+    ok = not any(f["severity"] == 1 for tier in tiers for asked in tier["questions"] for f in asked["findings"])
+    screen.show({"ok": ok, "tiers": tiers, "run_config": e.config, "whestbench_version": __version__}, draw_checklist)
+    return 0 if ok else 1
 
 
-@command("format json")
-def doctor(options, screen: Screen) -> int:
-    """Check the installation: versions, threads, vectors, store, kernels, other packages, environment.
+@command("format json expression arrays")
+def price_command(options, screen: Screen) -> int:
+    """What an expression costs in both books, operation by operation, and why: whest price "fnp.sort(x)" x=1000.
 
-    Each check is a line with OK, NOTE or FAIL. Exit status 1 if one fails: such a thing would spoil a score.
+    Python evaluates it on arrays of the named shapes, under each book in turn. Exit status 1 if a book refuses it.
     """
-    checks = [dict(zip(("check", "ok", "detail"), found)) for found in health_checks()]
-    return 0 if report_checks("Doctor", checks, screen) else 1
-
-
-def health_checks() -> Iterator[tuple[str, bool | None, str]]:
-    """(name, whether it is well or None for a note, detail) of each check."""
-    import numba
-    import plac
-    yield "versions", True, (f"python {platform.python_version()}, numpy {np.__version__}, numba "
-                             f"{numba.__version__}, plac {plac.__version__}, whestbench {__version__}")
-    yield "threads", True, f"{_n_threads} of {os.cpu_count()} CPUs, vectors of {vector_type()[1]} float32"
-    folder, start = TruthStore().folder, time.perf_counter()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        yield "store", True, f"{folder} is writable"
-    except OSError as exc:
-        yield "store", None, f"{folder} cannot be written ({exc.strerror}): every run samples anew"
-    try:
-        weights = np.stack([np.asarray(w, np.float64) for w in build_mlp(64, 2).weights])
-        sums = simulate_block(pack_weights(weights), 0, 0).layer_sums[-1]
-        how = "cached" if network_sums.stats.cache_hits else "compiled"       # type: ignore[attr-defined]
-        how = f"{how}, first block after {time.perf_counter() - start:.1f} s"
-        x = block_inputs(64, 0, 0)
-        for weight in weights:
-            x = np.maximum(x @ weight, 0)
-        right = np.allclose(sums, x.sum(0), rtol=1e-4)
-        yield "kernels", right, f"{how}, sums {'as' if right else 'unlike'} NumPy's in float64"
-    except Exception as exc:        # the compiler can raise anything
-        yield "kernels", False, f"no truth can be sampled: {type(exc).__name__}: {exc}"
-    for name in ("flopscope", "local_engine", "whestbench"):
-        find = importlib.machinery.PathFinder.find_spec
-        specs = [find(name, [folder]) for folder in (os.getcwd(), *sys.path)]
-        places = [os.path.realpath(spec.origin) for spec in specs if spec and spec.origin]
-        if others := [place for place in places if place != os.path.realpath(__file__)]:
-            then = "the same bill" if name == "flopscope" else "not always ours"
-            yield name, False if name == "whestbench" and others[0] == places[0] else None, (
-                f"another is at {others[0]}: what imports it gets {then}")
-    for name in {"PYTHONBREAKPOINT", "OMP_NUM_THREADS", "WHESTBENCH_PRICES"} & os.environ.keys():
-        yield name, None, f"is set to {os.environ[name]!r}"
+    if not options.expression:
+        raise Misuse(f'Name an expression: {PROGRAM} price "fnp.sort(x)" x=1000.')
+    rng, names = np.random.default_rng(0), {"fnp": fnp, "flops": flops, "np": np}
+    for text in options.arrays:
+        name, _, form = text.partition("=")
+        try:
+            shape, _, dtype = form.partition(":")
+            extents = [int(n) for n in shape.split("x") if n]
+            names[name] = fnp.asarray(rng.standard_normal(extents).astype(dtype or np.float32))
+        except (ValueError, TypeError, MemoryError) as exc:
+            raise Misuse(f"{text} names no array ({exc}): write w=100x100, or w=100x100:float64.") from None
+    document = {"expression": options.expression}
+    for book in PRICES:
+        try:
+            rows = explain(lambda: eval(options.expression, dict(names)), book)
+            document[book] = [dict(zip(("operation", "flops", "says"), row)) for row in rows]
+        except Exception as exc:
+            document[book] = f"{type(exc).__name__}: {exc}"
+    screen.show(document, draw_prices)
+    return int(any(isinstance(document[book], str) for book in PRICES))
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
-def loop_command(options, screen: Screen) -> int:
+def loop_command(options, screen):
     """The direct loop, `python estimator.py`: one network, no runner, a prediction against ever more samples.
 
     Prints the table n_samples | sampling_flops | estimator_flops | MSE, and with --baseline NAME the same for
@@ -5798,221 +5863,48 @@ def loop_command(options, screen: Screen) -> int:
     if options.baseline:
         estimators[f"Baseline: {options.baseline}"] = Baseline(options.baseline)
     tables = dict(zip(estimators, convergence_tables(estimators.values(), mlp, rules.flop_budget)))
-    document = {"width": mlp.width, "depth": mlp.depth, "seed": options.seed, "tables": tables}
-    if not screen.write_json(document):
-        screen.write(f"MLP: width={mlp.width} depth={mlp.depth} seed={options.seed}")
-        for label, rows in tables.items():
-            screen.write("\n".join(["", f"--- {label} ---", *table_lines(rows)]))
+    screen.show({"width": mlp.width, "depth": mlp.depth, "seed": options.seed, "tables": tables}, draw_tables)
     return 0
 
 
-@command(f"""file output {RULES} n_mlps n_samples seed plain_truth resume no_store dask
-    max_threads format json debug""")
-def bake_command(options, screen: Screen) -> int:
+@command(f"file output {RULES} n_mlps n_samples seed resume no_store dask max_threads format json debug")
+def bake_command(options, screen):
     """Write a suite: networks with their truths, one portable file that `run --dataset` scores on.
 
     --resume grows the truths of an existing file to --n-samples (default: twice what they have).
     """
-    rules, output = rules_of(options), Path(options.file or options.output)
+    rules, output = rules_of(options), Path(options.file or options.output).absolute()
     if output.exists() != options.resume:
         raise Misuse(f"{output} exists: add --resume to grow it, or choose another name." if output.exists()
                      else f"There is no {output} to resume: leave out --resume to bake it.")
-    old = read_suite(output) if options.resume else None
-    mlps = old.mlps if old else suite_of(options, rules)
-    n_samples = options.n_samples or (2 * old.truths[0].n_samples if old else 2**20)
-    if old and n_samples < old.truths[0].n_samples:
-        raise Misuse(f"{output} has {old.truths[0].n_samples:,} samples a network already: ask for more.")
-    store = None if options.no_store else TruthStore()
-    executor: Any = DaskExecutor(options.dask) if options.dask else None
+    if not os.access(output.parent, os.W_OK):
+        raise Misuse(f"{output.parent} cannot be written to: choose another place.")
+    old, about = list(read_suite(output)) if options.resume else [], suite_about(output) if options.resume else {}
+    mlps = [mlp for mlp, _ in old] or list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    has = old[0][1].n_samples if old else 0
+    n_samples = options.n_samples or 2 * has or 2**20
+    if n_samples < has:
+        raise Misuse(f"{output} has {has:,} samples a network already: ask for more.")
+    store, executor = None if options.no_store else TruthStore(), DaskExecutor(options.dask) if options.dask else None
     limit_threads(options.max_threads)
     truths = []
     for mlp in mlps:        # one by one: what sampling a large network takes is let go before the next
-        source = TruthSource(mlp.weights, store, options.plain_truth)
-        truths += grow_together([source], n_samples, executor=executor, progress=truth_progress(screen))[0]
-    about = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
-    write_suite(output, Suite(mlps, truths, (old.about if old else {}) | about))
+        truths += grow_together([TruthSource(mlp.weights, store)], n_samples, executor=executor,
+                                progress=truth_progress(screen))[0]
+    told = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
+    write_suite(output, mlps, truths, about | told)
     noise = math.sqrt(np.mean([(truth.standard_error[-1]**2).mean() for truth in truths]))
-    about |= {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}
-    if not screen.write_json(about):
-        size = f"{len(mlps)} networks {mlps[0].width}x{mlps[0].depth}, {n_samples:,} samples each"
-        screen.write(f"{output}: {size}, final-layer standard error {noise:.3g}\n"
-                     f"Next: whest run estimator.py --dataset {output}")
-    return 0
-
-
-@command("clear format json")
-def store_command(options, screen: Screen) -> int:
-    """Show what the store of truths holds; --clear empties it."""
-    folder, rows = TruthStore().folder, list[dict]()
-    for network in sorted({path.parent for path in folder.glob("*/[!.]*.npz")}):    # .*.npz: a killed run's
-        counts = [int(path.stem.split("-")[0]) for path in network.glob("[0-9]*.npz")]
-        size = sum(path.stat().st_size for path in network.iterdir())
-        rows.append({"network": network.name, "bytes": size, "n_samples": max(counts, default=0)})
-    if options.clear:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not screen.write_json({"folder": str(folder), "cleared": options.clear, "networks": rows}):
-        total = sum(row["bytes"] for row in rows) / 2**20
-        screen.panel("Store", [f"{row['network'][:24]:<26} {row['n_samples']:>16,} samples "
-                               f"{row['bytes'] / 2**20:>9.1f} MB" for row in rows]
-                     + [f"{folder}: {len(rows)} networks, {total:.1f} MB" + ", cleared" * options.clear])
-    return 0
-
-
-# ---- bench ------------------------------------------------------------------------------------------------
-
-
-def seconds_of(work, times=1):
-    """The mean time of a call."""
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    return (time.perf_counter() - start) / times
-
-
-def call_times(numpy):
-    """Microseconds of common calls on 256 float32, medians: of NumPy, or a namespace like it."""
-    x = numpy.array([1.0] * 256, dtype="float32")       # not ones(), which is known to be symmetric
-    w = numpy.array([[1.0] * 256] * 256, dtype="float32")
-    names = {"x": x, "w": w} | {name: getattr(numpy, name) for name in ("sqrt", "maximum", "sum", "mean")}
-    calls = "x + x; x * 2.0; sqrt(x); maximum(x, x); sum(x); mean(x); w @ x; x[3]; x[2:5]; w[3]".split("; ")
-    return {call: 1e6 * statistics.median(seconds_of(work, 200) for _ in range(7))
-            for call in calls for work in [eval(f"lambda: {call}", names)]}
-
-
-def ask_real_package(package: str, code: str) -> Any:
-    """The `result` of code beside the real package, in a process of its own; None where there is none.
-
-    It is looked for in the folder `package` of WHESTBENCH_ORACLES, else among this Python's packages.
-    """
-    name, oracles = package.partition("-")[0], os.environ.get("WHESTBENCH_ORACLES")
-    if not oracles and not importlib.util.find_spec("opt_einsum"):       # which the real ones need
-        return None
-    environment = os.environ | ({"PYTHONPATH": str(Path(oracles) / package)} if oracles else {})
-    code = f"""import json, statistics, sys, time
-sys.path.remove("")
-import {name}
-assert {name}.__path__
-{inspect.getsource(seconds_of)}
-{inspect.getsource(call_times)}
-{code}
-print(json.dumps(result))"""
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True,
-                          cwd=tempfile.gettempdir(), check=False)
-    return None if done.returncode else json.loads(done.stdout)
-
-
-def fma_chains(typingctx, n):
-    """n times 96 fused multiply-adds of vectors, on registers alone: 12 chains hide the latency."""
-    from llvmlite import ir
-    from numba.core import cgutils, types
-    vector, lanes, _ = vector_type()
-
-    def codegen(context, b, signature, args):
-        fma = cgutils.get_or_insert_function(
-            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32")
-        factor, term = (ir.Constant(vector, [value] * lanes) for value in (0.999, 0.001))
-        chains = [cgutils.alloca_once_value(b, term) for _ in range(12)]
-        with cgutils.for_range(b, args[0]):
-            for chain in chains * 8:
-                b.store(b.call(fma, [b.load(chain), factor, term]), chain)
-        total = functools.reduce(b.fadd, map(b.load, chains))
-        return b.extract_element(total, ir.IntType(32)(0))
-
-    return types.float32(types.int64), codegen
-
-
-def fma_peak(threads: concurrent.futures.Executor) -> Callable[[], float]:
-    """A function that measures the chip's float32 FMA rate on all threads in GFLOP/s, in registers alone."""
-    from numba import njit
-    from numba.extending import intrinsic
-    chains: Any = intrinsic(fma_chains)
-    run_chains, n = njit(lambda n: chains(n), nogil=True), 1_000_000
-    run_chains(1)
-    flops = _n_threads * n * 96 * 2 * vector_type()[1]
-    return lambda: flops / 1e9 / seconds_of(lambda: list(threads.map(run_chains, [n] * _n_threads)))
-
-
-def numpy_engine(weights: np.ndarray, n_samples: int, threads: concurrent.futures.Executor) -> None:
-    """The honest NumPy engine: chunks of float32 normals drawn on all cores, BLAS products, column sums."""
-    generators = [np.random.default_rng(i) for i in range(_n_threads)]
-    sums = np.zeros(weights.shape[:2])
-    for _ in range(n_samples // 4096):
-        x = np.empty((4096, weights.shape[1]), np.float32)
-        list(threads.map(lambda rng, part: rng.standard_normal(out=part, dtype=np.float32),
-                         generators, np.array_split(x, _n_threads)))
-        for layer, weight in enumerate(weights):
-            x = x @ weight
-            np.maximum(x, 0, out=x)
-            sums[layer] += x.sum(0)
-
-
-def bench_shape(rules: Round, repeats: int, threads: concurrent.futures.Executor, peak: Callable) -> dict:
-    """Samples a second of the engine and its rivals at a round's shape, interleaved, medians of `repeats`."""
-    width, depth, row = rules.width, rules.depth, dict[str, Any]()
-    weights = np.stack([np.asarray(w) for w in build_mlp(width, depth).weights])
-    n_samples = max(8192, int(1e11 / (2 * depth * width**2)) // 4096 * 4096)
-    block = functools.partial(simulate_block, pack_weights(weights), 1)
-    indices = range(n_samples // samples_per_block(width))
-    real = f"""mlp = whestbench.sample_mlp({width}, {depth})
-whestbench.sample_layer_statistics(mlp, 2048)
-result = seconds_of(lambda: whestbench.sample_layer_statistics(mlp, {n_samples}))"""
-    runs = [(n_samples / seconds_of(lambda: deque(threads.map(block, indices), 0)),
-             n_samples / seconds_of(lambda: numpy_engine(weights, n_samples, threads)),
-             n_samples / (ask_real_package("whestbench-0.16.2", real) or math.nan), peak())
-            for _ in range(repeats + 1)]
-    engine, rival, real_one, fma = np.array(runs[1:]).T         # the first warms up
-    gflops = engine * width**2 * (2 * depth - 1) / 1e9
-    row |= {"round": rules.tag, "shape": f"{width}x{depth}"}
-    for name, rates in {"engine": engine, "numpy": rival, "times_numpy": engine / rival, "real": real_one,
-                        "times_real": engine / real_one, "gflops": gflops, "fma_peak_gflops": fma,
-                        "of_peak": gflops / fma}.items():
-        row[name] = None if np.isnan(rates).any() else float(np.median(rates))
-    return row
-
-
-def bench_lines(rows: list[dict], columns: dict[str, str]) -> Iterator[str]:
-    """A table as text: the titles of `columns`, and below them their keys in the rows."""
-    yield "".join(f"{title:>10}" if i else f"{title:<14}" for i, title in enumerate(columns))
-    for row in rows:
-        first, *values = (row[key] for key in columns.values())
-        yield f"{first:<14}" + "".join(f"{'-' if v is None else f'{v:,.2f}' if v < 1000 else f'{v:,.0f}':>10}"
-                                       for v in values)
-
-
-@command("repeats max_threads format json")
-def bench(options, screen: Screen) -> int:
-    """Measure the engine against NumPy, the chip's FMA peak and the real package; and what counting costs.
-
-    Everything is measured side by side in this run, as medians; quote the ratios. Takes a minute or two.
-    """
-    limit_threads(options.max_threads)
-    with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
-        peak = fma_peak(threads)
-        shapes = [bench_shape(rules, options.repeats or 5, threads, peak) for rules in ROUNDS.values()]
-    plain = call_times(np)
-    with BudgetContext(10**15, quiet=True, prices="0.12"):
-        ours = call_times(fnp)
-    real = ask_real_package("flopscope-0.12.4", """import flopscope as flops, flopscope.numpy as fnp
-with flops.BudgetContext(flop_budget=10**15, quiet=True):
-    result = call_times(fnp)""") or {}
-    calls = []
-    for name, us in plain.items():
-        added, theirs = ours[name] - us, real[name] - us if real else None
-        calls.append({"call": name, "numpy_us": us, "ours_us": ours[name], "real_us": real.get(name),
-                      "added_us": added,
-                      "times_less_added": theirs / added if theirs and added > 0 else None})
-    if not screen.write_json({"engine": shapes, "overhead": calls}):
-        screen.panel("Engine", bench_lines(shapes, {
-            "shape": "shape", "samples/s": "engine", "NumPy": "numpy", "x NumPy": "times_numpy",
-            "real": "real", "x real": "times_real", "GFLOP/s": "gflops", "FMA peak": "fma_peak_gflops",
-            "of peak": "of_peak"}))
-        screen.panel("Overhead of a call on 256 float32, in microseconds", bench_lines(calls, {
-            "": "call", "NumPy": "numpy_us", "ours": "ours_us", "added": "added_us", "real 0.12": "real_us",
-            "x less": "times_less_added"}))
+    screen.show(told | {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}, draw_suite)
     return 0
 
 
 # ---- the way in -------------------------------------------------------------------------------------------
+
+
+def versions():
+    from importlib.metadata import version
+    others = ", ".join(f"{title} {version(title.lower())}" for title in ("NumPy", "numba", "plac"))
+    return f"whestbench {__version__}, Python {platform.python_version()}, {others}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -6020,15 +5912,20 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else [str(a) for a in arguments]
     name, *rest = arguments or [""]
     if name == "--version":
-        print(f"whestbench {__version__}")
+        print(versions())
         return 0
     if name in ("-h", "--help"):
         listed = (f"  {each:<12}{function.__doc__.splitlines()[0]}" for each, function in COMMANDS.items())
-        print("\n".join([__doc__ or "", "Commands:", *listed]))
+        print("\n".join([(__doc__ or "").partition("The rooms below")[0].rstrip(), "", "Commands:", *listed]))
         return 0
+    for ignored in {"FLOPSCOPE_DEFAULT_BUDGET", "FLOPSCOPE_DISABLE_WEIGHTS"} & os.environ.keys():
+        print(f"whest: {ignored} has no effect here: prices and budget are the round's.", file=sys.stderr)
+    if sys.stdout is None:
+        print("whest: standard output is closed.", file=sys.stderr)
+        return 1
     try:
         if name not in COMMANDS:
-            raise Misuse(f"Name a command: {', '.join(COMMANDS)}. `whest COMMAND --help` explains each.")
+            raise Misuse(f"Name a command: {', '.join(COMMANDS)}. `{PROGRAM} COMMAND --help` explains each.")
         if _default_book not in PRICES:
             raise Misuse(f"WHESTBENCH_PRICES must be {' or '.join(PRICES)}, not {_default_book!r}.")
         options = parse(name, rest)
@@ -6042,23 +5939,38 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps({"ok": False, "error": error, "whestbench_version": __version__}, indent=2))
         print(f"whest: {exc}", file=sys.stderr)
         return exc.exit_status
-    except KeyboardInterrupt:
-        print("whest: interrupted. Truth sampled so far is kept: the same command goes on from there.",
-              file=sys.stderr)
+    except KeyboardInterrupt as exc:
+        kept = getattr(exc, "kept", 0)
+        print(f"whest: interrupted; {kept:,} samples are kept: the same command goes on from there." if kept else
+              "whest: interrupted; no samples are kept.", file=sys.stderr)
         return 130
+    except OSError as exc:      # of standard output; files have sentences of their own
+        if exc.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        sys.stdout = open(os.devnull, "w")
+        if exc.errno == errno.EPIPE:
+            return 128 + signal.SIGPIPE
+        print(f"whest: standard output cannot be written: {exc.strerror}.", file=sys.stderr)
+        return 1
 
 
-# Asked last for an import: where a starter kit has no `local_engine` of its own, this module is it.
+def find_spec(name, *_):
+    """Asked last for an import: where a starter kit has no `local_engine` of its own, this module is it."""
+    if name.startswith(f"{__name__}."):
+        raise ModuleNotFoundError(f"{name} is not in this kit: whestbench itself has load_estimator, read_dataset, "
+                                  "score_suite, LocalRunner and BudgetContext", name=name)
+    return importlib.util.spec_from_loader(name, _local_engine) if name == "local_engine" else None
+
+
 _local_engine: Any = types.SimpleNamespace(
-    find_spec=lambda name, *_: (importlib.util.spec_from_loader(name, _local_engine)
-                                if name == "local_engine" else None),
-    create_module=lambda spec: sys.modules[__name__], exec_module=lambda module: None)
+    find_spec=find_spec, create_module=lambda spec: sys.modules[__name__], exec_module=lambda module: None)
 
 
-def claim_names() -> None:
+def claim_names():
     """Let the imports of a contest submission reach this module, whatever is installed beside it."""
     install()
     here = sys.modules[__name__]
+    here.__path__ = []          # so that what is not here is refused by name
     for name in ("domain", "sdk", "generation", "simulation"):
         sys.modules[f"{__name__}.{name}"] = here
         setattr(here, name, here)
