@@ -67,15 +67,12 @@ import numpy as np
 
 __version__ = "1.0.0"
 __all__ = """
-    ROUNDS Round PRICES PriceBook OPERATIONS Operation Call price explain LEFT_OUT BudgetContext BudgetExhaustedError
-    TimeExhaustedError namespace budget_summary budget_summary_dict budget_reset use_prices flops fnp MLP
-    BaseEstimator SetupContext WhestError Misuse sample_mlp sample_suite build_mlp relu run_mlp
-    run_mlp_all_layers sample_layer_statistics monte_carlo_layer_means load_estimator limit_threads
-    pack_weights samples_per_block simulate_block block_inputs Truth TruthSource TruthStore grow_together
-    read_suite write_suite read_dataset describe_dataset InvalidDatasetError BASELINES Baseline Outcome
-    TruthError final_error suite_error score_mlp score_suite compare convergence_tables
-    compare_against_monte_carlo metered_predict Profile LocalRunner SubprocessRunner Screen report_run
-    COMMANDS main
+    ROUNDS Round PRICES OPERATIONS LEFT_OUT price explain BudgetContext BudgetExhaustedError TimeExhaustedError
+    namespace budget_summary budget_summary_dict budget_reset use_prices flops fnp MLP BaseEstimator SetupContext
+    WhestError sample_mlp sample_suite build_mlp relu run_mlp run_mlp_all_layers sample_layer_statistics
+    monte_carlo_layer_means load_estimator limit_threads pack_weights samples_per_block simulate_block Truth
+    TruthSource TruthStore read_suite write_suite read_dataset InvalidDatasetError BASELINES Outcome TruthError
+    final_error score_suite compare compare_against_monte_carlo LocalRunner SubprocessRunner main
 """.split()
 
 # Run as a script, this module is still `whestbench`: one copy of every class, whoever imports it.
@@ -112,7 +109,7 @@ class Round:
     purse: int | None = None        # FLOPs that may be spent, if not the budget: where a network is too small for it
 
     @property
-    def most(self):
+    def most(self) -> int:
         """FLOPs that may be spent on one network."""
         return self.purse or self.flop_budget
 
@@ -1843,7 +1840,9 @@ class FlopscopeArray(np.ndarray):
         name = f"{function.__module__}.{function.__name__}".removeprefix("numpy.")
         if name in _PASSED_THROUGH:
             return function(*bare(args), **bare(kwargs))
-        if name not in OPERATIONS or name in OPERATIONS[name].unrouted.split():
+        if name not in OPERATIONS:
+            raise UnsupportedFunctionError(f"np.{name} of a counted array has no price here")
+        if name in OPERATIONS[name].unrouted.split():
             raise TypeError(f"np.{name} has no counted version by NumPy's name: call fnp.{name}")
         warn(f"np.{name} met a counted array: call fnp.{name} instead")
         return FUNCTIONS[name](*args, **kwargs)
@@ -2565,7 +2564,10 @@ def relu_moments(mean, variance, sigma, density, below):
 
 def run_mlp_all_layers(mlp: MLP, inputs: np.ndarray) -> list[np.ndarray]:
     """The activations of every layer, `depth` arrays `(n, width)`, for inputs `(n, width)`; counted."""
-    return list(accumulate(mlp.weights, lambda x, w: relu(fnp.matmul(x, w)), initial=inputs))[1:]
+    layers = [inputs]
+    for weight in mlp.weights:
+        layers.append(relu(fnp.matmul(layers[-1], weight)))
+    return layers[1:]
 
 
 def run_mlp(mlp: MLP, inputs: np.ndarray) -> np.ndarray:
@@ -3510,7 +3512,7 @@ def mlp_of(weights, seed, name):
 
 def open_dataset(path, split=None):
     """(folder, metadata, split) of a published dataset, fetched if it is hf://owner/name[@revision]."""
-    folder = Path(path).expanduser()
+    path, folder = str(path), Path(path).expanduser()
     if path.startswith("hf://"):
         repo, _, revision = path[5:].partition("@")
         download = need("huggingface_hub", "hub").snapshot_download
@@ -3521,15 +3523,18 @@ def open_dataset(path, split=None):
     if about.get("is_partial"):
         raise ValueError("it is a part, to be merged with the others")
     about = {"splits": {about.get("split"): about}} | about
+    names = ", ".join(sorted(map(str, about["splits"])))
+    if split and split not in about["splits"]:
+        raise InvalidDatasetError(f"Unknown split {split!r}: choose one of {names}.")
     split = split or about.get("split") or about.get("default_split")
     if split not in about["splits"]:
-        names = ", ".join(sorted(about["splits"]))
         raise Misuse(f"{path} has the splits {names}: choose one with --split.")
     return folder, about, split
 
 
 def describe_dataset(path, split=None):
     """What the document of a run says of its dataset: path, seed, sha256, n_mlps; of a suite all it is told."""
+    path = str(path)
     if Path(path).is_file():
         about = suite_about(path)
         return about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])}
@@ -3699,21 +3704,25 @@ class Outcome:
     outside: dict = field(default_factory=dict)
     warned: Counter = field(default_factory=Counter)        # how often, by line and text
 
-    failed = property(lambda o: o.prediction is None)
+    @property
+    def failed(self) -> bool:
+        """Whether there is no valid prediction."""
+        return self.prediction is None
 
-    def effective_compute(self, rules):
+
+    def effective_compute(self, rules: Round) -> float:
         """`C = F + lambda * R` in FLOPs, with R the residual wall time."""
         return self.flops_used + rules.lambda_flops_per_second * self.residual_wall_time_s
 
-    def multiplier(self, rules):
+    def multiplier(self, rules: Round) -> float:
         """Share of the budget that was spent, at least MULTIPLIER_FLOOR; 1 for a failure."""
         return 1.0 if self.failed else rules.multiplier(self.effective_compute(rules))
 
-    def scored(self, truth):
+    def scored(self, truth: Truth) -> np.ndarray:
         """The prediction in float64, zeros for a failure."""
         return np.zeros_like(truth.mean) if self.failed else self.prediction.astype(np.float64)
 
-    def apply_limits(self, rules):
+    def apply_limits(self, rules: Round) -> Outcome:
         """Withdraw a prediction that came too late or cost too much, as the contest does after the call."""
         limits = ((self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
                   (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
@@ -3723,7 +3732,7 @@ class Outcome:
                 self.prediction, self.flag = None, flag
         return self
 
-    def breakdown(self, rules):
+    def breakdown(self, rules: Round) -> dict | None:
         """The bill as in the real report, by namespace; None after an error."""
         if self.error:
             return None
@@ -3795,30 +3804,30 @@ class TruthError:
     n_networks: int = 1
 
     @property
-    def corrected(self):
+    def corrected(self) -> float:
         """Unbiased for the error against exact truths; can be negative where noise hides a small one."""
         return self.raw - self.noise_floor
 
     @property
-    def standard_error(self):
+    def standard_error(self) -> float:
         """Of `corrected`, from truth noise."""
         return math.sqrt(self.variance)
 
     @property
-    def truth_interval(self):
+    def truth_interval(self) -> tuple[float, float]:
         """95% interval for these networks' error against exact truths."""
         half = NORMAL_975 * self.standard_error
         return self.corrected - half, self.corrected + half
 
     @property
-    def network_interval(self):
+    def network_interval(self) -> tuple[float, float] | None:
         """95% interval for the mean over all such networks, were the truths exact."""
         if self.between is None:
             return None
         half = student_975(self.n_networks - 1) * self.between
         return self.corrected - half, self.corrected + half
 
-    def precise(self, precision):
+    def precise(self, precision: float) -> bool:
         """Whether standard error and noise floor are within this share of the corrected error."""
         return max(self.standard_error, self.noise_floor) <= precision * self.corrected
 
@@ -4202,6 +4211,7 @@ OUTSIDE = "(the runner's own cast)", 0
 
 def lines_of(outcomes, home):
     """The participant's lines in order: what each cost itself, with all that it called, and outside fnp."""
+    linecache.checkcache()
     charges, outside = [], Counter()
     for outcome in outcomes:
         outside.update(outcome.outside)
@@ -4467,10 +4477,10 @@ class SubprocessRunner(LocalRunner):
         while done < len(networks):
             first = done
             try:
-                for line in self.answers(networks, first):
+                for line in self._answers(networks, first):
                     outcome = read_outcome(line, shape).apply_limits(self.rules)
                     done += 1
-                    yield self.checked(outcome)
+                    yield self._checked(outcome)
             except WhestError as exc:
                 if not self.class_found or exc.stage == "predict":
                     raise
@@ -4484,15 +4494,15 @@ class SubprocessRunner(LocalRunner):
                 outcome = failed_outcome("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
             if done < len(networks):
                 done += 1
-                yield self.checked(outcome)
+                yield self._checked(outcome)
 
-    def checked(self, outcome):
+    def _checked(self, outcome):
         if self.fail_fast and outcome.failed:
             code = outcome.error_code or "PREDICT_ERROR"
             raise WhestError(outcome.traceback or outcome.error["message"], code, "predict")
         return outcome
 
-    def answers(self, networks, first):
+    def _answers(self, networks, first):
         """The lines of a new worker that starts with network `first`. Raises WhestError on silence or death."""
         code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
                 "import whestbench; whestbench.serve()")
@@ -4520,7 +4530,7 @@ class SubprocessRunner(LocalRunner):
                 if not line:
                     break
                 if i == 0 or '"code"' in line[:9]:
-                    self.introduced(json.loads(line))
+                    self._introduced(json.loads(line))
                 else:
                     yield line
             status = process.wait(1.0)
@@ -4536,7 +4546,7 @@ class SubprocessRunner(LocalRunner):
                 os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
             process.wait()
 
-    def introduced(self, said):
+    def _introduced(self, said):
         """Take a worker's first line: the class that it found, or why it found none."""
         if "code" in said:
             raise WhestError(*(str(said[key]) for key in ("message", "code", "stage")))
@@ -5305,9 +5315,11 @@ def ask_layers(e):
     mine, theirs = e.results["per_layer_mse"], np.mean(errors, axis=(0, 2)).tolist()
     i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
     least = min(range(len(mine)), key=lambda layer: mine[layer] or inf)
-    grows = mine[-1] > 3 * mine[least] > 0
-    yield Answer(not grows, (f"yes: from {mine[least]:.1e} (layer {least + 1}) to {mine[-1]:.1e} (layer {len(mine)})"
-                             if grows else f"no: {mine[-1]:.1e} in the last layer"))
+    grows, behind = mine[-1] > 3 * mine[least] > 0, i < len(mine)
+    said = f"yes: from {mine[least]:.1e} (layer {least + 1}) to {mine[-1]:.1e} (layer {len(mine)})" if grows else "no"
+    if behind:
+        said += f"; over twice mean_propagation's from layer {i + 1} on"
+    yield Answer(not (grows or behind), said)
     rows = [{"mse": m, "baseline_mse": b, "growth": m / a if a else None}
             for a, m, b in zip([None, *mine], mine, theirs)]
     yield {"layers": rows}
@@ -5316,7 +5328,7 @@ def ask_layers(e):
         growth = f"x{row['growth']:.3g}" if row["growth"] else ""
         yield Bar(f"layer {layer:>3} {row['mse']:9.2e} {growth:>9} (mean_propagation {row['baseline_mse']:.2e}) ",
                   (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
-    if i < len(mine):           # the first layer from which on none is as good
+    if behind:                  # the first layer from which on none is as good
         yield Finding(2, f"from layer {i + 1} on your MSE is over twice mean_propagation's: "
                       f"{mine[i]:.3g}, not {theirs[i]:.3g}",
                       f"compare what you compute at layer {i + 1} with mean_propagation",
