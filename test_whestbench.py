@@ -2300,7 +2300,8 @@ FLAWS = {   # flaw: (predict(), flags, the question that finds it, severity, pat
                   "--flop-budget 5e5", "budget_exhausted", 1, r"budget_exhausted.* on 3 MLPs"),
     "deep layers": (propagation("mean = mean * fnp.float32(1 + 0.2 * (i > 1))", end="   # here"),
                     "", "deep layers", 2, "layer 3"),
-    "one factor": (propagation(end=" * fnp.float32(1.3)   # here"), "", "made of", 2, r"1\.3\d* times too large.*dividing by it"),
+    "one factor": (propagation(end=" * fnp.float32(1.3)   # here"), "", "made of", 2,
+                   r"1\.3\d* times too large.*dividing by it"),
     "one constant": (propagation(end=" + fnp.float32(0.5)   # here"), "", "made of", 2, r"0\.5\d* too high"),
     "matmul": (propagation(variance="fnp.diag((weight.T @ fnp.diag(variance)) @ weight)   # here"),
                "--flop-budget 1e6", "matmul dominant", 2, "diagonal variance"),
@@ -2789,8 +2790,11 @@ var argmax argmin cumsum cumprod any all count_nonzero nansum nanprod nanmax nan
 nanargmax nanargmin nancumsum nancumprod median nanmedian average: X34; X34, axis=-1; X34, axis=0,
 keepdims=True; X234, axis=(0, 2); X; X03; [1, 2, 3]; X34, axis=0, dtype=f4 ;; percentile quantile: X34,
 0.5; X34, [0.25, 0.5]; X34, 1, axis=0; X234, [0, 0.5], axis=(0, 2); X34, 0.5, axis=1, keepdims=True; X34,
-0.5, method="lower"; X34, np.float32(0.5) ;; sum mean var any cumsum: X34, 0, out=Y4 ;; einsum: "ij,ij,k->k", X34, X34, X3; "i,j,k->k", X3, X3,
-X4; "i,j,k->jk", X0, X3, X4; "aij,aik->ajk", X234, X234; "aij,aik->ajk", X222, X222; "ij,ij,k->k", X44,
+0.5, method="lower"; X34, np.float32(0.5) ;; sum mean var any cumsum: X34, 0, out=Y4 ;;
+einsum: "ij,ij,k->k", X34, X34, X3;
+"i,j,k->k", X3, X3,
+X4; "i,j,k->jk", X0, X3, X4;
+"aij,aik->ajk", X234, X234; "aij,aik->ajk", X222, X222; "ij,ij,k->k", X44,
 X44, X3 ;; sqrt sinh degrees fix round: F34, out=Y34 ;; dot inner outer vdot: a=X3, b=Y3 ;; dot matmul:
 X34, X4, out=Y3 ;; full: shape=3, fill_value=2.0 ;; where: condition=B34, x=X34, y=2 ;; count_nonzero: X34,
 axis=None; X4, axis=0; X4, keepdims=True ;; trace: X03 ;; unique: X34, axis=0; X345, axis=-1 ;; = X34 + X4;
@@ -2845,7 +2849,7 @@ fnp.tensordot(cube3, sym3, 1); fnp.tensordot(cube3, cube3, 2); fnp.tensordot(sym
 fnp.tensordot(cube3, sym3, ([2], [1])); fnp.outer(X3, X3) + 1; fnp.diag(X3) * 2; fnp.eye(3) + fnp.eye(3);
 fnp.ones((3, 3)) @ X33; fnp.zeros_like(X33) + 1; fnp.full((3, 3), 2.0) + sym3; fnp.concatenate([sym3,
 sym3]) + 1; fnp.stack([sym3, sym3]) + 1; fnp.squeeze(sym3[None]) + 1; fnp.expand_dims(sym3, 0) * 2;
-fnp.broadcast_to(sym3, (2, 3, 3)) * 2; fnp.clip(sym3, 0, 1) + 1; 
+fnp.broadcast_to(sym3, (2, 3, 3)) * 2; fnp.clip(sym3, 0, 1) + 1;
 fnp.triu(sym3) + 1; fnp.median(sym3, axis=0); fnp.moveaxis(cube3, 0, 2) + 1;
 fnp.minimum(sym3, sym3.T); sym3.astype(f4) + 1; fnp.round(sym3) + 1; fnp.sum(cube3, axis=(0, 1));
 fnp.argmax(cube3, axis=2); fnp.std(cube3, axis=0); fnp.swapaxes(cube3, 0, 1) + 1; young4 * 2;
@@ -2899,7 +2903,9 @@ axis=0; [1.0, 2.0], 0; X34, K5, 1; X34, J3, mode="wrap"; F34, [0, 1], out=F2 ;; 
 1; X34, K14, axis=0; X34, T5, None; X34, K31, 1; X34, K32, axis=-1 ;; compress: B3, X34, axis=0; [True,
 False], X34; B4, X34, 1; [False], X3; B4, X34 ;; put: X34, [0, 1], [5, 6]; X34, T5, 1; X34, 3, 1; X34, [],
 1; X34, [1, 2, 3], F3, mode="clip" ;; put_along_axis: X34, K31, 9, 1; X34, K34, Y34, axis=1; X34, K14, 0,
-axis=0; X34, K32, F32, 1; X34, K11, 9, 1 ;; copyto: X34, Y34, casting="unsafe"; X34, 1; F34, 2.5; X0, 1; F34, Y34; X34, [1, 0, 1, 0], casting="unsafe"; F, 2.0 ;;
+axis=0; X34, K32, F32, 1; X34, K11, 9, 1 ;;
+copyto: X34, Y34, casting="unsafe"; X34, 1; F34, 2.5; X0, 1; F34, Y34; X34, [1, 0, 1, 0],
+casting="unsafe"; F, 2.0 ;;
 fill_diagonal: X44, 5; X53, 0, wrap=True; X333, 1; X22, [1, 2]; X03, 1"""
 ZOO["sorting"] = r"""
 unique_all: X34 ;; sort: X34; X0; X345, axis=1; X34, kind="stable"; X34, stable=True; X03, axis=0 ;;

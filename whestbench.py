@@ -11,6 +11,7 @@ its final-layer squared error against a Monte Carlo truth, times the share of th
 The rooms below follow the data: rounds, prices, budget, fnp, contract, engine, truth, baselines, scoring,
 runners, reports, checklist, command line. Each uses only the rooms above it.
 """
+
 from __future__ import annotations
 
 import abc
@@ -52,16 +53,30 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache, partial, reduce, wraps
-from itertools import accumulate, chain, combinations, groupby, islice, pairwise, permutations, product, repeat, zip_longest
+from itertools import (
+    accumulate,
+    chain,
+    combinations,
+    groupby,
+    islice,
+    pairwise,
+    permutations,
+    product,
+    repeat,
+    zip_longest,
+)
 from math import inf, prod
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == "__main__" and (
-        _missing := [name for name in ("numba", "numpy", "plac") if not importlib.util.find_spec(name)]):
-    sys.exit(f"whest: {', '.join(_missing)} not found: pip install numba numpy plac, or type "
-             "uv run whestbench.py instead.")
+    _missing := [name for name in ("numba", "numpy", "plac") if not importlib.util.find_spec(name)]
+):
+    sys.exit(
+        f"whest: {', '.join(_missing)} not found: pip install numba numpy plac, or type "
+        "uv run whestbench.py instead."
+    )
 
 import numpy as np
 
@@ -77,7 +92,7 @@ __all__ = """
 
 # Run as a script, this module is still `whestbench`: one copy of every class, whoever imports it.
 _RUN_AS_SCRIPT = __name__ == "__main__"
-PROGRAM = "python whestbench.py" if _RUN_AS_SCRIPT else "whest"     # as the user starts it
+PROGRAM = "python whestbench.py" if _RUN_AS_SCRIPT else "whest"  # as the user starts it
 if _RUN_AS_SCRIPT:
     __name__ = "whestbench"
     sys.modules["whestbench"] = sys.modules["__main__"]
@@ -90,7 +105,7 @@ if _RUN_AS_SCRIPT:
 # price book. One row each; the command line's flags replace single cells of a row.
 # ======================================================================================
 
-MULTIPLIER_FLOOR = 0.1      # spending a smaller share of the budget earns nothing
+MULTIPLIER_FLOOR = 0.1  # spending a smaller share of the budget earns nothing
 
 
 @dataclass(frozen=True)
@@ -106,7 +121,9 @@ class Round:
     wall_time_limit: float | None
     prices: str
     setup_timeout: float | None = 5.0
-    purse: int | None = None        # FLOPs that may be spent, if not the budget: where a network is too small for it
+    purse: int | None = (
+        None  # FLOPs that may be spent, if not the budget: where a network is too small for it
+    )
 
     @property
     def most(self) -> int:
@@ -114,16 +131,19 @@ class Round:
         return self.purse or self.flop_budget
 
     def multiplier(self, spent: float) -> float:
-        """The share of the budget that so many FLOPs are, at least MULTIPLIER_FLOOR: what a score is multiplied with."""
+        """The share of the budget that so many FLOPs are, at least MULTIPLIER_FLOOR: it multiplies the score."""
         return max(MULTIPLIER_FLOOR, spent / self.flop_budget)
 
 
-ROUNDS = {r.tag: r for r in (
-    #     tag          width depth flop_budget      lambda residual wall   prices
-    Round("v1-warmup",   256,    8,  68_000_000_000, 1e11,    None,  60.0, "0.7"),
-    Round("v1-phase1",   256,   32, 272_000_000_000, 1e11,    None,  60.0, "0.12"),
-    Round("v2-phase2",  1024,   16,           2**41,  0.0,     0.4, 120.0, "0.12"),
-)}
+ROUNDS = {
+    r.tag: r
+    for r in (
+        #     tag          width depth flop_budget      lambda residual wall   prices
+        Round("v1-warmup", 256, 8, 68_000_000_000, 1e11, None, 60.0, "0.7"),
+        Round("v1-phase1", 256, 32, 272_000_000_000, 1e11, None, 60.0, "0.12"),
+        Round("v2-phase2", 1024, 16, 2**41, 0.0, 0.4, 120.0, "0.12"),
+    )
+}
 DEFAULT_ROUND = "v1-warmup"
 
 
@@ -154,7 +174,7 @@ class UnsupportedDtypeError(FlopscopeError, TypeError):
 
 # ---- shapes and dtypes -----------------------------------------------------------------------------------
 
-WEAK = {int, float, complex}        # Python's scalars take the dtype of the arrays that they meet
+WEAK = {int, float, complex}  # Python's scalars take the dtype of the arrays that they meet
 f8, i8 = np.dtype("f8"), np.dtype("i8")
 
 
@@ -245,7 +265,7 @@ def inexact(dtype):
 # A symmetry is a tuple of blocks of axes; those of a block may change places: ((0, 1),) for a symmetric
 # matrix, () where none is known. So it is never written out, however many permutations it has.
 
-LARGEST_GROUP = 223             # of permutations that a sum or product looks at: beyond, 0.12 prices without
+LARGEST_GROUP = 223  # of permutations that a sum or product looks at: beyond, 0.12 prices without
 
 
 def blocks_of(groups):
@@ -267,7 +287,7 @@ def order_of(blocks):
 def distinct(blocks, shape, axes=None):
     """How many elements differ, along some of the axes: k interchangeable indices below n are a multiset."""
     axes, total = range(len(shape)) if axes is None else axes, 1
-    if order_of(blocks) > 50_000:           # the real package gives up
+    if order_of(blocks) > 50_000:  # the real package gives up
         blocks = ()
     for block in (*blocks, *((axis,) for axis in {*axes}.difference(*blocks))):
         if inside := [axis for axis in block if axis in axes]:
@@ -295,8 +315,10 @@ def equal_axes(shape, axes=None):
 
 def common(symmetries):
     """What several arrays share: nothing as soon as one has none."""
+
     def meet(one, other):
         return blocks_of({*a} & {*b} for a in one for b in other)
+
     return reduce(meet, symmetries) if symmetries else ()
 
 
@@ -327,7 +349,7 @@ def indexed(blocks, shape, key):
     key = list(key) if isinstance(key, tuple) else [key]
     dots = [k is Ellipsis for k in [*key, Ellipsis]].index(True)
     given = sum(k is not None and k is not Ellipsis for k in key)
-    key[dots:dots + 1] = [slice(None)] * (len(shape) - given)
+    key[dots : dots + 1] = [slice(None)] * (len(shape) - given)
     moving, places, new, axis = {*chain(*blocks)}, {}, [], 0
     for k in key:
         here = len(places) + len(new)
@@ -365,8 +387,12 @@ def joined_along(c, axis):
     """Of concatenate and its kin: what the other axes of all parts share."""
     if axis is None:
         return ()
-    return common([moved_to({i: i for i in range(np.ndim(a)) if i != axis % np.ndim(a)}, symmetry_of(a))
-                   for a in c.first])
+    return common(
+        [
+            moved_to({i: i for i in range(np.ndim(a)) if i != axis % np.ndim(a)}, symmetry_of(a))
+            for a in c.first
+        ]
+    )
 
 
 def stacked(c):
@@ -392,7 +418,9 @@ def cumulative(c):
     """Of cumsum and cumprod: the other axes' symmetry stays."""
     blocks = closed_up(c, False)
     if blocks and c.early:
-        raise UnsupportedFunctionError(f"book 0.7 takes the wrong axes of {c.name} for symmetric: use a plain copy")
+        raise UnsupportedFunctionError(
+            f"book 0.7 takes the wrong axes of {c.name} for symmetric: use a plain copy"
+        )
     return blocks
 
 
@@ -417,7 +445,9 @@ def of_product(c):
 
 def constant(c):
     """Of zeros, ones and full: all equal axes may change places."""
-    is_plain = "fill_value" not in c.arguments or c.early and c.name == "full" or not shape_of(c["fill_value"])
+    is_plain = (
+        "fill_value" not in c.arguments or c.early and c.name == "full" or not shape_of(c["fill_value"])
+    )
     return equal_axes(c.result.shape) if is_plain else ()
 
 
@@ -485,7 +515,9 @@ def written_out(blocks, ndim):
 def stabiliser(group, kept):
     """What keeps these places among themselves, as permutations of them, in this order."""
     place = {old: i for i, old in enumerate(kept)}
-    return proper(tuple([place[g[old]] for old in kept]) for g in group or () if all(g[a] in place for a in kept))
+    return proper(
+        tuple([place[g[old]] for old in kept]) for g in group or () if all(g[a] in place for a in kept)
+    )
 
 
 def orbits(group, sizes):
@@ -493,7 +525,7 @@ def orbits(group, sizes):
     total = 0
     for g in group or [range(len(sizes))]:
         left, fixed = {*range(len(sizes))}, 1
-        while left:                             # one free index for each cycle
+        while left:  # one free index for each cycle
             fixed *= sizes[i := left.pop()]
             while (i := g[i]) in left:
                 left.remove(i)
@@ -511,8 +543,10 @@ def as_blocks(group, axes, what):
     swaps = {frozenset(i for i, j in enumerate(g) if i != j) for g in group or ()}
     blocks = blocks_of({frozenset(j for j in range(axes) if i == j or {i, j} in swaps) for i in range(axes)})
     if order_of(blocks) != len(group or "1"):
-        raise UnsupportedFunctionError(f"einsum {what} gives a result whose axes change places in pairs only, which "
-                                       "has no price here: multiply by a copy of one operand")
+        raise UnsupportedFunctionError(
+            f"einsum {what} gives a result whose axes change places in pairs only, which "
+            "has no price here: multiply by a copy of one operand"
+        )
     return blocks
 
 
@@ -535,14 +569,19 @@ def label_group(factors, needed=None):
         one_to_one = len(dict(pairs)) == len(pairs) == len({d for _, d in pairs})
         return one_to_one and all((c in needed) == (d in needed) for c, d in pairs)
 
-    maps = {(frozenset(), frozenset(range(len(factors))))}      # (pairs of labels, factors not yet met)
+    maps = {(frozenset(), frozenset(range(len(factors))))}  # (pairs of labels, factors not yet met)
     for own, _, symmetry, same in factors:
         twins = [j for j, factor in enumerate(factors) if factor.same == same]
         in_step = len(twins) > 1 and {factors[j].labels for j in twins} == {own}
         summed = tuple([i for i, c in enumerate(own) if in_step and c not in needed])
         group = closure(symmetry, {*written_out((summed,), len(own))}) or [range(len(own))]
-        maps = {(pairs, left - {j}) for known, left in maps for j in left.intersection(twins) for g in group
-                if allowed(pairs := known.union(zip(own, [factors[j].labels[i] for i in g])))}
+        maps = {
+            (pairs, left - {j})
+            for known, left in maps
+            for j in left.intersection(twins)
+            for g in group
+            if allowed(pairs := known.union(zip(own, [factors[j].labels[i] for i in g])))
+        }
     return labels, proper(tuple([labels.index(d) for _, d in sorted(pairs)]) for pairs, _ in maps)
 
 
@@ -586,6 +625,7 @@ def step_cost(factors, needed, size, merged, early):
        less: `merged`, their labels and group. A multiplication and an addition for each of their orbits, or,
        for each distinct element of the result, the whole sum that makes it.
     """
+
     def sizes_and_shown(labels):
         return [size[c] for c in labels], [i for i, c in enumerate(labels) if c in needed]
 
@@ -593,8 +633,11 @@ def step_cost(factors, needed, size, merged, early):
     for factor, other in zip(factors, reversed(factors)):
         kept = [i for i, c in enumerate(factor.labels) if c in needed or c in other.labels]
         before += additions(factor.symmetry, kept, factor.shape, early)
-        left.append(factor._replace(labels="".join(factor.labels[i] for i in kept),
-                                    symmetry=stabiliser(factor.symmetry, kept)))
+        left.append(
+            factor._replace(
+                labels="".join(factor.labels[i] for i in kept), symmetry=stabiliser(factor.symmetry, kept)
+            )
+        )
     if factors[0].same == factors[-1].same and len(left[0].labels) != len(left[-1].labels):
         raise UnsupportedFunctionError("an operand used twice, but summed to different ranks, has no price")
     labels, group = label_group(left)
@@ -605,11 +648,13 @@ def step_cost(factors, needed, size, merged, early):
         sizes, shown = sizes_and_shown(labels)
         alive = [i for i, c in enumerate(labels) if any(c in factor.labels for factor in left)]
         if group and (not alive or any(sizes[i] != sizes[j] for g in group for i, j in enumerate(g))):
-            raise UnsupportedFunctionError("equal operands summed wholly, or over unequal axes, have no price")
-        before = max(before, 0)                                     # of empty operands, in book 0.7
+            raise UnsupportedFunctionError(
+                "equal operands summed wholly, or over unequal axes, have no price"
+            )
+        before = max(before, 0)  # of empty operands, in book 0.7
         outputs = stored(group, shown, sizes)
         inner = prod(sizes[i] for i in alive if i not in shown)
-        if {*labels} <= {*factors[0].labels, *factors[1].labels}:   # none was summed before
+        if {*labels} <= {*factors[0].labels, *factors[1].labels}:  # none was summed before
             costs.append(max(2 * stored(group, alive, sizes) - outputs, 0))
         if outputs < prod(sizes[i] for i in shown):
             costs.append(outputs * (2 * inner - 1))
@@ -619,7 +664,7 @@ def step_cost(factors, needed, size, merged, early):
 @lru_cache(4096)
 def contraction_cost(operands, out, early):
     """Operations of an einsum of Factors. Three or four go pairwise along `cheapest_path`, whatever is asked."""
-    size = dict(sorted(item for f in operands for item in zip(f.labels, f.shape)))      # the larger wins
+    size = dict(sorted(item for f in operands for item in zip(f.labels, f.shape)))  # the larger wins
     many = len(operands) > 2
     if not early and len(label_group(operands)[1] or ()) > LARGEST_GROUP:
         return len(operands) * prod(size.values())
@@ -645,8 +690,10 @@ def result_blocks(operands, out, early):
     labels, group = label_group(operands, out)
     blocks = as_blocks(stabiliser(group, [labels.index(c) for c in out]), len(out), text)
     if early and blocks and len(operands) > 1 and list(out) != sorted(out):
-        raise UnsupportedFunctionError(f"book 0.7 takes the wrong axes of {text} for symmetric: name the "
-                                       "result's labels in alphabetical order")
+        raise UnsupportedFunctionError(
+            f"book 0.7 takes the wrong axes of {text} for symmetric: name the "
+            "result's labels in alphabetical order"
+        )
     return blocks
 
 
@@ -661,7 +708,7 @@ def cheapest_path(terms, out, size):
             return
         for i, j in combinations(sorted(left), 2):
             a, b = terms[i], terms[j]
-            if (a, b) not in known:       # remembered by labels alone, although the other terms matter too
+            if (a, b) not in known:  # remembered by labels alone, although the other terms matter too
                 needed = {*out}.union(*(terms[k] for k in left - {i, j}))
                 cost = prod(size[c] for c in a | b) * (1 + bool(a & b - needed))
                 known[a, b] = (a | b) & needed, cost
@@ -682,8 +729,8 @@ def subscripts(text, ranks):
         out = "".join(["..." * ("..." in inputs), *once])
     parts = inputs.split(",")
     wide = [(rank - len(part) + 3) * ("..." in part) for part, rank in zip(parts, ranks)]
-    spare = "".join(c for c in LETTERS if c not in text)[:max(wide)]
-    parts = [part.replace("...", spare[max(wide) - n:]) for part, n in zip(parts, wide)]
+    spare = "".join(c for c in LETTERS if c not in text)[: max(wide)]
+    parts = [part.replace("...", spare[max(wide) - n :]) for part, n in zip(parts, wide)]
     if tuple(map(len, parts)) != ranks:
         raise ValueError(f"subscripts {text!r} do not fit operands of {ranks} axes")
     return parts, out.replace("...", spare)
@@ -691,14 +738,19 @@ def subscripts(text, ranks):
 
 def meeting_at(m, n, a_axes, b_axes):
     """Subscripts where these axes of operands of ranks m and n meet: dot, inner, tensordot."""
-    a, b = LETTERS[:m], list(LETTERS[m:m + n])
+    a, b = LETTERS[:m], list(LETTERS[m : m + n])
     for i, j in zip(a_axes, b_axes):
         b[j] = a[i]
     return f"{a},{''.join(b)}->{''.join(c for c in (*a, *b) if (c in a) != (c in b))}"
 
 
-FIXED_LABELS = {"outer": "a,b->ab", "vdot": "a,a->", "vecdot": "...i,...i->...",
-                "matvec": "...ij,...j->...i", "vecmat": "...i,...ij->...j"}
+FIXED_LABELS = {
+    "outer": "a,b->ab",
+    "vdot": "a,a->",
+    "vecdot": "...i,...i->...",
+    "matvec": "...ij,...j->...i",
+    "vecmat": "...i,...ij->...j",
+}
 
 
 def product_of(c):
@@ -708,8 +760,10 @@ def product_of(c):
     if name == "einsum":
         text = c.first
         if len(operands) > 4 or not isinstance(text, str) or {"out", "symmetry"} & c.kwargs.keys():
-            raise UnsupportedFunctionError("einsum takes subscripts and one to four operands here, no out= and no symmetry=: "
-                                           "multiply some first")
+            raise UnsupportedFunctionError(
+                "einsum takes subscripts and one to four operands here, no out= and no symmetry=: "
+                "multiply some first"
+            )
     shapes, symmetries = [*map(shape_of, operands)], [*map(symmetry_of, operands)]
     m, n = [*map(len, shapes), 0][:2]
     if name in ("outer", "vdot"):
@@ -722,14 +776,18 @@ def product_of(c):
         axes = (range(m - axes, m), range(axes)) if isinstance(axes, (int, np.integer)) else axes
         axes = [tuple(np.atleast_1d(side).tolist()) for side in axes]
         if c.early and min(chain(*axes), default=0) < 0:
-            raise UnsupportedFunctionError("book 0.7 overcharges tensordot with negative axes: name them from the left")
+            raise UnsupportedFunctionError(
+                "book 0.7 overcharges tensordot with negative axes: name them from the left"
+            )
         axes = [*map(axes_of, shapes, axes)]
         text = meeting_at(m, n, *axes)
     elif name == "matmul":
         i, k = "i" * (m > 1), "k" * (n > 1)
         text = f"...{i}j,...j{k}->...{i}{k}"
     if max(map(order_of, symmetries)) > LARGEST_GROUP:
-        raise UnsupportedFunctionError(f"{c.name} of an array with so many interchangeable axes has no price here")
+        raise UnsupportedFunctionError(
+            f"{c.name} of an array with so many interchangeable axes has no price here"
+        )
     labels, out = subscripts(text, tuple(map(len, shapes)))
     groups = [proper(written_out(blocks, len(shape))) for blocks, shape in zip(symmetries, shapes)]
     same = [[*map(id, operands)].index(id(a)) for a in operands]
@@ -756,7 +814,7 @@ class Matrices(NamedTuple):
 
     m: int
     n: int
-    count: int
+    many: int
 
 
 class Call:
@@ -798,7 +856,7 @@ class Call:
     axes = cached_property(lambda c: axes_of(c.shape, c.axis))
     kept = property(lambda c: tuple([axis for axis in range(len(c.shape)) if axis not in c.axes]))
     along = property(lambda c: c.size if c.axis is None or not c.shape else c.shape[c.axis])
-    each = property(lambda c: prod(c.shape[axis] for axis in c.axes))      # elements behind a result
+    each = property(lambda c: prod(c.shape[axis] for axis in c.axes))  # elements behind a result
     results = cached_property(lambda c: distinct(c.blocks, c.shape, c.kept))
     folds = property(lambda c: at_least_1(c.additions))
     product = cached_property(lambda c: product_of(c))
@@ -827,8 +885,9 @@ def parameters_of(function):
     except (TypeError, ValueError):
         return (), {}
     names = tuple(p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD)
-    return names, {p.name: None if p.default is np._NoValue else p.default
-                   for p in found if p.default is not p.empty}
+    return names, {
+        p.name: None if p.default is np._NoValue else p.default for p in found if p.default is not p.empty
+    }
 
 
 def loop(c):
@@ -841,7 +900,7 @@ def loop(c):
     if dtype is not None:
         asked = {"signature": (None,) * ufunc.nin + (np.dtype(dtype),) * ufunc.nout, "casting": "unsafe"}
     found = ufunc.resolve_dtypes(kinds + (None,) * ufunc.nout, **asked)
-    if ufunc is np.ldexp:                           # the exponent only steers
+    if ufunc is np.ldexp:  # the exponent only steers
         operands, found = operands[:1], found[::2]
     return with_out(c, heavier(*found, *([] if asked else [promoted(*operands)])))
 
@@ -849,16 +908,22 @@ def loop(c):
 def with_out(c, dtype):
     """The dtype that a result has where it is written to `out`."""
     out = c.kwargs.get("out")
-    return dtype if out is None else np.result_type(dtype, *[a.dtype for a in (out if type(out) is tuple else [out])])
+    return (
+        dtype
+        if out is None
+        else np.result_type(dtype, *[a.dtype for a in (out if type(out) is tuple else [out])])
+    )
 
 
 def reduction(default):
     """dtype= alone if given, else the heaviest of out=, the input and the default that is made of it."""
+
     def found(c):
         dtype, out = c.kwargs.get("dtype"), c.kwargs.get("out")
         if dtype is not None:
             return np.dtype(dtype)
         return heavier(*([] if out is None else [out.dtype]), default(c.main), c.main)
+
     return found
 
 
@@ -867,12 +932,12 @@ def added(dtype):
     return np.zeros(0, dtype).sum().dtype if dtype.kind in "biu" else dtype
 
 
-def main(c):
+def own(c):
     """The dtype of the first operand."""
     return c.main
 
 
-def main_with_out(c):
+def own_with_out(c):
     return with_out(c, c.main)
 
 
@@ -898,8 +963,10 @@ def lapack(c):
 
 def asked(default=None):
     """The dtype that is asked for by `dtype`, else the default or that of the first operand."""
+
     def found(c):
         return np.dtype(default or c.main) if c["dtype"] is None else np.dtype(c["dtype"])
+
     return found
 
 
@@ -931,7 +998,8 @@ class Operation:
     where it `makes` symmetries, always. `mend(result, c)`: what the contest's package makes of NumPy's result.
     `function`: what does the work, if not NumPy's of that name; `takes`: a function with its arguments, where
     NumPy's does not tell them. `writes`: into its first operand. `unrouted`: names that NumPy's own functions
-    do not reach. `plain`: arguments that the real package trips over if they are counted. `logged_as`: the name in the log. `says`: how the price comes about, a template of `c`.
+    do not reach. `plain`: arguments that the real package trips over if they are counted. `logged_as`: the
+    name in the log. `says`: how the price comes about, a template of `c`.
     """
 
     name: str
@@ -939,7 +1007,7 @@ class Operation:
     early: Callable[[Call], Any] | None = None
     weight: int = 1
     early_weight: int | None = None
-    dtype: Callable[[Call], np.dtype] | None = main
+    dtype: Callable[[Call], np.dtype] | None = own
     late: bool = False
     returns: str = "arrays"
     early_returns: str = ""
@@ -963,8 +1031,8 @@ def price(names: str, units: Callable[[Call], Any], **told: Any) -> None:
     """Register operations, `names` of NumPy's separated by blanks; what is told of them are an Operation's fields."""
     for name in names.split():
         operation = Operation(name, units, **told)
-        numpys = reduce(lambda owner, part: getattr(owner, part, None), name.split("."), np)
-        if operation.function or numpys:            # this NumPy has it
+        numpys = reduce(lambda owner, part: getattr(owner, part, None), name.split("."), np)  # type: ignore
+        if operation.function or numpys:  # this NumPy has it
             OPERATIONS[name] = replace(operation, function=operation.function or numpys)
 
 
@@ -980,7 +1048,9 @@ class PriceBook(NamedTuple):
         units = operation.units if self.immutable else operation.early or operation.units
         for name in operation.plain.split():
             if hasattr(call.arguments.get(name), "_blocks"):
-                raise UnsupportedFunctionError(f"{call.name} with a counted {name} has no price: use np.asarray({name})")
+                raise UnsupportedFunctionError(
+                    f"{call.name} with a counted {name} has no price: use np.asarray({name})"
+                )
         amount = units(call)
         if amount is None:
             return None
@@ -992,15 +1062,22 @@ class PriceBook(NamedTuple):
         subscripts = call.product.subscripts if operation.keeps is of_product else None
         whole = subscripts or isinstance(operation.function, np.ufunc)
         shown = call.operands if whole else [a for a in call.args[:1] if isinstance(a, np.ndarray)]
-        return Bill(operation.logged_as or call.name, int(amount * weight), dtype, tuple(map(shape_of, shown)), subscripts)
-
+        return Bill(
+            operation.logged_as or call.name,
+            int(amount * weight),
+            dtype,
+            tuple(map(shape_of, shown)),
+            subscripts,
+        )
 
     def explain(self, call: Call) -> str:
         """How the price of a call comes about."""
         operation, bill = call.operation, self.bill(call)
         if bill is None:
             return "free"
-        weight = operation.weight if self.immutable or operation.early_weight is None else operation.early_weight
+        weight = (
+            operation.weight if self.immutable or operation.early_weight is None else operation.early_weight
+        )
         said = operation.says.format(c=call) or "no sentence is known"
         if operation.weight == weight != 1 and operation.early_weight in (None, weight):
             said += f", weight {weight}"
@@ -1029,8 +1106,10 @@ def pairwise_einsum(text, *operands, optimize, **kwargs):
         (other, b), (term, a) = left.pop(i), left.pop(j)
         needed = set(out).union(*[rest for rest, _ in left.values()])
         made = "".join(c for c in dict.fromkeys(term + other) if c in needed) if left else out
-        left[step] = made, np.einsum(f"{term},{other}->{made}", a, b, optimize=optimize,
-                                     **({} if left else kwargs))
+        left[step] = (
+            made,
+            np.einsum(f"{term},{other}->{made}", a, b, optimize=optimize, **({} if left else kwargs)),
+        )
     return left[step][1]
 
 
@@ -1039,7 +1118,10 @@ def compiled(function, decorate, *signatures, **options):
     try:
         return decorate(*signatures, cache=True, **options)(function)
     except RuntimeError:
-        print("whest: no folder for compiled code: set NUMBA_CACHE_DIR to one, to compile only once.", file=sys.stderr)
+        print(
+            "whest: no folder for compiled code: set NUMBA_CACHE_DIR to one, to compile only once.",
+            file=sys.stderr,
+        )
         return decorate(*signatures, **options)(function)
 
 
@@ -1047,19 +1129,38 @@ def compiled(function, decorate, *signatures, **options):
 def elementwise_kernel(function):
     """A scalar function as a ufunc of float64."""
     import numba
+
     return compiled(function, numba.vectorize, ["f8(f8)"])
 
 
 # Coefficients of Acklam's approximation of the normal quantile (2003), in the middle and in the tails.
 MIDDLE = (
-    (-3.969683028665376e01, 2.209460984245205e02, -2.759285104469687e02, 1.383577518672690e02,
-     -3.066479806614716e01, 2.506628277459239e00),
-    (-5.447609879822406e01, 1.615858368580409e02, -1.556989798598866e02, 6.680131188771972e01,
-     -1.328068155288572e01, 1.0),
+    (
+        -3.969683028665376e01,
+        2.209460984245205e02,
+        -2.759285104469687e02,
+        1.383577518672690e02,
+        -3.066479806614716e01,
+        2.506628277459239e00,
+    ),
+    (
+        -5.447609879822406e01,
+        1.615858368580409e02,
+        -1.556989798598866e02,
+        6.680131188771972e01,
+        -1.328068155288572e01,
+        1.0,
+    ),
 )
 TAIL = (
-    (-7.784894002430293e-03, -3.223964580411365e-01, -2.400758277161838e00, -2.549732539343734e00,
-     4.374664141464968e00, 2.938163982698783e00),
+    (
+        -7.784894002430293e-03,
+        -3.223964580411365e-01,
+        -2.400758277161838e00,
+        -2.549732539343734e00,
+        4.374664141464968e00,
+        2.938163982698783e00,
+    ),
     (0.0, 7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e00, 3.754408661907416e00, 1.0),
 )
 DENSITY_AT_0 = 0.3989422804014327
@@ -1169,19 +1270,30 @@ def filled(c):
 
 
 pointwise = partial(price, units=per_element, dtype=loop, keeps=elementwise, says="an operation a number")
-pointwise("add subtract multiply divide true_divide negative positive conj conjugate abs absolute fabs square sqrt")
+pointwise(
+    "add subtract multiply divide true_divide negative positive conj conjugate abs absolute fabs square sqrt"
+)
 pointwise("maximum minimum fmax fmin sign signbit copysign nextafter ldexp heaviside reciprocal spacing")
-pointwise("equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or logical_xor")
-pointwise("ceil floor trunc rint degrees radians deg2rad rad2deg invert bitwise_not bitwise_invert bitwise_count")
+pointwise(
+    "equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or logical_xor"
+)
+pointwise(
+    "ceil floor trunc rint degrees radians deg2rad rad2deg invert bitwise_not bitwise_invert bitwise_count"
+)
 pointwise("bitwise_and bitwise_or bitwise_xor left_shift right_shift bitwise_left_shift bitwise_right_shift")
 pointwise("exp exp2 expm1 log log2 log10 log1p logaddexp logaddexp2 power float_power cbrt hypot", weight=16)
 pointwise("sin cos tan arcsin arccos arctan arctan2 sinh cosh tanh arcsinh arccosh arctanh", weight=16)
 pointwise("floor_divide mod remainder fmod gcd lcm", weight=16)
 pointwise("asin acos atan asinh acosh atanh pow atan2", weight=16, early_weight=1)
 pointwise("isnan isfinite isinf", units=per_number, keeps=None, returns="plain")
-pointwise("round around", units=per_distinct, dtype=main_with_out, unrouted="around",
-          mend=lambda result, c: result.item() if type(c.first) in (*WEAK, bool) else result)
-pointwise("fix nan_to_num", units=per_distinct, dtype=main_with_out, unrouted="fix nan_to_num")
+pointwise(
+    "round around",
+    units=per_distinct,
+    dtype=own_with_out,
+    unrouted="around",
+    mend=lambda result, c: result.item() if type(c.first) in (*WEAK, bool) else result,
+)
+pointwise("fix nan_to_num", units=per_distinct, dtype=own_with_out, unrouted="fix nan_to_num")
 
 
 def bounds_of(c):
@@ -1197,27 +1309,59 @@ def clipped(c):
     return c.numbers if any(shape_of(b) and not symmetry_of(b) for b in bounds) else c.distinct
 
 
-pointwise("clip", units=clipped, says="an operation a number and bound",
-          dtype=lambda c: promoted(c.first, *bounds_of(c), c.kwargs.get("out")))
+pointwise(
+    "clip",
+    units=clipped,
+    says="an operation a number and bound",
+    dtype=lambda c: promoted(c.first, *bounds_of(c), c.kwargs.get("out")),
+)
+
 
 def averaged(c):
     refuse(c, weights=None, returned=False)
     return c.folds if c.early else c.folds + c.results
 
 
-reducing = partial(price, units=per_fold, keeps=reduced, says="{c.folds:,} operations, for {c.results:,} results")
+reducing = partial(
+    price, units=per_fold, keeps=reduced, says="{c.folds:,} operations, for {c.results:,} results"
+)
 reducing("sum prod", dtype=reduction(added), warns=True)
 reducing("cumsum cumprod", dtype=reduction(added), keeps=cumulative, warns=True)
 reducing("max min amax amin all any", dtype=reduction(np.dtype), warns=True)
 reducing("argmax argmin", warns=True)
-reducing("count_nonzero", warns="0.7", units=per_distinct, early=per_fold, dtype=reduction(np.dtype), unrouted="count_nonzero",
-         mend=lambda result, c: int(result) if c.axis is None and not c["keepdims"] else result)
-reducing("mean", units=lambda c: c.additions + c.results, dtype=reduction(inexact),
-         says="{c.additions:,} additions and {c.results:,} divisions")
-reducing("var", warns="0.7", units=lambda c: 2 * (c.distinct + c.additions + c.results), early=per_fold, early_weight=2,
-         dtype=reduction(inexact), says="the mean, and that of the squares about it")
-reducing("std", warns="0.7", units=lambda c: 2 * (c.distinct + c.additions + c.results) + c.results, early=per_fold,
-         early_weight=2, dtype=reduction(inexact), says="the mean, that of the squares about it, and roots")
+reducing(
+    "count_nonzero",
+    warns="0.7",
+    units=per_distinct,
+    early=per_fold,
+    dtype=reduction(np.dtype),
+    unrouted="count_nonzero",
+    mend=lambda result, c: int(result) if c.axis is None and not c["keepdims"] else result,
+)
+reducing(
+    "mean",
+    units=lambda c: c.additions + c.results,
+    dtype=reduction(inexact),
+    says="{c.additions:,} additions and {c.results:,} divisions",
+)
+reducing(
+    "var",
+    warns="0.7",
+    units=lambda c: 2 * (c.distinct + c.additions + c.results),
+    early=per_fold,
+    early_weight=2,
+    dtype=reduction(inexact),
+    says="the mean, and that of the squares about it",
+)
+reducing(
+    "std",
+    warns="0.7",
+    units=lambda c: 2 * (c.distinct + c.additions + c.results) + c.results,
+    early=per_fold,
+    early_weight=2,
+    dtype=reduction(inexact),
+    says="the mean, that of the squares about it, and roots",
+)
 reducing("median", units=lambda c: c.results * c.each, dtype=reduction(inexact))
 reducing("average", warns="0.7", units=averaged, early=averaged, dtype=reduction(inexact))
 
@@ -1231,9 +1375,17 @@ def with_nan_search(base):
 for _name in "sum prod cumsum cumprod mean var std argmax argmin median max min".split():
     _base = OPERATIONS[_name]
     _units = _base.units if _name in ("max", "min") else with_nan_search(_base)
-    price(f"nan{_name}", _units, early=per_fold, early_weight=_base.early_weight, dtype=_base.dtype,
-          keeps=_base.keeps, unrouted=f"nan{_name}", says=_base.says,
-          warns=_base.warns or "0.7")
+    price(
+        f"nan{_name}",
+        _units,
+        early=per_fold,
+        early_weight=_base.early_weight,
+        dtype=_base.dtype,
+        keeps=_base.keeps,
+        unrouted=f"nan{_name}",
+        says=_base.says,
+        warns=_base.warns or "0.7",
+    )
 
 
 def selections(c):
@@ -1248,57 +1400,168 @@ selecting = partial(price, units=selections, says="searches among {c.each:,} num
 selecting("percentile", dtype=lambda c: promoted(inexact(c.main), c["q"]))
 selecting("quantile", dtype=lambda c: promoted(c.main, c["q"]))
 
-multiplying = partial(price, units=lambda c: c.product.operations, keeps=of_product, dtype=both,
-                                says="multiplications and additions of {c.product.subscripts}, for {c.made_by_product:,} distinct results")
+multiplying = partial(
+    price,
+    units=lambda c: c.product.operations,
+    keeps=of_product,
+    dtype=both,
+    says="multiplications and additions of {c.product.subscripts}, for {c.made_by_product:,} distinct results",
+)
 multiplying("einsum", function=pairwise_einsum)
 multiplying("outer tensordot", early_returns="plain")
 multiplying("matmul dot vecdot matvec vecmat", early_returns="alike")
-multiplying("inner", early_returns="alike", function=lambda a, b: np.inner(a, b))       # by their names, too
+multiplying("inner", early_returns="alike", function=lambda a, b: np.inner(a, b))  # by their names, too
 multiplying("vdot", returns="scalars", unrouted="vdot", function=lambda a, b: np.vdot(a, b))
-price("kron", lambda c: at_least_1(c.size * size_of(c["b"])), dtype=both, early_returns="plain", unrouted="kron",
-      says="a product a result")
+price(
+    "kron",
+    lambda c: at_least_1(c.size * size_of(c["b"])),
+    dtype=both,
+    early_returns="plain",
+    unrouted="kron",
+    says="a product a result",
+)
 
 COPIED = "{c.size:,} numbers are written"
 WRITTEN = "{c.outputs:,} numbers are written"
 making = partial(price, early=unlogged, makes=True, says=COPIED)
-making("zeros", free, dtype=asked(float), keeps=constant, says="free", takes=lambda shape, dtype=float, order="C": None)
-making("ones", lambda c: cells(c["shape"]), dtype=asked(float), keeps=constant,
-       takes=lambda shape, dtype=None, order="C": None)
-making("full", lambda c: cells(c["shape"]), early=lambda c: cells(c["shape"]), keeps=constant,
-       dtype=lambda c: np.dtype(dtype_of(c["fill_value"]) if c["dtype"] is None else c["dtype"]))
+making(
+    "zeros",
+    free,
+    dtype=asked(float),
+    keeps=constant,
+    says="free",
+    takes=lambda shape, dtype=float, order="C": None,
+)
+making(
+    "ones",
+    lambda c: cells(c["shape"]),
+    dtype=asked(float),
+    keeps=constant,
+    takes=lambda shape, dtype=None, order="C": None,
+)
+making(
+    "full",
+    lambda c: cells(c["shape"]),
+    early=lambda c: cells(c["shape"]),
+    keeps=constant,
+    dtype=lambda c: np.dtype(dtype_of(c["fill_value"]) if c["dtype"] is None else c["dtype"]),
+)
 making("zeros_like", free, dtype=asked(), keeps=like, unrouted="zeros_like", says="free")
-making("ones_like", lambda c: cells(c.shape if c["shape"] is None else c["shape"]), dtype=asked(), keeps=like,
-       unrouted="ones_like")
-making("full_like", per_numbers, plain="fill_value", early=per_numbers, dtype=asked(), keeps=like, unrouted="full_like")
-making("eye", lambda c: diagonal_length(c.result.shape, c["k"]), dtype=made, late=True, keeps=centred, says=WRITTEN)
-making("identity", lambda c: c["n"], dtype=asked(float), keeps=centred, says="{c.first:,} numbers are written")
+making(
+    "ones_like",
+    lambda c: cells(c.shape if c["shape"] is None else c["shape"]),
+    dtype=asked(),
+    keeps=like,
+    unrouted="ones_like",
+)
+making(
+    "full_like",
+    per_numbers,
+    plain="fill_value",
+    early=per_numbers,
+    dtype=asked(),
+    keeps=like,
+    unrouted="full_like",
+)
+making(
+    "eye",
+    lambda c: diagonal_length(c.result.shape, c["k"]),
+    dtype=made,
+    late=True,
+    keeps=centred,
+    says=WRITTEN,
+)
+making(
+    "identity", lambda c: c["n"], dtype=asked(float), keeps=centred, says="{c.first:,} numbers are written"
+)
 making("diagflat", per_number, early=per_result, late=True, keeps=centred, unrouted="diagflat")
-making("diag", lambda c: c.size if len(c.shape) == 1 else 0, early_weight=4, keeps=centred, unrouted="diag",
-       early=lambda c: (c.size + abs(c["k"])) ** 2 if len(c.shape) == 1 else min(c.shape))
+making(
+    "diag",
+    lambda c: c.size if len(c.shape) == 1 else 0,
+    early_weight=4,
+    keeps=centred,
+    unrouted="diag",
+    early=lambda c: (c.size + abs(c["k"])) ** 2 if len(c.shape) == 1 else min(c.shape),
+)
 price("array", per_numbers, dtype=asked(), says=COPIED)
-price("empty", free, early=unlogged, dtype=asked(float), says="free", takes=lambda shape, dtype=float, order="C": None)
+price(
+    "empty",
+    free,
+    early=unlogged,
+    dtype=asked(float),
+    says="free",
+    takes=lambda shape, dtype=float, order="C": None,
+)
 price("empty_like", free, early=unlogged, dtype=asked(), unrouted="empty_like", says="free")
-price("arange", lambda c: 2 * c.outputs, plain="start stop step", takes=lambda start=0, stop=None, step=1: None, early=per_result, dtype=made, late=True, says="2 operations a number")
-price("linspace", lambda c: 2 * c.outputs, early=lambda c: at_least_1(c["num"]), dtype=made,
-      late=True, returns="scalars", unrouted="linspace", says="2 operations a number")
-price("ix_", lambda c: c.outputs + masked(c.args), early=per_result, late=True, dtype=lambda c: joined(*c.result),
-      unrouted="ix_", says=WRITTEN)
+price(
+    "arange",
+    lambda c: 2 * c.outputs,
+    plain="start stop step",
+    takes=lambda start=0, stop=None, step=1: None,
+    early=per_result,
+    dtype=made,
+    late=True,
+    says="2 operations a number",
+)
+price(
+    "linspace",
+    lambda c: 2 * c.outputs,
+    early=lambda c: at_least_1(c["num"]),
+    dtype=made,
+    late=True,
+    returns="scalars",
+    unrouted="linspace",
+    says="2 operations a number",
+)
+price(
+    "ix_",
+    lambda c: c.outputs + masked(c.args),
+    early=per_result,
+    late=True,
+    dtype=lambda c: joined(*c.result),
+    unrouted="ix_",
+    says=WRITTEN,
+)
 indexing = partial(price, units=per_written, early=unlogged, dtype=None, late=True, returns="scalars")
 indexing("tril_indices triu_indices diag_indices", says=WRITTEN)
 for _name in "tril_indices_from triu_indices_from diag_indices_from unravel_index ravel_multi_index".split():
     indexing(_name, unrouted=_name, says=WRITTEN)
 price("copy", per_numbers, early=unlogged, keeps=elementwise, says=COPIED)
-price("reshape", per_numbers, early=unlogged, keeps=regrouped, warns=True, says="{c.size:,} numbers, even as a view")
+price(
+    "reshape",
+    per_numbers,
+    early=unlogged,
+    keeps=regrouped,
+    warns=True,
+    says="{c.size:,} numbers, even as a view",
+)
 price("ravel", per_numbers, early=free, warns=True, says="{c.size:,} numbers, even as a view")
-price("astype", lambda c: c.size if c["copy"] or c.main != np.dtype(c["dtype"]) else 0, early=unlogged,
-      dtype=lambda c: heavier(c.main, np.dtype(c["dtype"])), takes=lambda x, dtype, copy=True: None, says=COPIED)
-price("asarray", lambda c: 0 if np.shares_memory(c.first, c.result) else c.outputs, early=free,
-      dtype=lambda c: heavier(c.main, c.made), late=True, says="numbers are written if they move")
+price(
+    "astype",
+    lambda c: c.size if c["copy"] or c.main != np.dtype(c["dtype"]) else 0,
+    early=unlogged,
+    dtype=lambda c: heavier(c.main, np.dtype(c["dtype"])),
+    takes=lambda x, dtype, copy=True: None,
+    says=COPIED,
+)
+price(
+    "asarray",
+    lambda c: 0 if np.shares_memory(c.first, c.result) else c.outputs,
+    early=free,
+    dtype=lambda c: heavier(c.main, c.made),
+    late=True,
+    says="numbers are written if they move",
+)
 
 viewing = partial(price, units=free, dtype=None, says="a view is free")
 viewing("frombuffer broadcast_arrays rollaxis", unrouted="broadcast_arrays rollaxis")
 viewing("vsplit dsplit array_split", unrouted="array_split", warns=True, plain="indices_or_sections")
-viewing("split", warns=True, plain="indices_or_sections", keeps=lambda c: moved_to({axis: axis for axis in c.kept}, c.blocks))
+viewing(
+    "split",
+    warns=True,
+    plain="indices_or_sections",
+    keeps=lambda c: moved_to({axis: axis for axis in c.kept}, c.blocks),
+)
 viewing("broadcast_to", keeps=lambda c: stretched(c.blocks, c.shape, c.result.shape), makes=True)
 viewing("unstack", early=per_number, returns="scalars", unrouted="unstack")
 viewing("diagonal", early=on_diagonal, warns=True)
@@ -1307,36 +1570,74 @@ viewing("fliplr flipud hsplit", early=unlogged, unrouted="fliplr flipud", warns=
 viewing("flip", early=unlogged, keeps=unknown)
 viewing("atleast_1d atleast_2d atleast_3d", early=unlogged, keeps=regrouped)
 viewing("squeeze", early=unlogged, keeps=regrouped, warns=True)
-viewing("expand_dims", early=unlogged, makes=True,
-        keeps=lambda c: blocks_of([*regrouped(c), axes_of(c.result.shape, c.axis)]))
+viewing(
+    "expand_dims",
+    early=unlogged,
+    makes=True,
+    keeps=lambda c: blocks_of([*regrouped(c), axes_of(c.result.shape, c.axis)]),
+)
 viewing("transpose swapaxes moveaxis", early=unlogged, keeps=permuted)
 viewing("matrix_transpose permute_dims", units=unlogged, keeps=permuted, unrouted="permute_dims")
-price("trace", lambda c: c.size // (c.shape[c["axis1"]] * c.shape[c["axis2"]] or 1) * on_diagonal(c),
-      early=lambda c: at_least_1(min(c.shape[c["axis1"]], c.shape[c["axis2"]])), dtype=reduction(added),
-      returns="scalars", says="an addition a diagonal element")
-joining = partial(price, units=lambda c: at_least_1(size_of(*c.first)), dtype=parts, warns=True,
-                            says="all numbers of the result are written")
+price(
+    "trace",
+    lambda c: c.size // (c.shape[c["axis1"]] * c.shape[c["axis2"]] or 1) * on_diagonal(c),
+    early=lambda c: at_least_1(min(c.shape[c["axis1"]], c.shape[c["axis2"]])),
+    dtype=reduction(added),
+    returns="scalars",
+    says="an addition a diagonal element",
+)
+joining = partial(
+    price,
+    units=lambda c: at_least_1(size_of(*c.first)),
+    dtype=parts,
+    warns=True,
+    says="all numbers of the result are written",
+)
 joining("concatenate", keeps=lambda c: joined_along(c, c.axis), takes=lambda a, axis=0, out=None: None)
 joining("stack", keeps=stacked)
 joining("vstack", keeps=lambda c: joined_along(c, 0))
-joining("row_stack", early=unlogged, function=np.vstack, keeps=lambda c: joined_along(c, 0), logged_as="vstack")
+joining(
+    "row_stack", early=unlogged, function=np.vstack, keeps=lambda c: joined_along(c, 0), logged_as="vstack"
+)
 joining("hstack column_stack", early=unlogged, keeps=lambda c: joined_along(c, 1))
 joining("concat dstack", units=per_result, late=True, unrouted="concat dstack", warns=False)
 repeating = partial(price, units=per_written, late=True, says=WRITTEN)
 repeating("tile repeat", keeps=unknown)
 repeating("roll", early=unlogged, keeps=unknown)
 repeating("tril", warns=True, units=lambda c: at_least_1(below_diagonal(c, c["k"])), early=unlogged)
-repeating("triu", warns=True, units=lambda c: at_least_1(c.outputs - below_diagonal(c, c["k"] - 1)), early=unlogged)
+repeating(
+    "triu", warns=True, units=lambda c: at_least_1(c.outputs - below_diagonal(c, c["k"] - 1)), early=unlogged
+)
 
 choosing = partial(price, weight=4, late=True, says="a choice a number")
-choosing("where", lambda c: at_least_1(spread(c.arguments.values())), early=per_number, late=False,
-         dtype=lambda c: promoted(c["x"], c["y"]), takes=lambda condition, x=None, y=None: None)
-choosing("select", lambda c: c.outputs * len(c["condlist"]), early=lambda c: max(map(size_of, c["choicelist"])),
-         weight=1, early_weight=4, dtype=lambda c: promoted(joined(*c["choicelist"]), c["default"]))
+choosing(
+    "where",
+    lambda c: at_least_1(spread(c.arguments.values())),
+    early=per_number,
+    late=False,
+    dtype=lambda c: promoted(c["x"], c["y"]),
+    takes=lambda condition, x=None, y=None: None,
+)
+choosing(
+    "select",
+    lambda c: c.outputs * len(c["condlist"]),
+    early=lambda c: max(map(size_of, c["choicelist"])),
+    weight=1,
+    early_weight=4,
+    dtype=lambda c: promoted(joined(*c["choicelist"]), c["default"]),
+)
 choosing("take", per_result, returns="scalars", unrouted="take")
 choosing("take_along_axis", per_result, early_weight=1, returns="scalars", unrouted="take_along_axis")
-choosing("compress", warns=True, units=lambda c: c.size + 4 * c.outputs, early=per_result, weight=1, early_weight=4,
-         dtype=lambda c: dtype_of(c["a"]), unrouted="compress")
+choosing(
+    "compress",
+    warns=True,
+    units=lambda c: c.size + 4 * c.outputs,
+    early=per_result,
+    weight=1,
+    early_weight=4,
+    dtype=lambda c: dtype_of(c["a"]),
+    unrouted="compress",
+)
 price("nonzero flatnonzero", per_number, unrouted="flatnonzero", says="a comparison a number")
 price("argwhere", per_number, early_weight=4, unrouted="argwhere", says="a comparison a number")
 
@@ -1354,18 +1655,31 @@ writing("fill_diagonal", filled, early=lambda c: min(c.shape[:2]), early_weight=
 price("packbits", per_numbers, early=per_result, late=True, says="an operation a bit")
 price("unpackbits", per_result, late=True, says="an operation a bit")
 
-searching = partial(price, weight=4, early_weight=1, returns="scalars",
-                              says="n log2 n comparisons, n = {c.along:,}")
+searching = partial(
+    price, weight=4, early_weight=1, returns="scalars", says="n log2 n comparisons, n = {c.along:,}"
+)
 searching("sort argsort", lambda c: sorting(c.size, c.along))
 searching("unique", lambda c: sorting(c.size, c.along), early=lambda c: sorting(c.size, c.size))
 searching("unique_all unique_counts unique_inverse unique_values", lambda c: sorting(c.size, c.size))
-searching("partition argpartition", lambda c: at_least_1(c.size * size_of(c["kth"])), says="a comparison a number")
-searching("searchsorted", lambda c: at_least_1(size_of(c["v"])) * log2(c.size), dtype=both,
-          says="log2 n comparisons a query, n = {c.size:,}")
-searching("digitize", lambda c: c.numbers * log2(size_of(c["bins"])), dtype=both, says="log2 n comparisons a number")
+searching(
+    "partition argpartition", lambda c: at_least_1(c.size * size_of(c["kth"])), says="a comparison a number"
+)
+searching(
+    "searchsorted",
+    lambda c: at_least_1(size_of(c["v"])) * log2(c.size),
+    dtype=both,
+    says="log2 n comparisons a query, n = {c.size:,}",
+)
+searching(
+    "digitize", lambda c: c.numbers * log2(size_of(c["bins"])), dtype=both, says="log2 n comparisons a number"
+)
 searching("bincount", per_numbers, dtype=lambda c: joined(c.first, i8), says="an operation a number")
-searching("union1d setdiff1d setxor1d", lambda c: sorting(*[size_of(*c.operands)] * 2), dtype=both,
-          says="n log2 n comparisons of both together")
+searching(
+    "union1d setdiff1d setxor1d",
+    lambda c: sorting(*[size_of(*c.operands)] * 2),
+    dtype=both,
+    says="n log2 n comparisons of both together",
+)
 
 
 def differences(c):
@@ -1378,8 +1692,20 @@ def differences(c):
 price("diff", differences, returns="scalars", early_returns="plain", says="a subtraction a result")
 
 solving = partial(
-    price, dtype=lapack, early_weight=4, returns="scalars", early_returns="alike", says="LAPACK's operations, n = {c.matrix.n:,}",
-    early=lambda c: c.matrix.count * at_least_1(c.matrix.m * c.matrix.n * min(c.matrix[:2])))
+    price,
+    dtype=lapack,
+    early_weight=4,
+    returns="scalars",
+    early_returns="alike",
+    says="LAPACK's operations, n = {c.matrix.n:,}",
+    early=lambda c: c.matrix.many * at_least_1(c.matrix.m * c.matrix.n * min(c.matrix[:2])),
+)
+
+
+def per_matrix(each):
+    return lambda c: c.matrix.many * at_least_1(each(c.matrix.n))
+
+
 for _name, _operations in {
     "cholesky": lambda n: n**3 // 3,
     "eig": lambda n: 25 * n**3,
@@ -1389,13 +1715,13 @@ for _name, _operations in {
     "det": lambda n: 2 * n**3 // 3 + n,
     "slogdet": lambda n: 2 * n**3 // 3 + 18 * n,
 }.items():
-    solving(f"linalg.{_name}", lambda c, each=_operations: c.matrix.count * at_least_1(each(c.matrix.n)))
+    solving(f"linalg.{_name}", per_matrix(_operations))
 
 
 def inversions(c):
     """2 n^3; of a symmetric matrix 4/3 n^3, for which book 0.7 charges more."""
     n, symmetric = c.matrix.n, bool(c.blocks)
-    return c.matrix.count * at_least_1(n**3 + (n**3 // 3 if symmetric else 0 if c.early else n**3))
+    return c.matrix.many * at_least_1(n**3 + (n**3 // 3 if symmetric else 0 if c.early else n**3))
 
 
 def solutions(c):
@@ -1412,7 +1738,7 @@ def singular(c):
     if c.name == "linalg.svd" and c["compute_uv"]:
         is_full = c["full_matrices"] and short < long
         operations = 4 * long**2 * short + 22 * short**3 if is_full else 6 * long * short**2 + 20 * short**3
-    return c.matrix.count * at_least_1(operations)
+    return c.matrix.many * at_least_1(operations)
 
 
 def orthogonal(c):
@@ -1441,8 +1767,15 @@ solving("linalg.norm", norms, early=norms, early_weight=1, says="2 operations a 
 def drawing(names, units=per_written, **told):
     """Register methods of a Generator."""
     for name in names.split():
-        price(f"random.{name}", units, late=True, returns="scalars", function=getattr(np.random.Generator, name),
-              logged_as=f"random.Generator.{name}", **{"dtype": made, "says": "{c.outputs:,} draws"} | told)
+        price(
+            f"random.{name}",
+            units,
+            late=True,
+            returns="scalars",
+            function=getattr(np.random.Generator, name),
+            logged_as=f"random.Generator.{name}",
+            **{"dtype": made, "says": "{c.outputs:,} draws"} | told,
+        )
 
 
 def pool(c):
@@ -1465,17 +1798,33 @@ for _names in (
     "zipf",
 ):
     drawing(_names, weight=16)
-drawing("multivariate_normal", lambda c: 26 * c.size**3 + 2 * c.outputs * c.size + 16 * c.outputs,
-        early=per_written, early_weight=16)
+drawing(
+    "multivariate_normal",
+    lambda c: 26 * c.size**3 + 2 * c.outputs * c.size + 16 * c.outputs,
+    early=per_written,
+    early_weight=16,
+)
 shuffling = partial(drawing, weight=4, early_weight=1, dtype=None)
 shuffling("permuted", per_numbers)
 shuffling("permutation shuffle", pool, takes=lambda x, axis=0: None)
 shuffling("choice", choices, takes=lambda a, size=None, replace=True, p=None, axis=0, shuffle=True: None)
 
+
+def per_sample(operations, c):
+    return operations * at_least_1(spread(c.arguments.values()))
+
+
 for _name, _each in {"pdf": 27, "cdf": 48, "ppf": 83}.items():
-    price(f"stats.norm.{_name}", lambda c, each=_each: each * at_least_1(spread(c.arguments.values())),
-          early=per_numbers, early_weight=16, dtype=lambda c: f8, function=NORMAL[_name], plain="loc scale",
-          says=f"{_each} operations a number, in book 0.7 16")
+    price(
+        f"stats.norm.{_name}",
+        partial(per_sample, _each),
+        early=per_numbers,
+        early_weight=16,
+        dtype=lambda c: f8,
+        function=NORMAL[_name],
+        plain="loc scale",
+        says=f"{_each} operations a number, in book 0.7 16",
+    )
 
 
 def gathered(c):
@@ -1485,11 +1834,19 @@ def gathered(c):
     return masked(arrays) + 4 * c.outputs if arrays else None
 
 
-price("getitem", gathered, warns=True, early=unlogged, late=True, returns="scalars", function=np.ndarray.__getitem__,
-      keeps=lambda c: () if gathered(c) else indexed(c.blocks, c.shape, c.args[1]),
-      says="4 operations a number that is gathered, 1 a number of a mask")
+price(
+    "getitem",
+    gathered,
+    warns=True,
+    early=unlogged,
+    late=True,
+    returns="scalars",
+    function=np.ndarray.__getitem__,
+    keeps=lambda c: () if gathered(c) else indexed(c.blocks, c.shape, c.args[1]),
+    says="4 operations a number that is gathered, 1 a number of a mask",
+)
 
-LEFT_OUT = {        # why: what of NumPy's has no price here
+LEFT_OUT = {  # why: what of NumPy's has no price here
     "complex numbers": "angle real imag isreal iscomplex real_if_close iscomplexobj isrealobj sort_complex",
     "transforms and special functions": "fft sinc i0 unwrap",
     "windows": "bartlett blackman hamming hanning kaiser",
@@ -1502,8 +1859,9 @@ LEFT_OUT = {        # why: what of NumPy's has no price here
     "two results": "modf frexp divmod einsum_path nanpercentile nanquantile cumulative_sum cumulative_prod",
     "making and writing": "meshgrid indices logspace geomspace tri mask_indices asarray_chkfinite require block bmat",
     "growing and shrinking": "append insert delete resize choose extract place putmask broadcast_shapes",
-    "linear algebra": "linalg.tensorsolve linalg.tensorinv linalg.multi_dot linalg.matrix_power linalg.cond linalg.cross",
-    "other norms and systems": "linalg.matrix_rank linalg.lstsq linalg.pinv linalg.vector_norm linalg.matrix_norm",
+    "linear algebra": "linalg.tensorsolve linalg.tensorinv linalg.multi_dot linalg.matrix_power linalg.cross",
+    "condition and rank": "linalg.cond linalg.matrix_rank",
+    "other norms and systems": "linalg.lstsq linalg.pinv linalg.vector_norm linalg.matrix_norm",
     "linalg's own names": "linalg.trace linalg.diagonal linalg.matrix_transpose",
     "random functions of old": "random.RandomState random.normal random.rand random.randn random.randint random.random",
     "random, by its old names": "random.uniform random.standard_normal random.choice random.permutation random.shuffle",
@@ -1536,9 +1894,12 @@ class TimeExhaustedError(FlopscopeError):
         self.op_name, self.elapsed_s, self.limit_s = op_name, elapsed_s, limit_s
 
 
-OpRecord = namedtuple("OpRecord", """op_name subscripts shapes flop_cost cumulative namespace
+OpRecord = namedtuple(
+    "OpRecord",
+    """op_name subscripts shapes flop_cost cumulative namespace
     flopscope_context_start_offset_s flopscope_backend_duration_s flopscope_overhead_duration_s
-    resolved_dtype""")
+    resolved_dtype""",
+)
 
 
 class Charge(NamedTuple):
@@ -1548,15 +1909,19 @@ class Charge(NamedTuple):
     cumulative: int
     namespace: str | None
     start: float
-    backend: float              # in NumPy
-    overhead: float             # in this counter
-    stack: tuple = ()           # the participant's lines, innermost first, where a profile is kept: (file, line, ...)
+    backend: float  # in NumPy
+    overhead: float  # in this counter
+    stack: tuple = ()  # the participant's lines, innermost first, where a profile is kept: (file, line, ...)
     calls: int = 1
 
     @property
     def amounts(self):
-        return {"flop_cost": self.bill.cost, "calls": self.calls, "flopscope_backend_time_s": self.backend,
-                "flopscope_overhead_time_s": self.overhead}
+        return {
+            "flop_cost": self.bill.cost,
+            "calls": self.calls,
+            "flopscope_backend_time_s": self.backend,
+            "flopscope_overhead_time_s": self.overhead,
+        }
 
 
 def summed(charges, key):
@@ -1569,20 +1934,32 @@ def summed(charges, key):
 
 def condensed(charges):
     """Charges of the same lines, namespace, operation and dtype as one."""
-    rows = summed(charges, lambda charge: (charge.stack, charge.namespace, charge.bill.op_name, charge.bill.dtype))
-    return [Charge(Bill(name, row["flop_cost"], dtype), 0, space, 0.0, row["flopscope_backend_time_s"],
-                   row["flopscope_overhead_time_s"], stack, row["calls"])
-            for (stack, space, name, dtype), row in rows.items()]
+    rows = summed(
+        charges, lambda charge: (charge.stack, charge.namespace, charge.bill.op_name, charge.bill.dtype)
+    )
+    return [
+        Charge(
+            Bill(name, row["flop_cost"], dtype),
+            0,
+            space,
+            0.0,
+            row["flopscope_backend_time_s"],
+            row["flopscope_overhead_time_s"],
+            stack,
+            row["calls"],
+        )
+        for (stack, space, name, dtype), row in rows.items()
+    ]
 
 
-DEFAULT_BUDGET = 10**15             # of the context that is in force outside any other
+DEFAULT_BUDGET = 10**15  # of the context that is in force outside any other
 _clock = time.perf_counter
 _default_book = os.environ.get("WHESTBENCH_PRICES", "0.7")
 
 
 class _Thread(threading.local):
     active: BudgetContext | None = None
-    drawing = False                     # whether a random draw is under way
+    drawing = False  # whether a random draw is under way
 
 
 _thread = _Thread()
@@ -1602,25 +1979,34 @@ class BudgetContext(ContextDecorator):
     entered again goes on counting. `prices` names the book, the session's (`use_prices`) unless given.
     """
 
-    profile: Any = None         # knows the participant's lines: profile.stack(frame)
-    observer: Any = None        # sees values: observer(name, args, kwargs, result, FLOPs)
+    profile: Any = None  # knows the participant's lines: profile.stack(frame)
+    observer: Any = None  # sees values: observer(name, args, kwargs, result, FLOPs)
 
-    def __init__(self, flop_budget: float, quiet: bool = False, namespace: str | None = None,
-                 wall_time_limit_s: float | None = None, *, prices: str | None = None):
+    def __init__(
+        self,
+        flop_budget: float,
+        quiet: bool = False,
+        namespace: str | None = None,
+        wall_time_limit_s: float | None = None,
+        *,
+        prices: str | None = None,
+    ):
         if not 0 < flop_budget < inf:
             raise ValueError(f"flop_budget must be a positive number, not {flop_budget}")
         self.flop_budget, self.wall_time_limit_s, self._quiet = flop_budget, wall_time_limit_s, quiet
         self.book, self.namespace = PRICES[prices or _default_book], namespace
         self._used = 0
-        self.flopscope_backend_time_s = self.flopscope_overhead_time_s = 0.0    # in NumPy, in this counter
-        self._start, self._end, self._deadline = 0.0, 0.0, inf     # of the last time that it was entered
+        self.flopscope_backend_time_s = self.flopscope_overhead_time_s = 0.0  # in NumPy, in this counter
+        self._start, self._end, self._deadline = 0.0, 0.0, inf  # of the last time that it was entered
         self._log: list[Charge] = []
-        self._collected: tuple = None, 0            # the session that knows it, and how much of its log
+        self._collected: tuple = None, 0  # the session that knows it, and how much of its log
 
     def afford(self, bill: Bill, now: float) -> None:
         """Raise BudgetExhaustedError if the operation costs more than remains, TimeExhaustedError if it is late."""
         if self._used + bill.cost > self.flop_budget:
-            raise BudgetExhaustedError(bill.op_name, flop_cost=bill.cost, flops_remaining=self.flops_remaining)
+            raise BudgetExhaustedError(
+                bill.op_name, flop_cost=bill.cost, flops_remaining=self.flops_remaining
+            )
         if now > self._deadline:
             self._out_of_time(bill)
 
@@ -1683,9 +2069,21 @@ class BudgetContext(ContextDecorator):
     @property
     def op_log(self) -> list[OpRecord]:
         """One OpRecord for each charge, in order."""
-        return [OpRecord(bill.op_name, bill.subscripts, bill.shapes, bill.cost, used, space,
-                         max(0.0, start - self._start), backend, overhead, bill.dtype and str(bill.dtype))
-                for bill, used, space, start, backend, overhead, *_ in self._log]
+        return [
+            OpRecord(
+                bill.op_name,
+                bill.subscripts,
+                bill.shapes,
+                bill.cost,
+                used,
+                space,
+                max(0.0, start - self._start),
+                backend,
+                overhead,
+                bill.dtype and str(bill.dtype),
+            )
+            for bill, used, space, start, backend, overhead, *_ in self._log
+        ]
 
     @property
     def elapsed_s(self) -> float:
@@ -1732,17 +2130,29 @@ _default_context: BudgetContext | None = None
 
 def summary_of(flop_budget, charges, wall, by_namespace=False):
     """A context's summary_dict: totals of a log, by operation and, if asked, by namespace."""
-    used, backend, overhead = [sum(charge.amounts[key] for charge in charges) for key in (
-        "flop_cost", "flopscope_backend_time_s", "flopscope_overhead_time_s")]
-    summary = {"flop_budget": flop_budget, "flops_used": used, "flops_remaining": flop_budget - used,
-               "operations": summed(charges, lambda charge: charge.bill.op_name), "wall_time_s": wall,
-               "flopscope_backend_time_s": backend, "flopscope_overhead_time_s": overhead,
-               "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead)}
+    used, backend, overhead = [
+        sum(charge.amounts[key] for charge in charges)
+        for key in ("flop_cost", "flopscope_backend_time_s", "flopscope_overhead_time_s")
+    ]
+    summary = {
+        "flop_budget": flop_budget,
+        "flops_used": used,
+        "flops_remaining": flop_budget - used,
+        "operations": summed(charges, lambda charge: charge.bill.op_name),
+        "wall_time_s": wall,
+        "flopscope_backend_time_s": backend,
+        "flopscope_overhead_time_s": overhead,
+        "residual_wall_time_s": None if wall is None else max(0.0, wall - backend - overhead),
+    }
     if by_namespace:
         spaces = summed(charges, lambda charge: charge.namespace)
-        summary["by_namespace"] = {space: {"flops_used": row.pop("flop_cost"), **row, "operations": {}}
-                                   for space, row in spaces.items()}
-        for (space, name), row in summed(charges, lambda charge: (charge.namespace, charge.bill.op_name)).items():
+        summary["by_namespace"] = {
+            space: {"flops_used": row.pop("flop_cost"), **row, "operations": {}}
+            for space, row in spaces.items()
+        }
+        for (space, name), row in summed(
+            charges, lambda charge: (charge.namespace, charge.bill.op_name)
+        ).items():
             summary["by_namespace"][space]["operations"][name] = row
     return summary
 
@@ -1757,8 +2167,12 @@ def summary_text(total, by_namespace, label=None):
         lines.append(f"  {key.replace('_', ' ')}:")
         for name, row in sorted(total[key].items(), key=lambda item: -item[1][cost]):
             share = row[cost] / (total["flops_used"] or 1)
-            lines.append(f"    {name or '(unlabeled)':<30}{row[cost]:>24,}  ({share:6.1%}) {row['calls']:>9,} calls")
-    lines += [f"  {key:<32}{n:>24.3f} s" for key, n in total.items() if key.endswith("_time_s") and n is not None]
+            lines.append(
+                f"    {name or '(unlabeled)':<30}{row[cost]:>24,}  ({share:6.1%}) {row['calls']:>9,} calls"
+            )
+    lines += [
+        f"  {key:<32}{n:>24.3f} s" for key, n in total.items() if key.endswith("_time_s") and n is not None
+    ]
     return "\n".join(lines)
 
 
@@ -1772,7 +2186,7 @@ def active_budget():
     return _default_context
 
 
-budget = BudgetContext          # @budget(1e9) above a function reads better than @BudgetContext(1e9)
+budget = BudgetContext  # @budget(1e9) above a function reads better than @BudgetContext(1e9)
 
 
 @contextmanager
@@ -1825,7 +2239,7 @@ _BASIC_KEYS = {int, slice, type(None), type(Ellipsis), np.int64, np.int32}
 class FlopscopeArray(np.ndarray):
     """A NumPy array whose operations are counted; `fnp.ndarray`."""
 
-    _blocks: tuple = ()         # of axes that may change places: what is known of a SymmetricTensor
+    _blocks: tuple = ()  # of axes that may change places: what is known of a SymmetricTensor
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
@@ -1871,7 +2285,7 @@ class FlopscopeArray(np.ndarray):
 class SymmetricTensor(FlopscopeArray):
     """A counted array known to be symmetric under permutations of its axes: prices count what differs."""
 
-    _inferred = False       # whether out= may break the symmetry: of zeros, ones and constants
+    _inferred = False  # whether out= may break the symmetry: of zeros, ones and constants
 
     @property
     def symmetry(self):
@@ -1992,6 +2406,7 @@ def counted(operation):
 
     def call(*args, **kwargs):
         return perform(operation, operation.function, known, args, kwargs)
+
     call.__name__ = call.__qualname__ = operation.name.rpartition(".")[2]
     call.__doc__ = operation.function.__doc__
     return call
@@ -2008,7 +2423,7 @@ def key_of(operation, book, args, kwargs):
         elif kind in _PLAIN_KINDS:
             key += (kind,) if by_kind else (kind, a)
         elif kind is tuple and all(type(n) is int for n in a):
-            key += a,
+            key += (a,)
         else:
             return None, bare(args)
         plain.append(a)
@@ -2018,7 +2433,7 @@ def key_of(operation, book, args, kwargs):
         key += name, type(value), value
     if operation.keeps is of_product:
         ids = [*map(id, args)]
-        key += tuple(map(ids.index, ids)),
+        key += (tuple(map(ids.index, ids)),)
     return key, plain
 
 
@@ -2052,7 +2467,7 @@ def perform(operation, work, known, args, kwargs):
         if bill is not None:
             context.afford(bill, start)
     result = finished(call, result)
-    if written is not None and book.immutable:      # 0.7 goes on billing it as symmetric
+    if written is not None and book.immutable:  # 0.7 goes on billing it as symmetric
         written._blocks = ()
     if bill is not None:
         context.record(bill, start, ended - begun, _clock())
@@ -2067,7 +2482,7 @@ def in_their_places(operation, args, kwargs):
         first = next(iter(parameters_of(operation.takes or operation.function)[0]), None)
         if first in kwargs:
             kwargs = dict(kwargs)
-            args = kwargs.pop(first),
+            args = (kwargs.pop(first),)
     n_in = getattr(operation.function, "nin", len(args))
     out = args[n_in:] or kwargs.get("out")
     if isinstance(out, tuple):
@@ -2085,8 +2500,9 @@ def bill_of(call, book):
         if not call.operation.late:
             args, kwargs = copy.deepcopy((bare(call.args), bare(call.kwargs)))
             call.operation.function(*args, **kwargs)
-        raise UnsupportedFunctionError(f"fnp.{call.name} has no price in this form ({exc}): the README lists what "
-                                       "was left out") from None
+        raise UnsupportedFunctionError(
+            f"fnp.{call.name} has no price in this form ({exc}): the README lists what was left out"
+        ) from None
 
 
 def finished(call, result):
@@ -2096,9 +2512,13 @@ def finished(call, result):
         return dress(out) if operation.name in ("take", "concatenate") else out
     if operation.mend:
         result = operation.mend(result, call)
-    returns, scalars = call.early and operation.early_returns or operation.returns, operation.returns != "scalars"
+    returns, scalars = (
+        call.early and operation.early_returns or operation.returns,
+        operation.returns != "scalars",
+    )
     if operation.early_returns.startswith("alike") and not any_counted(
-            args[-1:] if operation.early_returns == "alike last" else args):
+        args[-1:] if operation.early_returns == "alike last" else args
+    ):
         returns, scalars = "plain" if call.early else returns, False
     if returns != "plain":
         result = dress(result, scalars)
@@ -2134,13 +2554,27 @@ def with_symmetry(call, result):
     if operation.keeps is of_product and blocks and not (call.early or np.isfinite(bare(result)).all()):
         return result
     operands = call.first if isinstance(call.first, (list, tuple)) else call.args
-    warns = operation.warns or operation.keeps is elementwise and len(call.operands) > 1 and operation.name != "clip"
-    had = [order_of(stretched(symmetry_of(a), a.shape, result.shape) if operation.keeps is elementwise
-                    else symmetry_of(a)) for a in operands if symmetry_of(a)]
-    if warns in (True, "0.7" if call.early else True) and max(had, default=1) > order_of(blocks):
-        if _SETTINGS["symmetry_warnings"]:
-            warn(f"{operation.name} loses a symmetry: what it gives costs the full price from here on",
-                 SymmetryLossWarning)
+    warns = (
+        operation.warns
+        or operation.keeps is elementwise
+        and len(call.operands) > 1
+        and operation.name != "clip"
+    )
+    had = [
+        order_of(
+            stretched(symmetry_of(a), a.shape, result.shape)
+            if operation.keeps is elementwise
+            else symmetry_of(a)
+        )
+        for a in operands
+        if symmetry_of(a)
+    ]
+    warned = warns in (True, "0.7" if call.early else True) and _SETTINGS["symmetry_warnings"]
+    if warned and max(had, default=1) > order_of(blocks):
+        warn(
+            f"{operation.name} loses a symmetry: what it gives costs the full price from here on",
+            SymmetryLossWarning,
+        )
     result = tagged(result, blocks)
     if blocks and not symmetric and operation.keeps in (constant, like):
         result._inferred = True
@@ -2196,13 +2630,21 @@ def as_symmetric(data: Any, *, symmetry: SymmetryGroup | tuple | list) -> Flopsc
         context.afford(bill, now)
         context.record(bill, now, 0.0, now)
     for a, b in swaps:
-        if plain.shape[a] != plain.shape[b] or not np.allclose(plain, plain.swapaxes(a, b), atol=1e-6, rtol=1e-5):
+        if plain.shape[a] != plain.shape[b] or not np.allclose(
+            plain, plain.swapaxes(a, b), atol=1e-6, rtol=1e-5
+        ):
             raise SymmetryError(f"axes {a} and {b} cannot change places: the data are not symmetric in them")
     return tagged(plain.view(FlopscopeArray), symmetry.blocks)
 
 
-_SETTINGS = {"symmetry_warnings": True, "check_nan_inf": False, "callback_warnings": True,
-             "partition_budget": 100_000, "dimino_budget": 50_000, "einsum_path_cache_size": 4096}
+_SETTINGS = {
+    "symmetry_warnings": True,
+    "check_nan_inf": False,
+    "callback_warnings": True,
+    "partition_budget": 100_000,
+    "dimino_budget": 50_000,
+    "einsum_path_cache_size": 4096,
+}
 
 
 def configure(**settings) -> None:
@@ -2217,13 +2659,16 @@ def configure(**settings) -> None:
 _QUERIES = """ndim shape size result_type can_cast common_type min_scalar_type promote_types shares_memory
     may_share_memory issubdtype isdtype isscalar isfortran iterable typename mintypecode"""
 _PASSED_THROUGH = {*_QUERIES.split(), *"array_equal array_repr array_str array2string save savez".split()}
-_FOLDS = dict(pair.split("=") for pair in """add.reduce=sum multiply.reduce=prod maximum.reduce=max
+_FOLDS = dict(
+    pair.split("=")
+    for pair in """add.reduce=sum multiply.reduce=prod maximum.reduce=max
     minimum.reduce=min logical_and.reduce=all logical_or.reduce=any add.accumulate=cumsum
-    multiply.accumulate=cumprod""".split())         # along the first axis, unless told otherwise
+    multiply.accumulate=cumprod""".split()
+)  # along the first axis, unless told otherwise
 
-FUNCTIONS: dict[str, Callable] = {name: counted(operation) for name, operation in OPERATIONS.items()
-                                   if not name.startswith("random.")}
-
+FUNCTIONS: dict[str, Callable] = {
+    name: counted(operation) for name, operation in OPERATIONS.items() if not name.startswith("random.")
+}
 
 
 class LeftOut:
@@ -2241,6 +2686,7 @@ class LeftOut:
 
 def found_late(prefix):
     """The `__getattr__` of a counted namespace: what a user has priced since, or what is refused by name."""
+
     def find(name):
         full = prefix + name
         if full in OPERATIONS and prefix != "random.":
@@ -2249,20 +2695,24 @@ def found_late(prefix):
             if full in names.split():
                 return LeftOut(f"fnp.{full}", why)
         raise AttributeError(f"fnp has no {full!r}")
+
     return find
 
 
 def three_way_or_nonzero(condition, *choices, three_way=FUNCTIONS["where"], **named):
     """where; of a condition alone, book 0.12 makes nonzero."""
-    choices += *named.values(),
+    choices += (*named.values(),)
     alone = not choices and active_budget().book.immutable
     return FUNCTIONS["nonzero"](condition) if alone else three_way(condition, *choices)
 
 
 def one_by_one(function):
     """Book 0.12 logs each of several arrays."""
-    return lambda *arrays: (tuple(map(function, arrays)) if len(arrays) > 1 and active_budget().book.immutable
-                            else function(*arrays))
+    return lambda *arrays: (
+        tuple(map(function, arrays))
+        if len(arrays) > 1 and active_budget().book.immutable
+        else function(*arrays)
+    )
 
 
 def einsum_by_book(text, *operands, optimize=None, product=FUNCTIONS["einsum"], **kwargs):
@@ -2278,10 +2728,13 @@ FUNCTIONS |= {name: partial(FUNCTIONS[same], axis=0) for name, same in _FOLDS.it
 
 # ---- operators and methods --------------------------------------------------------------------------------
 
-_OPERATORS = dict(pair.split("=") for pair in """add=add sub=subtract mul=multiply truediv=true_divide
+_OPERATORS = dict(
+    pair.split("=")
+    for pair in """add=add sub=subtract mul=multiply truediv=true_divide
     floordiv=floor_divide mod=mod pow=power matmul=matmul and=bitwise_and or=bitwise_or xor=bitwise_xor
     lshift=left_shift rshift=right_shift lt=less le=less_equal gt=greater ge=greater_equal eq=equal
-    ne=not_equal neg=negative pos=positive abs=abs invert=invert""".split())
+    ne=not_equal neg=negative pos=positive abs=abs invert=invert""".split()
+)
 _WRITING = ["sort", "partition", "fill", "put", "resize", "setfield"]
 
 
@@ -2296,6 +2749,7 @@ def define_operator(short, name):
             raise ValueError(f"{name} in place would break a symmetry: write x = fnp.{name}(x, y)")
         np.copyto(self.view(np.ndarray), bare(result), casting="same_kind")
         return self
+
     setattr(FlopscopeArray, f"__{short}__", function)
     setattr(FlopscopeArray, f"__r{short}__", lambda self, other: function(other, self))
     setattr(FlopscopeArray, f"__i{short}__", in_place)
@@ -2319,6 +2773,7 @@ def native_method(name):
         if name == "nonzero" or not isinstance(result, np.ndarray):
             return result
         return with_symmetry(Call(operation, True, (self, *args), kwargs, result), dress(result))
+
     return method
 
 
@@ -2327,7 +2782,7 @@ def view_method(name):
     return lambda self, *args: view_of(self, name, native, *args)
 
 
-for _short, _name in _OPERATORS.items():        # Python never asks for the forms that an operator has not
+for _short, _name in _OPERATORS.items():  # Python never asks for the forms that an operator has not
     define_operator(_short, _name)
 for _name in """sum prod mean std var min max argmin argmax all any cumsum cumprod argsort argpartition
         searchsorted take repeat clip round trace dot conjugate""".split():
@@ -2349,13 +2804,14 @@ def sampler(operation):
 
     @wraps(draw)
     def sample(self, *args, **kwargs):
-        if _thread.drawing:                 # what NumPy's samplers call inside is free
+        if _thread.drawing:  # what NumPy's samplers call inside is free
             return draw(self, *args, **kwargs)
         _thread.drawing = True
         try:
             return perform(operation, partial(draw, self), {}, args, kwargs)
         finally:
             _thread.drawing = False
+
     return sample
 
 
@@ -2369,7 +2825,9 @@ class _CountedGenerator(np.random.Generator):
 for _name in dir(np.random.Generator):
     if f"random.{_name}" in OPERATIONS:
         setattr(_CountedGenerator, _name, sampler(OPERATIONS[f"random.{_name}"]))
-_CountedGenerator.multivariate_hypergeometric = LeftOut("multivariate_hypergeometric", "a formula of its own")
+_CountedGenerator.multivariate_hypergeometric = LeftOut(  # type: ignore[method-assign]
+    "multivariate_hypergeometric", "a formula of its own"
+)
 
 
 def default_rng(seed=None) -> np.random.Generator:
@@ -2408,29 +2866,71 @@ def members(owner, names, change=lambda member: member):
 
 def counted_functions(prefix):
     """Those of a namespace, by their short names; others are found late."""
-    return {name.removeprefix(prefix): function for name, function in FUNCTIONS.items()
-            if name.startswith(prefix) and "." not in name.removeprefix(prefix)} | {
-        "__getattr__": found_late(prefix)}
+    return {
+        name.removeprefix(prefix): function
+        for name, function in FUNCTIONS.items()
+        if name.startswith(prefix) and "." not in name.removeprefix(prefix)
+    } | {"__getattr__": found_late(prefix)}
 
 
-fnp = module("flopscope.numpy", load, ndarray=FlopscopeArray, **members(np, _AS_IN_NUMPY),
-             **members(np, _QUERIES, uncounted), **counted_functions(""),
-             linalg=module("flopscope.numpy.linalg", **counted_functions("linalg.")),
-             random=module("flopscope.numpy.random", default_rng, Generator=_CountedGenerator,
-                           __getattr__=found_late("random."),
-                           **members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed")))
-stats = module("flopscope.stats", norm=types.SimpleNamespace(
-    **{name: FUNCTIONS[f"stats.norm.{name}"] for name in NORMAL}))
-_errors = [FlopscopeError, FlopscopeWarning, BudgetExhaustedError, TimeExhaustedError, SymmetryError,
-           UnsupportedFunctionError, UnsupportedDtypeError, SymmetryLossWarning]
-flops = module("flopscope", *_errors, BudgetContext, OpRecord, FlopscopeArray, SymmetricTensor,
-               SymmetryGroup, namespace, budget_summary, budget_summary_dict, budget_reset, use_prices,
-               as_symmetric, configure, budget=budget, current_budget=active_budget, numpy=fnp, stats=stats,
-               errors=module("flopscope.errors", *_errors), __version__="0.12.4")
+fnp = module(
+    "flopscope.numpy",
+    load,
+    ndarray=FlopscopeArray,
+    **members(np, _AS_IN_NUMPY),
+    **members(np, _QUERIES, uncounted),
+    **counted_functions(""),
+    linalg=module("flopscope.numpy.linalg", **counted_functions("linalg.")),
+    random=module(
+        "flopscope.numpy.random",
+        default_rng,
+        Generator=_CountedGenerator,
+        __getattr__=found_late("random."),
+        **members(np.random, "SeedSequence PCG64 Philox MT19937 SFC64 BitGenerator seed"),
+    ),
+)
+stats = module(
+    "flopscope.stats",
+    norm=types.SimpleNamespace(**{name: FUNCTIONS[f"stats.norm.{name}"] for name in NORMAL}),
+)
+_errors = [
+    FlopscopeError,
+    FlopscopeWarning,
+    BudgetExhaustedError,
+    TimeExhaustedError,
+    SymmetryError,
+    UnsupportedFunctionError,
+    UnsupportedDtypeError,
+    SymmetryLossWarning,
+]
+flops = module(
+    "flopscope",
+    *_errors,
+    BudgetContext,
+    OpRecord,
+    FlopscopeArray,
+    SymmetricTensor,
+    SymmetryGroup,
+    namespace,
+    budget_summary,
+    budget_summary_dict,
+    budget_reset,
+    use_prices,
+    as_symmetric,
+    configure,
+    budget=budget,
+    current_budget=active_budget,
+    numpy=fnp,
+    stats=stats,
+    errors=module("flopscope.errors", *_errors),
+    __version__="0.12.4",
+)
 
 
 def not_here(name):
-    raise AttributeError(f"flopscope.{name} is not in this kit: `whest price EXPRESSION` tells what something costs, and why")
+    raise AttributeError(
+        f"flopscope.{name} is not in this kit: `whest price EXPRESSION` tells what something costs, and why"
+    )
 
 
 flops.__getattr__ = not_here
@@ -2439,8 +2939,10 @@ flops.__getattr__ = not_here
 def install():
     """Make `import flopscope`, `import flopscope.numpy as fnp` and their submodules reach this counter."""
     if sys.modules.get("flopscope", flops) is not flops:
-        raise ImportError("flopscope is already imported: import whestbench first, or type "
-                          "python whestbench.py loop estimator.py")
+        raise ImportError(
+            "flopscope is already imported: import whestbench first, or type "
+            "python whestbench.py loop estimator.py"
+        )
     flops.__path__ = fnp.__path__ = []
     for each in (flops, flops.stats, flops.errors, fnp, fnp.linalg, fnp.random):
         sys.modules[each.__name__] = each
@@ -2575,7 +3077,9 @@ def run_mlp(mlp: MLP, inputs: np.ndarray) -> np.ndarray:
     return run_mlp_all_layers(mlp, inputs)[-1]
 
 
-def sample_layer_statistics(mlp: MLP, n_samples: int, rng: Any = None) -> tuple[np.ndarray, np.ndarray, float]:
+def sample_layer_statistics(
+    mlp: MLP, n_samples: int, rng: Any = None
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Plain Monte Carlo: `(means (depth, width) float32, last layer's means, its mean variance)`; counted.
 
     Draws what the real package draws, in chunks of as many rows, so that a seeded `rng` gives its numbers.
@@ -2599,7 +3103,7 @@ def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -
     return sample_layer_statistics(mlp, n_samples, fnp.random.default_rng(seed))[0]
 
 
-SUBMISSION = "_whestbench_submission_"      # how the module names of loaded files begin
+SUBMISSION = "_whestbench_submission_"  # how the module names of loaded files begin
 
 
 def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> BaseEstimator:
@@ -2624,34 +3128,47 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     except SyntaxError as exc:
         raise failed(f"{path.name}, line {exc.lineno}: {exc.msg}.") from exc
     except ModuleNotFoundError as exc:
-        raise WhestError(f"{path.name} imports {exc.name!r}, which is not installed: install it or drop "
-                         "the import.", "ESTIMATOR_MISSING_MODULE") from exc
+        raise WhestError(
+            f"{path.name} imports {exc.name!r}, which is not installed: install it or drop the import.",
+            "ESTIMATOR_MISSING_MODULE",
+        ) from exc
     except Exception as exc:
         where = participant_line(exc, path)
-        raise failed(f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({where}); "
-                     "--debug shows the traceback.") from exc
+        raise failed(
+            f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({where}); "
+            "--debug shows the traceback."
+        ) from exc
 
 
 def find_estimator_class(module, file, class_name):
     """Apply the loader's rules to a file's module; a WhestError names the nearest class where none fits."""
-    known = {name: c for name, c in vars(module).items()
-             if inspect.isclass(c) and issubclass(c, BaseEstimator) and c is not BaseEstimator}
+    known = {
+        name: c
+        for name, c in vars(module).items()
+        if inspect.isclass(c) and issubclass(c, BaseEstimator) and c is not BaseEstimator
+    }
     own = list({c: name for name, c in known.items() if c.__module__ == module.__name__}.values())
     name = class_name or (own[0] if len(own) == 1 else "Estimator")
     if name in known:
         return known[name]
     if class_name:
         near = difflib.get_close_matches(class_name, own, 1, 0)
-        raise WhestError(f"{file} has no estimator class named {class_name!r}"
-                         + (f"; did you mean --class {near[0]}?" if near else "."))
+        raise WhestError(
+            f"{file} has no estimator class named {class_name!r}"
+            + (f"; did you mean --class {near[0]}?" if near else ".")
+        )
     if own:
-        raise WhestError(f"{file} has several estimator classes ({', '.join(own)}): "
-                         "name one of them Estimator, or choose with --class.")
-    raise WhestError(f"{file} defines no estimator class: "
-                     "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method.")
+        raise WhestError(
+            f"{file} has several estimator classes ({', '.join(own)}): "
+            "name one of them Estimator, or choose with --class."
+        )
+    raise WhestError(
+        f"{file} defines no estimator class: "
+        "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method."
+    )
 
 
-OURS = __file__, os.path.dirname(os.__file__) + os.sep       # and Python's, which may lie in the same folder
+OURS = __file__, os.path.dirname(os.__file__) + os.sep  # and Python's, which may lie in the same folder
 
 
 def is_participants(file, home):
@@ -2662,8 +3179,9 @@ def is_participants(file, home):
 def participant_line(exc, path):
     """`file.py, line 12` of the innermost frame of the participant's own folder in a traceback."""
     home = str(Path(path).parent) + os.sep
-    frames = [f for f in traceback.extract_tb(exc.__traceback__, limit=-100)
-              if is_participants(f.filename, home)]
+    frames = [
+        f for f in traceback.extract_tb(exc.__traceback__, limit=-100) if is_participants(f.filename, home)
+    ]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else Path(path).name
 
 
@@ -2675,10 +3193,10 @@ def participant_line(exc, path):
 # the rate at which a dense matrix product would run at best. Way in: `simulate_block`; way out: BlockSums.
 # ======================================================================================
 
-GROUP = 16      # samples in a group: 8 draws of x, then their mirror images -x
-COLUMNS = 64    # activations lie as [slab of 64 columns][sample][column]: zeros are a 64-bit mask; weights as
-                # [slab of 64 outputs][input][output]: the 64 inputs of a slab fill half an L1 cache
-TILE = 1        # rows that share a mask: as few as hide the latency of an FMA; load_kernels sets it
+GROUP = 16  # samples in a group: 8 draws of x, then their mirror images -x
+COLUMNS = 64  # activations lie as [slab of 64 columns][sample][column]: zeros are a 64-bit mask; weights as
+# [slab of 64 outputs][input][output]: the 64 inputs of a slab fill half an L1 cache
+TILE = 1  # rows that share a mask: as few as hide the latency of an FMA; load_kernels sets it
 _LOAD = threading.Lock()
 _n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -2688,6 +3206,7 @@ def limit_threads(n_threads: int | None) -> None:
     global _n_threads
     if n_threads:
         import ctypes
+
         _n_threads, folder = n_threads, Path(np.__file__).parent
         for library in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
             with suppress(AttributeError):
@@ -2696,19 +3215,21 @@ def limit_threads(n_threads: int | None) -> None:
 
 class PackedNetwork(NamedTuple):
     """The weights of a network as the kernels want them; made by `pack_weights`."""
-    weights: np.ndarray         # float32 (depth, slabs, padded width, COLUMNS)
+
+    weights: np.ndarray  # float32 (depth, slabs, padded width, COLUMNS)
     width: int
 
 
 class BlockSums(NamedTuple):
     """What is kept of a block. Row i of a group sum covers samples 16 i to 16 i + 15: 8 antithetic pairs."""
+
     n_samples: int
-    final: np.ndarray           # float32 (n_groups, width): group sums of the last layer's activations
-    abs_z1: np.ndarray          # float32 (n_groups, width): of |z1|, z1 the first layer's pre-activations
-    square_z2: np.ndarray       # float32 (n_groups, width): of z2**2, the second layer's (zero at depth 1)
-    layer_sums: np.ndarray      # float64 (depth, width): sums of the activations
-    layer_squares: np.ndarray   # float64 (depth, width): sums of their squared group sums
-    final_squares: np.ndarray   # float64 (width,): sum of the last layer's squared activations
+    final: np.ndarray  # float32 (n_groups, width): group sums of the last layer's activations
+    abs_z1: np.ndarray  # float32 (n_groups, width): of |z1|, z1 the first layer's pre-activations
+    square_z2: np.ndarray  # float32 (n_groups, width): of z2**2, the second layer's (zero at depth 1)
+    layer_sums: np.ndarray  # float64 (depth, width): sums of the activations
+    layer_squares: np.ndarray  # float64 (depth, width): sums of their squared group sums
+    final_squares: np.ndarray  # float64 (width,): sum of the last layer's squared activations
 
 
 def pack_weights(weights: np.ndarray | Sequence) -> PackedNetwork:
@@ -2747,8 +3268,15 @@ def simulate_block(network: PackedNetwork, key: int, index: int, n_samples: int 
     first, last, square_z2, squares = groups[..., :width]
     layer_sums, layer_squares = sums[..., :width]
     # |z| sums to twice relu(z), as every z comes with -z
-    return BlockSums(n_samples, last if len(weights) > 1 else first, 2 * first, square_z2,
-                     layer_sums, layer_squares, squares.sum(0, dtype=np.float64))
+    return BlockSums(
+        n_samples,
+        last if len(weights) > 1 else first,
+        2 * first,
+        square_z2,
+        layer_sums,
+        layer_squares,
+        squares.sum(0, dtype=np.float64),
+    )
 
 
 def _padded(width):
@@ -2760,11 +3288,12 @@ def _aligned(shape):
     size = prod(shape)
     raw = np.empty(size + 16, np.float32)
     start = -raw.ctypes.data % 64 // 4
-    return raw[start:start + size].reshape(shape)
+    return raw[start : start + size].reshape(shape)
 
 
 # Kernels are plain functions until they are compiled on first use: importing this module imports no numba.
 # They find each other as globals; in a closure numba would take them for new ones, and miss its disk cache.
+
 
 def load_kernels():
     """Compile the kernels, or take them from numba's cache on disk. Only the first call costs anything."""
@@ -2772,13 +3301,16 @@ def load_kernels():
         if not hasattr(network_sums, "py_func"):
             import numba
             from numba.extending import intrinsic
+
             if numba.config.DISABLE_JIT:
                 raise WhestError("The truth's kernels need numba's compiler: unset NUMBA_DISABLE_JIT.")
             names = globals()
             names["TILE"] = vector_type()[2]
             names |= {f.__name__: intrinsic(f) for f in (multiply_tile, relu_group)}
-            names |= {f.__name__: compiled(f, numba.njit, nogil=True, error_model="numpy", fastmath={"contract"})
-                      for f in (box_muller, draw_normals, add_squares, finish_slab, network_sums, add_product)}
+            names |= {
+                f.__name__: compiled(f, numba.njit, nogil=True, error_model="numpy", fastmath={"contract"})
+                for f in (box_muller, draw_normals, add_squares, finish_slab, network_sums, add_product)
+            }
 
 
 def network_sums(weights, key, index, n_samples, x, y):
@@ -2793,10 +3325,10 @@ def network_sums(weights, key, index, n_samples, x, y):
     masks, y_masks = np.full((2, n_slabs, n_rows // TILE), ~np.uint64(0))
     draw_normals(x, key, index)
     for layer in range(depth):
-        rows = GROUP if layer else GROUP // 2           # -x @ w is known from x @ w
+        rows = GROUP if layer else GROUP // 2  # -x @ w is known from x @ w
         for slab in range(n_slabs):
             for k in range(n_slabs):
-                w = weights[layer, slab, k * COLUMNS:].ctypes.data
+                w = weights[layer, slab, k * COLUMNS :].ctypes.data
                 x_k, y_slab = x[k].ctypes.data, y[slab].ctypes.data
                 for group in range(0, n_rows, GROUP):
                     for row in range(group, group + rows, TILE):
@@ -2810,17 +3342,17 @@ def network_sums(weights, key, index, n_samples, x, y):
 def finish_slab(y, masks, n_samples, layer, depth, column, groups, sums):
     """Turn 64 columns of pre-activations into activations, masks and sums."""
     for group in range(len(y) // GROUP):
-        z = y[group * GROUP:(group + 1) * GROUP]
-        total = groups[min(layer, 1), group, column:column + COLUMNS]
+        z = y[group * GROUP : (group + 1) * GROUP]
+        total = groups[min(layer, 1), group, column : column + COLUMNS]
         if layer == 0:
             for pair in range(GROUP // 2):
-                left = n_samples - group * GROUP - 2 * pair     # without biases, zeros add nothing to any sum
+                left = n_samples - group * GROUP - 2 * pair  # without biases, zeros add nothing to any sum
                 for c in range(COLUMNS):
                     z[pair + GROUP // 2, c] = -z[pair, c] if left > 1 else np.float32(0)
                     z[pair, c] = z[pair, c] if left > 0 else np.float32(0)
         if layer == 1:
             add_squares(z, groups[2, group, column:])
-        relu_group(z.ctypes.data, masks[group * GROUP // TILE:].ctypes.data, total.ctypes.data)
+        relu_group(z.ctypes.data, masks[group * GROUP // TILE :].ctypes.data, total.ctypes.data)
         if layer == depth - 1:
             add_squares(z, groups[3, group, column:])
         for c in range(COLUMNS):
@@ -2857,18 +3389,18 @@ def draw_normals(x, key, index):
 
 def box_muller(a, b):
     """Two independent normals from two random int32; none is beyond 6.66."""
-    f, sqrt_half = np.float32, np.int32(0x3F3504F3)                             # the latter as bits
-    u = (f((a >> np.int32(1)) & np.int32(0x7FFFFFFF)) + f(0.5)) * f(2.0 ** -31)     # in (0, 1]
-    bits = np.int32(np.float32(u).view(np.int32) - sqrt_half)                   # u = 2**exponent (1 + m)
+    f, sqrt_half = np.float32, np.int32(0x3F3504F3)  # the latter as bits
+    u = (f((a >> np.int32(1)) & np.int32(0x7FFFFFFF)) + f(0.5)) * f(2.0**-31)  # in (0, 1]
+    bits = np.int32(np.float32(u).view(np.int32) - sqrt_half)  # u = 2**exponent (1 + m)
     m = np.int32((bits & np.int32(0x7FFFFF)) + sqrt_half).view(np.float32) - f(1)
     exponent = f(bits >> np.int32(23))
-    p = f(7.0376836292e-2) * m - f(1.1514610310e-1)                             # log(1 + m), as Cephes does
+    p = f(7.0376836292e-2) * m - f(1.1514610310e-1)  # log(1 + m), as Cephes does
     p = ((p * m + f(1.1676998740e-1)) * m - f(1.2420140846e-1)) * m + f(1.4249322787e-1)
     p = ((p * m - f(1.6668057665e-1)) * m + f(2.0000714765e-1)) * m - f(2.4999993993e-1)
     p = (p * m + f(3.3333331174e-1)) * m - f(0.5)
     radius = np.sqrt(f(-2) * (p * m * m + m + exponent * f(0.6931471805599453)))
-    t = f(b) * f(2.0 ** -32)                                                    # half the angle, over pi
-    s = t * t                                                                   # minimax to 5e-8
+    t = f(b) * f(2.0**-32)  # half the angle, over pi
+    s = t * t  # minimax to 5e-8
     sine = (((f(0.0775603876) * s - f(0.598242104)) * s + f(2.55006981)) * s - f(5.167709827)) * s
     sine = (sine + f(3.141592741)) * t
     cosine = (((f(0.21969679) * s - f(1.33188021)) * s + f(4.058412075)) * s - f(4.934792995)) * s + f(1)
@@ -2877,9 +3409,11 @@ def box_muller(a, b):
 
 # In vector IR, because the compiler's own vectors reach half the chip's rate. All arrays go by address.
 
+
 def vector_type():
     """The host's float32 vector, its lanes, and the rows in a tile: as few as hide the latency of an FMA."""
     from llvmlite import binding, ir
+
     features = binding.get_host_cpu_features()
     lanes, rows = (16, 2) if features.get("avx512f") else (8, 1) if features.get("avx2") else (4, 1)
     return ir.VectorType(ir.FloatType(), lanes), lanes, rows
@@ -2898,6 +3432,7 @@ def multiply_tile(typingctx, x, mask, w, y, resume):
     """
     from llvmlite import ir
     from numba.core import cgutils, types
+
     vector, lanes, rows = vector_type()
     tile, columns = range(0, rows * COLUMNS, COLUMNS), range(0, COLUMNS, lanes)
 
@@ -2905,7 +3440,8 @@ def multiply_tile(typingctx, x, mask, w, y, resume):
         x, mask, w, y, resume = args
         i64, zero, to_all = x.type, ir.Constant(vector, None), ir.VectorType(ir.IntType(32), lanes)(None)
         fma = cgutils.get_or_insert_function(
-            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32")
+            b.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32"
+        )
         out = {(r, v): _pointer(b, y, i64(r + v), vector) for r in tile for v in columns}
         sums = {at: cgutils.alloca_once_value(b, zero) for at in out}
         with b.if_then(resume):
@@ -2918,8 +3454,8 @@ def multiply_tile(typingctx, x, mask, w, y, resume):
         bits = b.load(left)
         b.cbranch(b.icmp_unsigned("!=", bits, i64(0)), step, done)
         b.position_at_end(step)
-        k = b.cttz(bits, ir.IntType(1)(1))                      # the lowest bit that is set ...
-        b.store(b.and_(bits, b.sub(bits, i64(1))), left)        # ... which is now done
+        k = b.cttz(bits, ir.IntType(1)(1))  # the lowest bit that is set ...
+        b.store(b.and_(bits, b.sub(bits, i64(1))), left)  # ... which is now done
         w_k = b.mul(k, i64(COLUMNS))
         weights = {v: b.load(_pointer(b, w, b.add(w_k, i64(v)), vector), align=4) for v in columns}
         for r in tile:
@@ -2941,6 +3477,7 @@ def relu_group(typingctx, z, masks, total):
     """ReLU of 16 rows of 64 floats in place; each tile's mask of nonzero columns; the sum of the rows."""
     from llvmlite import ir
     from numba.core import cgutils, types
+
     vector, lanes, rows = vector_type()
 
     def codegen(context, b, signature, args):
@@ -2953,8 +3490,8 @@ def relu_group(typingctx, z, masks, total):
                 active = ir.Constant(ir.VectorType(ir.IntType(1), lanes), None)
                 for r in range(rows):
                     here = _pointer(b, z, b.add(first, i64(r * COLUMNS + column)), vector)
-                    value = b.fadd(b.load(here, align=4), zero)     # or LLVM stores by mask: slow on AMD
-                    value = b.select(b.fcmp_ordered("<", value, zero), zero, value)     # a NaN stays
+                    value = b.fadd(b.load(here, align=4), zero)  # or LLVM stores by mask: slow on AMD
+                    value = b.select(b.fcmp_ordered("<", value, zero), zero, value)  # a NaN stays
                     b.store(value, here, align=4)
                     b.store(b.fadd(b.load(s), value), s)
                     active = b.or_(active, b.fcmp_unordered("!=", value, zero))
@@ -2986,10 +3523,10 @@ def matrix_product(a, b):
     """a @ b, to the same bits however many threads BLAS has."""
     load_kernels()
     padded = np.pad(a, ((0, -len(a) % 2), (0, -a.shape[1] % 4)))
-    b_padded = np.pad(b, ((0, -len(b) % 4), (0, 16)))   # or all rows start at one place of a memory page
+    b_padded = np.pad(b, ((0, -len(b) % 4), (0, 16)))  # or all rows start at one place of a memory page
     out = np.zeros((len(padded), b_padded.shape[1]), np.result_type(a, b))
     add_product(padded, b_padded, out)
-    return out[:len(a), :b.shape[1]]
+    return out[: len(a), : b.shape[1]]
 
 
 # ======================================================================================
@@ -3002,9 +3539,9 @@ def matrix_product(a, b):
 # unbiased; poor ones only make it less precise.
 # ======================================================================================
 
-POOL = 4              # of the engine's groups are one observation of the final layer
-CHUNK = 4096          # samples that enter the moments at once; checkpoints are CHUNK * 2**k
-MIN_FOLD_GROUPS = 8   # a fold of fewer groups is no judge of the scale: plain pairs
+POOL = 4  # of the engine's groups are one observation of the final layer
+CHUNK = 4096  # samples that enter the moments at once; checkpoints are CHUNK * 2**k
+MIN_FOLD_GROUPS = 8  # a fold of fewer groups is no judge of the scale: plain pairs
 
 
 def times(vector, matrix):
@@ -3037,12 +3574,15 @@ def control_variates(weights):
     for following in [*weights[2:], None]:
         sigma = np.sqrt(np.maximum(variance, 1e-12 * variance.mean() + 1e-36))
         on = np.array([math.erfc(-a / math.sqrt(2)) / 2 for a in mean / sigma])
-        density = np.exp(-(mean / sigma) ** 2 / 2) / math.sqrt(2 * math.pi)
+        density = np.exp(-((mean / sigma) ** 2) / 2) / math.sqrt(2 * math.pi)
         centre, relu_variance = relu_moments(mean, variance, sigma, density, on)
         relu_variance = np.maximum(relu_variance, 0)
         # d(mean of relu) / d(mean, variance of z), then the same of its variance
-        slopes.append(np.array([on, density / (2 * sigma),
-                                2 * centre * (1 - on), on - centre * density / sigma], np.float32))
+        slopes.append(
+            np.array(
+                [on, density / (2 * sigma), 2 * centre * (1 - on), on - centre * density / sigma], np.float32
+            )
+        )
         if following is not None:
             mean, variance = times(centre, following), times(relu_variance, following * following)
 
@@ -3067,6 +3607,7 @@ class Truth:
     `covariance` (width, width), of the error of mean[-1]: neurons move together. Errors are nan, unknown, for
     a single group. `scale`: the part of the closed-form correction that was made, 0 for plain pairs.
     """
+
     n_samples: int
     mean: np.ndarray
     standard_error: np.ndarray
@@ -3082,16 +3623,16 @@ class Sums:
     A pool is POOL groups. `predicted`: what the features, |z1| and z2^2, say of a pool's final sums.
     """
 
-    n_samples: np.ndarray           # (2,), by fold
-    squared_sizes: np.ndarray       # (2,), of groups, and of pools
-    layer_sums: np.ndarray          # (depth, width)
-    layer_squares: np.ndarray       # (depth, width), of squared group sums
-    final_squares: np.ndarray       # (width,), of the last layer's squares
-    final: Any = 0.0                # (2, width), by fold; 0 for a single layer, and so the others
-    features: Any = 0.0             # (2, 2 * width), by fold
-    final_by_predicted: Any = 0.0   # (2,), traces of pool products, by fold
+    n_samples: np.ndarray  # (2,), by fold
+    squared_sizes: np.ndarray  # (2,), of groups, and of pools
+    layer_sums: np.ndarray  # (depth, width)
+    layer_squares: np.ndarray  # (depth, width), of squared group sums
+    final_squares: np.ndarray  # (width,), of the last layer's squares
+    final: Any = 0.0  # (2, width), by fold; 0 for a single layer, and so the others
+    features: Any = 0.0  # (2, 2 * width), by fold
+    final_by_predicted: Any = 0.0  # (2,), traces of pool products, by fold
     predicted_by_predicted: Any = 0.0
-    products: Any = 0.0             # (3, width, width), of pool sums: final, predicted, and what is left
+    products: Any = 0.0  # (3, width, width), of pool sums: final, predicted, and what is left
 
     def __add__(self, other):
         return Sums(*map(operator.add, vars(self).values(), vars(other).values()))
@@ -3125,7 +3666,9 @@ class WhiteBox:
         def by_fold(x, **kwargs):
             return np.array([x[fold::2].sum(0, **kwargs) for fold in (0, 1)])
 
-        layers = [sum(getattr(b, key) for b in blocks) for key in ("layer_sums", "layer_squares", "final_squares")]
+        layers = [
+            sum(getattr(b, key) for b in blocks) for key in ("layer_sums", "layer_squares", "final_squares")
+        ]
         plain = by_fold(size), np.array([groups @ groups, size @ size]), *layers
         if self.controls is None:
             return Sums(*plain)
@@ -3135,7 +3678,9 @@ class WhiteBox:
         centred, predicted = self.centred(size, final, features)
         traces = [by_fold((x * predicted).sum(1, dtype=np.float64)) for x in (centred, predicted)]
         products = np.array([matrix_product(x.T, x) for x in (centred, predicted, centred - predicted)])
-        return Sums(*plain, by_fold(final, dtype=np.float64), by_fold(features, dtype=np.float64), *traces, products)
+        return Sums(
+            *plain, by_fold(final, dtype=np.float64), by_fold(features, dtype=np.float64), *traces, products
+        )
 
     def truth(self, s):
         """The Truth that these sums make."""
@@ -3164,11 +3709,14 @@ class WhiteBox:
             # F - aP has covariance (1 - a) FF + (a^2 - a) PP + a RR, R = F - P, as FP + PF = FF + PP - RR.
             final, predicted = final.sum(0) / n, predicted.sum(0) / n
             parts = np.array([1 - scales, scales**2 - scales, scales]) @ folds / n
-            covariance = sum(part * error(squares, np.outer(m, m), pool_size)
-                             for part, squares, m in zip(parts, s.products, (final, predicted, final - predicted)))
+            covariance = sum(
+                part * error(squares, np.outer(m, m), pool_size)
+                for part, squares, m in zip(parts, s.products, (final, predicted, final - predicted))
+            )
             variance[-1] = np.diag(covariance)
-        return Truth(n, mean, np.sqrt(np.maximum(variance, 0)), sample_variance, covariance,
-                     float(scales @ folds / n))
+        return Truth(
+            n, mean, np.sqrt(np.maximum(variance, 0)), sample_variance, covariance, float(scales @ folds / n)
+        )
 
 
 def checkpoints(width, depth, max_work):
@@ -3187,8 +3735,8 @@ def checkpoints(width, depth, max_work):
 # and published datasets are read here. Way in: `grow_together`, `read_dataset`; way out: Truths.
 # ======================================================================================
 
-STREAM = "4"                # of random numbers, their sums and files; the store never mixes two versions
-STORE_LIMIT = 2 * 10**9     # bytes that the store may hold
+STREAM = "4"  # of random numbers, their sums and files; the store never mixes two versions
+STORE_LIMIT = 2 * 10**9  # bytes that the store may hold
 
 
 class InvalidDatasetError(WhestError, ValueError):
@@ -3202,10 +3750,11 @@ def reading(path):
         yield
     except WhestError:
         raise
-    except Exception as exc:        # a damaged file can raise anything
+    except Exception as exc:  # a damaged file can raise anything
         what = f"no {exc} in it" if isinstance(exc, KeyError) else exc
         raise InvalidDatasetError(
-            f"{path} is not a usable suite or dataset ({what}): bake or fetch it anew.") from exc
+            f"{path} is not a usable suite or dataset ({what}): bake or fetch it anew."
+        ) from exc
 
 
 def need(module, extra):
@@ -3241,7 +3790,7 @@ class TruthSource:
         self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
 
     def __reduce__(self):
-        return revived, (self.name, self.weights)       # all that another process must know
+        return revived, (self.name, self.weights)  # all that another process must know
 
     def prepare(self) -> tuple[PackedNetwork, WhiteBox]:
         """What sampling takes, worked out once in each process."""
@@ -3254,7 +3803,7 @@ class TruthSource:
 
     def unit(self, start: int) -> int:
         """How many samples the unit of work at `start` holds: a chunk * 2**k, about 1% of all before it."""
-        most = min(start // 64, 2**39 // (self.width**2 * self.depth))      # 2^40 FLOPs: seconds of work
+        most = min(start // 64, 2**39 // (self.width**2 * self.depth))  # 2^40 FLOPs: seconds of work
         return max(CHUNK, 1 << most.bit_length() >> 1)
 
     def sample(self, start: int, n_samples: int) -> Sums:
@@ -3263,8 +3812,13 @@ class TruthSource:
         end, size = start + n_samples, samples_per_block(self.width)
 
         def chunk(first):
-            return white_box.sums([simulate_block(network, self.key, i // size, min(size, end - i))
-                                   for i in range(first, min(first + CHUNK, end), size)])
+            return white_box.sums(
+                [
+                    simulate_block(network, self.key, i // size, min(size, end - i))
+                    for i in range(first, min(first + CHUNK, end), size)
+                ]
+            )
+
         return reduce(operator.add, map(chunk, range(start, end, CHUNK)))
 
     def lacking(self, n_samples: int) -> Iterator[tuple[int, int]]:
@@ -3286,7 +3840,7 @@ class TruthSource:
     def conclude(self) -> Truth:
         """The truth of all that is sampled, remembered."""
         truth = self.prepare()[1].truth(self.sums)
-        truth = replace(truth, covariance=truth.covariance.astype(np.float32))     # most of the file
+        truth = replace(truth, covariance=truth.covariance.astype(np.float32))  # most of the file
         if self.store:
             self.store.put(f"{self.name}/{truth.n_samples}", vars(truth))
         return truth
@@ -3317,13 +3871,18 @@ def revived(name, weights):
     return _revived[name]
 
 
-MAX_WORK = 2**40        # dense FLOPs of sampling a network that `auto` may spend
+MAX_WORK = 2**40  # dense FLOPs of sampling a network that `auto` may spend
 
 
-def grow_together(sources, n_samples=None,
-                  error_of=lambda truths: None, precision=0.02,
-                  max_work=MAX_WORK, executor=None,
-                  progress=lambda *_: None):
+def grow_together(
+    sources,
+    n_samples=None,
+    error_of=lambda truths: None,
+    precision=0.02,
+    max_work=MAX_WORK,
+    executor=None,
+    progress=lambda *_: None,
+):
     """The truths at `n_samples`, or at the first checkpoint where `error_of(truths).precise(precision)`.
 
     Gives up at `max_work` dense FLOPs a network. Returns the truths and their error; `progress` gets samples
@@ -3364,7 +3923,7 @@ def grow(sources, goal, executor, progress, error):
                 source, future = pending.popleft()
                 source.add(future.result())
                 progress(sources.index(source) * goal + source.sums.total, len(sources) * goal, error)
-                if time.monotonic() > saved_at + 60:        # no more is lost to a kill
+                if time.monotonic() > saved_at + 60:  # no more is lost to a kill
                     saved_at = time.monotonic()
                     for each in sources:
                         each.save()
@@ -3382,7 +3941,7 @@ def grow(sources, goal, executor, progress, error):
 class DaskExecutor:
     """The workers of a Dask cluster. A network is sent to them once, and again where one is lost."""
 
-    source: Any = None      # the TruthSource that was sent last
+    source: Any = None  # the TruthSource that was sent last
 
     def __init__(self, address):
         connect = need("distributed", "cluster").Client
@@ -3390,7 +3949,8 @@ class DaskExecutor:
             self.client = connect(address, timeout=5)
         except (OSError, ValueError) as exc:
             raise WhestError(
-                f"No Dask cluster answers at {address} ({exc}): start one, or leave out --dask.") from exc
+                f"No Dask cluster answers at {address} ({exc}): start one, or leave out --dask."
+            ) from exc
         self.client.upload_file(__file__, load=False)
         self._max_workers = sum(self.client.nthreads().values())
         if not self._max_workers:
@@ -3431,7 +3991,11 @@ class TruthStore:
         usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
         base = os.environ.get("XDG_CACHE_HOME") or usual
         folder = folder or os.environ.get("WHESTBENCH_CACHE") or Path(base, "whestbench")
-        self.folder, self.limit, self.trouble = Path(folder).expanduser().absolute() / f"truth-{STREAM}", limit, ""
+        self.folder, self.limit, self.trouble = (
+            Path(folder).expanduser().absolute() / f"truth-{STREAM}",
+            limit,
+            "",
+        )
 
     @contextmanager
     def trying(self, name: str) -> Iterator[Path]:
@@ -3439,7 +4003,7 @@ class TruthStore:
         path = self.folder / f"{name}.npz"
         try:
             yield path
-        except Exception as exc:        # a damaged file can raise anything
+        except Exception as exc:  # a damaged file can raise anything
             if not self.trouble:
                 self.trouble = f"cannot use {path} ({type(exc).__name__}: {exc}); sampling instead."
                 print(f"whest: {self.trouble}", file=sys.stderr)
@@ -3449,7 +4013,7 @@ class TruthStore:
         with self.trying(name) as path:
             if path.exists():
                 with np.load(path, allow_pickle=False) as file:
-                    arrays = dict(file)         # each member has a CRC-32
+                    arrays = dict(file)  # each member has a CRC-32
                 if str(arrays.pop("name")) != f"{name} {fingerprint(*arrays.values())}":
                     raise ValueError("it belongs elsewhere, or was altered")
                 os.utime(path)
@@ -3478,8 +4042,12 @@ def write_suite(path: str | os.PathLike, mlps: list[MLP], truths: list[Truth], a
         members = {"weights": np.array([np.asarray(w) for w in mlp.weights]), **vars(truth)}
         networks.append({"name": mlp.name, "seed": mlp.seed, "sha256": fingerprint(*members.values())})
         arrays |= {f"{i}/{name}": a for name, a in members.items()}
-    about = about | {"stream": STREAM, "whestbench_version": __version__, "networks": networks,
-                     "created_at_utc": datetime.now(timezone.utc).isoformat()}
+    about = about | {
+        "stream": STREAM,
+        "whestbench_version": __version__,
+        "networks": networks,
+        "created_at_utc": datetime.now(timezone.utc).isoformat(),
+    }
     with replacing(Path(path)) as part, part.open("wb") as file:
         np.savez(file, **arrays, suite=json.dumps(about))
 
@@ -3540,13 +4108,17 @@ def describe_dataset(path, split=None):
         return about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])}
     with reading(path):
         folder, about, split = open_dataset(path, split)
-        return {"path": path if path.startswith("hf://") else str(folder.resolve()), "seed": about.get("seed"),
-                "sha256": hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest(),
-                "n_mlps": about["splits"][split]["n_mlps"]}
+        return {
+            "path": path if path.startswith("hf://") else str(folder.resolve()),
+            "seed": about.get("seed"),
+            "sha256": hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest(),
+            "n_mlps": about["splits"][split]["n_mlps"],
+        }
 
 
-def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None,
-                 with_truths: bool = True) -> Iterator[tuple[MLP, Any]]:
+def read_dataset(
+    path: str, split: str | None = None, n_mlps: int | None = None, with_truths: bool = True
+) -> Iterator[tuple[MLP, Any]]:
     """The networks of a suite file, or of a published dataset, and their truths (or None), one by one.
 
     So memory does not grow with the dataset. Raises InvalidDatasetError, and Misuse for a split that is not.
@@ -3562,13 +4134,19 @@ def read_dataset(path: str, split: str | None = None, n_mlps: int | None = None,
         batches = (batch for file in files for batch in parquet(file).iter_batches(1))
         for batch in islice(batches, n_mlps):
             row = dict(zip(batch.schema.names, batch.columns))
-            for name, form in {"weights": shape, "all_layer_means": shape[:2], "final_means": shape[2:]}.items():
+            for name, form in {
+                "weights": shape,
+                "all_layer_means": shape[:2],
+                "final_means": shape[2:],
+            }.items():
                 while row[name].type.num_fields:
                     row[name] = row[name].flatten()
                 row[name] = np.array(row[name], np.float32).reshape(form)
             seed = estimator_seed(row["mlp_seed"][0].as_py(), about["seed_protocol"])
-            yield (mlp_of(row["weights"], seed, row["mlp_name"][0].as_py()),
-                   published_truth(row, about["n_samples"]) if with_truths else None)
+            yield (
+                mlp_of(row["weights"], seed, row["mlp_name"][0].as_py()),
+                published_truth(row, about["n_samples"]) if with_truths else None,
+            )
 
 
 def estimator_seed(seed, protocol):
@@ -3580,7 +4158,8 @@ def estimator_seed(seed, protocol):
         salt = bytes.fromhex((os.environ.get("WHEST_SEED_SALT") if withheld else protocol.get("salt")) or "")
         if not salt or protocol.get("salt_digest") not in (None, hashlib.sha256(salt).hexdigest()):
             raise InvalidDatasetError(
-                "The seeds' salt is missing or wrong: if it is withheld, set WHEST_SEED_SALT.")
+                "The seeds' salt is missing or wrong: if it is withheld, set WHEST_SEED_SALT."
+            )
         derived = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est")
         return int.from_bytes(derived.digest()[-4:], "big")
     return seed
@@ -3651,7 +4230,9 @@ def covariance_propagation(mlp: MLP, budget: int) -> np.ndarray:
     return fnp.stack(rows, axis=0)
 
 
-BASELINES = {baseline.__name__: baseline for baseline in (zeros, sampling, mean_propagation, covariance_propagation)}
+BASELINES = {
+    baseline.__name__: baseline for baseline in (zeros, sampling, mean_propagation, covariance_propagation)
+}
 
 
 class Baseline(BaseEstimator):
@@ -3661,7 +4242,7 @@ class Baseline(BaseEstimator):
         self.name = name
 
     def predict(self, mlp, budget):
-        with warnings.catch_warnings():         # about our code, which its user cannot mend
+        with warnings.catch_warnings():  # about our code, which its user cannot mend
             warnings.simplefilter("ignore", SymmetryLossWarning)
             return BASELINES[self.name](mlp, budget)
 
@@ -3702,13 +4283,12 @@ class Outcome:
     line: str = ""
     charges: list = field(default_factory=list)
     outside: dict = field(default_factory=dict)
-    warned: Counter = field(default_factory=Counter)        # how often, by line and text
+    warned: Counter = field(default_factory=Counter)  # how often, by line and text
 
     @property
     def failed(self) -> bool:
         """Whether there is no valid prediction."""
         return self.prediction is None
-
 
     def effective_compute(self, rules: Round) -> float:
         """`C = F + lambda * R` in FLOPs, with R the residual wall time."""
@@ -3724,9 +4304,11 @@ class Outcome:
 
     def apply_limits(self, rules: Round) -> Outcome:
         """Withdraw a prediction that came too late or cost too much, as the contest does after the call."""
-        limits = ((self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
-                  (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
-                  (self.effective_compute(rules), rules.most, "combined_budget_exhausted"))
+        limits = (
+            (self.wall_time_s, rules.wall_time_limit, "time_exhausted"),
+            (self.residual_wall_time_s, rules.residual_wall_time_limit, "residual_wall_time_exhausted"),
+            (self.effective_compute(rules), rules.most, "combined_budget_exhausted"),
+        )
         for spent, limit, flag in limits:
             if not self.failed and limit is not None and spent > limit:
                 self.prediction, self.flag = None, flag
@@ -3738,8 +4320,10 @@ class Outcome:
             return None
         summary = summary_of(rules.flop_budget, self.charges, self.wall_time_s, True)
         del summary["operations"]
-        summary["by_namespace"] = {"estimator." + (name or "estimator-client").removeprefix("estimator."): row
-                                   for name, row in summary["by_namespace"].items()}
+        summary["by_namespace"] = {
+            "estimator." + (name or "estimator-client").removeprefix("estimator."): row
+            for name, row in summary["by_namespace"].items()
+        }
         return summary
 
 
@@ -3772,10 +4356,11 @@ def failure_of(outcome, rules):
     budget, spent = readable(rules.flop_budget), readable(outcome.effective_compute(rules))
     said = {
         "budget_exhausted": f"the next operation would have crossed the FLOP budget of {budget}; "
-                            f"{readable(outcome.flops_charged)} were spent",
-        "time_exhausted": f"predict() took {outcome.wall_time_s:.3g} s, the wall-clock limit is {rules.wall_time_limit} s",
+        f"{readable(outcome.flops_charged)} were spent",
+        "time_exhausted": f"predict() took {outcome.wall_time_s:.3g} s, "
+        f"the wall-clock limit is {rules.wall_time_limit} s",
         "residual_wall_time_exhausted": f"{outcome.residual_wall_time_s:.3g} s passed outside fnp, the limit is "
-                                        f"{rules.residual_wall_time_limit} s",
+        f"{rules.residual_wall_time_limit} s",
         "combined_budget_exhausted": f"FLOPs and time outside fnp came to {spent}, the budget is {budget}",
     }
     return Failure(outcome.flag, f"{outcome.flag}: {said[outcome.flag]}", outcome.line)
@@ -3846,10 +4431,11 @@ def final_error(prediction: Any, truth: Truth, multipliers: Any = 1.0) -> TruthE
     # and that of g'Sg, the deltas holding the truth's noise.
     f = max(truth.n_samples / (POOL * GROUP) - 1, 2)
     trace_SS = max(((S * S).sum() - np.trace(S) ** 2 / f) * f * f / ((f + 2) * (f - 1)), 0)
-    linear = max((S * np.outer(g, g)).sum() - total ** 2 * trace_SS, 0)
-    variance = (4 * linear + 2 * total ** 2 * trace_SS) / width ** 2
-    return TruthError(float((m[:, 0] * (deltas ** 2).mean(1)).sum()), float(total * np.trace(S) / width),
-                      float(variance))
+    linear = max((S * np.outer(g, g)).sum() - total**2 * trace_SS, 0)
+    variance = (4 * linear + 2 * total**2 * trace_SS) / width**2
+    return TruthError(
+        float((m[:, 0] * (deltas**2).mean(1)).sum()), float(total * np.trace(S) / width), float(variance)
+    )
 
 
 def suite_error(errors):
@@ -3864,15 +4450,22 @@ def suite_error(errors):
 
 def suite_score(outcomes, truths, multipliers):
     """The score of these outcomes against these truths."""
-    return suite_error([final_error(outcome.scored(truth)[-1], truth, multiplier)
-                        for outcome, truth, multiplier in zip(outcomes, truths, multipliers)])
+    return suite_error(
+        [
+            final_error(outcome.scored(truth)[-1], truth, multiplier)
+            for outcome, truth, multiplier in zip(outcomes, truths, multipliers)
+        ]
+    )
 
 
 def student_cdf(t, dof):
     """P(T <= t) of Student's t: the finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4."""
     angle, odd = math.atan2(t, math.sqrt(dof)), dof % 2
-    powers = accumulate(range(2 + odd, dof, 2), lambda x, k: x * math.cos(angle) ** 2 * (k - 1) / k,
-                                  initial=math.cos(angle) * (dof > 1) if odd else 1.0)
+    powers = accumulate(
+        range(2 + odd, dof, 2),
+        lambda x, k: x * math.cos(angle) ** 2 * (k - 1) / k,
+        initial=math.cos(angle) * (dof > 1) if odd else 1.0,
+    )
     total = math.sin(angle) * sum(powers)
     return (1 + (2 / math.pi * (angle + total) if odd else total)) / 2
 
@@ -3888,20 +4481,32 @@ def compare(ours: list[Outcome], theirs: list[Outcome], truths: Iterable[Truth],
     The 95% interval is for all such networks, or the one. `networks_needed` would settle it with a chance of
     80%, were the difference what it seems (Guenther 1981).
     """
-    errors = [final_error([o.scored(truth)[-1] for o in pair], truth,
-                          np.array([1, -1]) * [o.multiplier(rules) for o in pair])
-              for truth, *pair in zip(truths, ours, theirs)]
+    errors = [
+        final_error(
+            [o.scored(truth)[-1] for o in pair],
+            truth,
+            np.array([1, -1]) * [o.multiplier(rules) for o in pair],
+        )
+        for truth, *pair in zip(truths, ours, theirs)
+    ]
     mean, n, each = suite_error(errors), len(errors), [error.corrected for error in errors]
     error = math.hypot(mean.standard_error, mean.between or 0.0)
-    t, dof = mean.corrected / max(error, 1e-300), n - 1 or 9999         # as good as normal
+    t, dof = mean.corrected / max(error, 1e-300), n - 1 or 9999  # as good as normal
     half = student_975(dof) * error
     p = max(2 * student_cdf(-abs(t), dof), 1e-12) if any(each) else None
     needed = None
     if n > 1 and p and t and p > 0.05:
-        needed = max(n + 1, math.ceil(n * ((NORMAL_975 + 0.8416) / t) ** 2 + NORMAL_975 ** 2 / 2))
+        needed = max(n + 1, math.ceil(n * ((NORMAL_975 + 0.8416) / t) ** 2 + NORMAL_975**2 / 2))
     parts = {"truth noise": mean.standard_error, "choice of networks": mean.between}
-    return {"score": mean.corrected, "interval": (mean.corrected - half, mean.corrected + half), "p": p,
-            "networks_needed": needed, "standard_error": error, "parts": parts, "per_mlp": each}
+    return {
+        "score": mean.corrected,
+        "interval": (mean.corrected - half, mean.corrected + half),
+        "p": p,
+        "networks_needed": needed,
+        "standard_error": error,
+        "parts": parts,
+        "per_mlp": each,
+    }
 
 
 def score_mlp(index, mlp, outcome, truth, rules):
@@ -3912,22 +4517,35 @@ def score_mlp(index, mlp, outcome, truth, rules):
     error = {"error": outcome.error, "error_code": outcome.error_code} if outcome.error_code else {}
     if failure := failure_of(outcome, rules):
         error["failure"] = failure._asdict()
-    return {"mlp_index": index, "mlp_name": mlp.name, **error, "traceback": outcome.traceback,
-            "final_layer_mse": final.raw, "all_layers_mse": float(per_layer.mean()),
-            "per_layer_mse": per_layer.tolist(),
-            "score_multiplier": multiplier, "adjusted_final_layer_score": final.raw * multiplier,
-            "flops_used": outcome.flops_used, "effective_compute": outcome.effective_compute(rules),
-            **{flag: outcome.flag == flag for flag in FLAGS}, **{t: getattr(outcome, t) for t in TIMES},
-            "breakdowns": {"estimator": outcome.breakdown(rules)}, "truth_n_samples": truth.n_samples,
-            "noise_floor": final.noise_floor, "corrected_final_layer_mse": final.corrected,
-            "zeros_final_layer_mse": float((truth.mean[-1] ** 2).mean() - final.noise_floor),
-            "sampling_variance": float(truth.variance.mean())}
+    return {
+        "mlp_index": index,
+        "mlp_name": mlp.name,
+        **error,
+        "traceback": outcome.traceback,
+        "final_layer_mse": final.raw,
+        "all_layers_mse": float(per_layer.mean()),
+        "per_layer_mse": per_layer.tolist(),
+        "score_multiplier": multiplier,
+        "adjusted_final_layer_score": final.raw * multiplier,
+        "flops_used": outcome.flops_used,
+        "effective_compute": outcome.effective_compute(rules),
+        **{flag: outcome.flag == flag for flag in FLAGS},
+        **{t: getattr(outcome, t) for t in TIMES},
+        "breakdowns": {"estimator": outcome.breakdown(rules)},
+        "truth_n_samples": truth.n_samples,
+        "noise_floor": final.noise_floor,
+        "corrected_final_layer_mse": final.corrected,
+        "zeros_final_layer_mse": float((truth.mean[-1] ** 2).mean() - final.noise_floor),
+        "sampling_variance": float(truth.variance.mean()),
+    }
 
 
-def score_suite(suite: Iterable[MLP], outcomes: list[Outcome], truths: Iterable[Truth], rules: Round,
-                precision: float) -> dict:
+def score_suite(
+    suite: Iterable[MLP], outcomes: list[Outcome], truths: Iterable[Truth], rules: Round, precision: float
+) -> dict:
     """The `results` of a run: means, extremes and failures over the networks, and the corrected score."""
-    per_mlp, errors, final_of_first = [], [], []
+    per_mlp, errors = [], []
+    final_of_first: list[list[float]] = []
     for i, (mlp, outcome, truth) in enumerate(zip(suite, outcomes, truths)):
         per_mlp.append(score_mlp(i, mlp, outcome, truth, rules))
         final = outcome.scored(truth)[-1]
@@ -3955,7 +4573,10 @@ def score_suite(suite: Iterable[MLP], outcomes: list[Outcome], truths: Iterable[
         "warnings": sum((o.warned for o in outcomes), Counter()),
         "final_layer_of_mlp_0": dict(zip(("true", "predicted"), final_of_first)),
         "per_mlp": per_mlp,
-        "breakdowns": {"sampling": None, "estimator": add_breakdowns([entry["breakdowns"]["estimator"] for entry in per_mlp])},
+        "breakdowns": {
+            "sampling": None,
+            "estimator": add_breakdowns([entry["breakdowns"]["estimator"] for entry in per_mlp]),
+        },
     }
 
 
@@ -3978,9 +4599,17 @@ def zeros_score(per_mlp):
 def standings(per_mlp, propagated, truths, rules):
     """{baseline: {score, note}}: what zeros, mean propagation (its outcomes are given) and sampling would score."""
     sampled, n = sampling_score(per_mlp, rules)
-    mean = suite_score(propagated, truths, [o.multiplier(replace(rules, lambda_flops_per_second=0.0)) for o in propagated])
-    return {"zeros": {"score": zeros_score(per_mlp)}, "mean_propagation": {"score": mean.corrected},
-            "sampling": {"score": sampled, "note": f"{n:,} samples: what {MULTIPLIER_FLOOR:.0%} of the budget buys"}}
+    mean = suite_score(
+        propagated, truths, [o.multiplier(replace(rules, lambda_flops_per_second=0.0)) for o in propagated]
+    )
+    return {
+        "zeros": {"score": zeros_score(per_mlp)},
+        "mean_propagation": {"score": mean.corrected},
+        "sampling": {
+            "score": sampled,
+            "note": f"{n:,} samples: what {MULTIPLIER_FLOOR:.0%} of the budget buys",
+        },
+    }
 
 
 def add_breakdowns(breakdowns):
@@ -3992,9 +4621,7 @@ def add_breakdowns(breakdowns):
     return {key: add_breakdowns([b.get(key) for b in present]) for key in keys}
 
 
-def grow_truths(suite, rivals, rules, n_samples,
-                precision, store,
-                progress):
+def grow_truths(suite, rivals, rules, n_samples, precision, store, progress):
     """Truths for estimators' outcomes: `n_samples` exactly, or as many as make each suite score precise.
 
     Whether to stop is judged by FLOPs alone: neither the clock nor the store moves a reported number.
@@ -4005,7 +4632,7 @@ def grow_truths(suite, rivals, rules, n_samples,
         scores = [suite_score(each, truths, [o.multiplier(timeless) for o in each]) for each in rivals]
         return min(scores, key=lambda score: score.precise(precision))
 
-    with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:      # hashing is half of a second run
+    with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:  # hashing is half of a second run
         sources = list(threads.map(lambda mlp: TruthSource(mlp.weights, store), suite))
     return grow_together(sources, n_samples, least_precise, precision, progress=progress)[0]
 
@@ -4013,8 +4640,7 @@ def grow_truths(suite, rivals, rules, n_samples,
 SAMPLE_COUNTS = (10, 100, 1_000, 10_000, 100_000)
 
 
-def convergence_tables(estimators, mlp, flop_budget,
-                       sample_counts=SAMPLE_COUNTS, seed=0):
+def convergence_tables(estimators, mlp, flop_budget, sample_counts=SAMPLE_COUNTS, seed=0):
     """For each estimator, its MSE over all layers against ever longer plain sampling, and at last the truth.
 
     Rows: n_samples, sampling_flops, estimator_flops, mse; the last is corrected for the truth's own noise.
@@ -4031,27 +4657,50 @@ def convergence_tables(estimators, mlp, flop_budget,
         estimator.setup(SetupContext(mlp.width, mlp.depth, flop_budget, "1.0", seed=mlp.seed))
         with BudgetContext(flop_budget, quiet=True) as bill:
             prediction = np.array(fnp.asarray(estimator.predict(mlp.copy(), flop_budget)))
-        tables.append([{"n_samples": n_samples, "sampling_flops": flops, "estimator_flops": bill.flops_used,
-                        "mse": float(((prediction - means) ** 2).mean()) - noise}
-                       for n_samples, flops, means, noise in references])
+        tables.append(
+            [
+                {
+                    "n_samples": n_samples,
+                    "sampling_flops": flops,
+                    "estimator_flops": bill.flops_used,
+                    "mse": float(((prediction - means) ** 2).mean()) - noise,
+                }
+                for n_samples, flops, means, noise in references
+            ]
+        )
     return tables
 
 
 def table_lines(rows):
     """A convergence table as right-aligned text."""
     line = "{:>10} | {:>16} | {:>15} | {:>11}".format
-    return [line("n_samples", "sampling_flops", "estimator_flops", "MSE"), "-" * 61, *(
-        line(n if isinstance(n, str) else f"{n:,}", f"{flops:,}" if flops else "-", f"{used:,}", f"{mse:.4e}")
-        for n, flops, used, mse in map(dict.values, rows))]
+    return [
+        line("n_samples", "sampling_flops", "estimator_flops", "MSE"),
+        "-" * 61,
+        *(
+            line(
+                n if isinstance(n, str) else f"{n:,}",
+                f"{flops:,}" if flops else "-",
+                f"{used:,}",
+                f"{mse:.4e}",
+            )
+            for n, flops, used, mse in map(dict.values, rows)
+        ),
+    ]
 
 
 def compare_against_monte_carlo(
-        estimator: BaseEstimator, mlp: MLP, sample_counts: Iterable[int] = SAMPLE_COUNTS,
-        estimator_budget: int = 4 * 10**9, sampling_budget: int = 10**12, seed: int = 0,
-        submission_dir: str | None = None) -> None:
+    estimator: BaseEstimator,
+    mlp: MLP,
+    sample_counts: Iterable[int] = SAMPLE_COUNTS,
+    estimator_budget: int = 4 * 10**9,
+    sampling_budget: int = 10**12,
+    seed: int = 0,
+    submission_dir: str | None = None,
+) -> None:
     """The starter kit's direct loop: print the convergence table of one estimator on one network."""
     print(f"MLP: width={mlp.width} depth={mlp.depth} seed={mlp.seed}")
-    table, = convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)
+    (table,) = convergence_tables([estimator], mlp, estimator_budget, sample_counts, seed)
     print(*table_lines(table), sep="\n")
 
 
@@ -4068,8 +4717,12 @@ class InvalidPrediction(ValueError):
 
     def __init__(self, message, mlp, got, hint):
         super().__init__(message)
-        self.details = {"expected_shape": [mlp.depth, mlp.width], "got_shape": list(got),
-                        "cause_hints": [hint], "hint": hint}
+        self.details = {
+            "expected_shape": [mlp.depth, mlp.width],
+            "got_shape": list(got),
+            "cause_hints": [hint],
+            "hint": hint,
+        }
 
 
 def materialise(raw, mlp):
@@ -4079,7 +4732,7 @@ def materialise(raw, mlp):
         if np.asarray(raw).dtype.kind not in "biufc":
             raise UnsupportedDtypeError(f"Predictions must be numbers, not {np.asarray(raw).dtype}.")
         prediction = np.array(fnp.asarray(raw, dtype=np.float32))
-        shape = prediction.shape        # what it says of itself need not be what it is
+        shape = prediction.shape  # what it says of itself need not be what it is
     if shape != expected:
         hint = "Stack one (width,) vector per layer: fnp.stack(rows, axis=0)."
         if raw is None:
@@ -4088,14 +4741,25 @@ def materialise(raw, mlp):
             hint = "It seems transposed: return prediction.T."
         elif not hasattr(raw, "shape"):
             hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
-        raise InvalidPrediction(f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); "
-                                f"got shape={shape}.", mlp, shape, hint)
+        raise InvalidPrediction(
+            f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
+            mlp,
+            shape,
+            hint,
+        )
     for layer, neuron in np.argwhere(~np.isfinite(prediction)):
         value = prediction[layer, neuron]
-        cause = ("0/0, inf - inf, or the root or logarithm of a negative number" if np.isnan(value)
-                 else "a float32 overflow, or a division by zero")
-        raise InvalidPrediction("Predictions must contain only finite values.", mlp, shape,
-                                f"{value} first in layer {layer + 1}, neuron {neuron}: look there for {cause}.")
+        cause = (
+            "0/0, inf - inf, or the root or logarithm of a negative number"
+            if np.isnan(value)
+            else "a float32 overflow, or a division by zero"
+        )
+        raise InvalidPrediction(
+            "Predictions must contain only finite values.",
+            mlp,
+            shape,
+            f"{value} first in layer {layer + 1}, neuron {neuron}: look there for {cause}.",
+        )
     return prediction
 
 
@@ -4109,7 +4773,7 @@ class Alarm:
     """
 
     LAST_RESORT = 30.0
-    current = None        # the one in force
+    current = None  # the one in force
 
     def __init__(self, seconds, op_name):
         self.limit = self.left = inf if seconds is None else seconds
@@ -4135,7 +4799,7 @@ class Alarm:
         return self
 
     def __exit__(self, *_):
-        if os.getpid() != self.process:     # a fork of the estimator's has come back too
+        if os.getpid() != self.process:  # a fork of the estimator's has come back too
             os._exit(1)
         Alarm.current = None
         self.left -= time.perf_counter() - self.begun
@@ -4159,7 +4823,7 @@ class Profile:
     """
 
     def __init__(self, home):
-        self.home, self.files = str(Path(home).resolve()) + os.sep, {}     # whether each is the participant's
+        self.home, self.files = str(Path(home).resolve()) + os.sep, {}  # whether each is the participant's
 
     def attach(self, context):
         """Before the context is entered."""
@@ -4225,10 +4889,18 @@ def lines_of(outcomes, home):
     operations = defaultdict(list)
     for charge in condensed(charge._replace(stack=charge.stack[0]) for charge in charges):
         operations[charge.stack].append(operation_row(charge))
-    return [{"file": place[0].removeprefix(home), "line": place[1], "source": linecache.getline(*place).strip(),
-             **amounts_of(own[place]), "charges": operations[place], "outside_s": outside[place],
-             **{f"cumulative_{key}": value for key, value in amounts_of(with_callees[place]).items()}}
-            for place in sorted({*with_callees, *outside}, key=lambda place: (not place[1], place))]
+    return [
+        {
+            "file": place[0].removeprefix(home),
+            "line": place[1],
+            "source": linecache.getline(*place).strip(),
+            **amounts_of(own[place]),
+            "charges": operations[place],
+            "outside_s": outside[place],
+            **{f"cumulative_{key}": value for key, value in amounts_of(with_callees[place]).items()},
+        }
+        for place in sorted({*with_callees, *outside}, key=lambda place: (not place[1], place))
+    ]
 
 
 def amounts_of(row):
@@ -4239,14 +4911,19 @@ def amounts_of(row):
 def operation_row(charge):
     """A condensed charge as the document has it."""
     bill = charge.bill
-    return {"namespace": charge.namespace, "operation": bill.op_name, "dtype": bill.dtype and str(bill.dtype),
-            **amounts_of(charge.amounts)}
+    return {
+        "namespace": charge.namespace,
+        "operation": bill.op_name,
+        "dtype": bill.dtype and str(bill.dtype),
+        **amounts_of(charge.amounts),
+    }
 
 
 @contextmanager
 def debuggable(screen):
     """However pdb is opened inside, its prompt stops the live line, the alarm and all clocks."""
     import pdb
+
     interaction = pdb.Pdb.interaction
 
     def paused_interaction(self, *args):
@@ -4254,6 +4931,7 @@ def debuggable(screen):
             for stoppable in filter(None, (screen, Alarm.current, _thread.active)):
                 stack.enter_context(stoppable.pause())
             interaction(self, *args)
+
     pdb.Pdb.interaction = paused_interaction
     try:
         yield
@@ -4267,8 +4945,9 @@ def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
     With `fail_fast` the participant's exception propagates; `profile` is told of every line.
     """
     outcome = Outcome()
-    context = BudgetContext(rules.most, quiet=True, wall_time_limit_s=rules.wall_time_limit,
-                            prices=rules.prices)
+    context = BudgetContext(
+        rules.most, quiet=True, wall_time_limit_s=rules.wall_time_limit, prices=rules.prices
+    )
     if profile:
         profile.attach(context)
     home = inspect.getsourcefile(type(estimator)) or __file__
@@ -4280,12 +4959,16 @@ def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
         outcome.warned[f"{where}: {category.__name__}: {message}"] += 1
 
     try:
-        with (warnings.catch_warnings(), Alarm(rules.wall_time_limit, "predict"), context,
-              profile.ticking() if profile else nullcontext()):
+        with (
+            warnings.catch_warnings(),
+            Alarm(rules.wall_time_limit, "predict"),
+            context,
+            profile.ticking() if profile else nullcontext(),
+        ):
             warnings.simplefilter("always")
             warnings.showwarning = note
             outcome.prediction = materialise(estimator.predict(mlp, rules.flop_budget), mlp)
-    except BaseException as exc:        # SystemExit is the estimator's failure too
+    except BaseException as exc:  # SystemExit is the estimator's failure too
         if type(exc).__name__ == "BdbQuit":
             raise KeyboardInterrupt from exc
         if fail_fast or isinstance(exc, KeyboardInterrupt):
@@ -4293,8 +4976,13 @@ def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
         describe_failure(outcome, exc, home)
     outcome.flops_charged = context.flops_used
     # As in the real report: a blown budget counts as all of it, a blown clock and an error as nothing.
-    outcome.flops_used = (context.flops_used if not outcome.failed else
-                          rules.flop_budget if outcome.flag == "budget_exhausted" else 0)
+    outcome.flops_used = (
+        context.flops_used
+        if not outcome.failed
+        else rules.flop_budget
+        if outcome.flag == "budget_exhausted"
+        else 0
+    )
     outcome.charges = condensed(context._log)
     if outcome.error is None:
         for name in TIMES:
@@ -4306,7 +4994,7 @@ def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
 
 def describe_failure(outcome, exc, home):
     """Fill in flag or error, the participant's own line, and the traceback without our own frames."""
-    text = traceback.TracebackException.from_exception(exc, limit=-100)     # a recursion may have millions
+    text = traceback.TracebackException.from_exception(exc, limit=-100)  # a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
         part.stack = traceback.StackSummary.from_list([f for f in part.stack if f.filename != __file__])
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
@@ -4354,10 +5042,17 @@ class LocalRunner:
     as a rival's may have the same names.
     """
 
-    class_found = ""        # the class that the loader chose
+    class_found = ""  # the class that the loader chose
 
-    def __init__(self, path: str, class_name: str | None, rules: Round, seed: int, fail_fast: bool = False,
-                 profile: Profile | None = None):
+    def __init__(
+        self,
+        path: str,
+        class_name: str | None,
+        rules: Round,
+        seed: int,
+        fail_fast: bool = False,
+        profile: Profile | None = None,
+    ):
         # absolute, wherever the estimator may chdir to
         self.path = path if path in BASELINES else str(Path(path).expanduser().resolve())
         self.class_name, self.rules, self.seed, self.fail_fast = class_name, rules, seed, fail_fast
@@ -4365,15 +5060,21 @@ class LocalRunner:
 
     def __enter__(self):
         rules, limit = self.rules, self.rules.setup_timeout
-        context = SetupContext(rules.width, rules.depth, rules.flop_budget, api_version="1.0",
-                               submission_dir=str(Path(self.path).parent), seed=self.seed)
+        context = SetupContext(
+            rules.width,
+            rules.depth,
+            rules.flop_budget,
+            api_version="1.0",
+            submission_dir=str(Path(self.path).parent),
+            seed=self.seed,
+        )
         self.modules = set(sys.modules)
         try:
             with Alarm(limit, "setup") as alarm:
                 known = self.path in BASELINES
                 self.estimator = Baseline(self.path) if known else load_estimator(self.path, self.class_name)
                 self.estimator.setup(context)
-            if alarm.left < 0:          # where it could not strike
+            if alarm.left < 0:  # where it could not strike
                 raise TimeExhaustedError("setup", elapsed_s=limit - alarm.left, limit_s=limit)
         except (WhestError, KeyboardInterrupt):
             raise
@@ -4381,10 +5082,17 @@ class LocalRunner:
             if self.fail_fast:
                 raise
             if isinstance(exc, TimeExhaustedError):
-                raise WhestError(f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
-                                 "SETUP_TIMEOUT", "setup") from exc
-            raise WhestError(f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)}); "
-                             "--debug shows the traceback.", "SETUP_ERROR", "setup") from exc
+                raise WhestError(
+                    f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
+                    "SETUP_TIMEOUT",
+                    "setup",
+                ) from exc
+            raise WhestError(
+                f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)}); "
+                "--debug shows the traceback.",
+                "SETUP_ERROR",
+                "setup",
+            ) from exc
         self.class_found = type(self.estimator).__name__
         return self
 
@@ -4400,7 +5108,7 @@ class LocalRunner:
         try:
             with Alarm(self.rules.setup_timeout, "teardown"):
                 self.estimator.teardown()
-        except BaseException as exc:        # the predictions are made: nothing is lost but teardown()
+        except BaseException as exc:  # the predictions are made: nothing is lost but teardown()
             what = traceback.format_exception_only(exc)[-1].strip()
             line = participant_line(exc, self.path)
             print(f"whest: teardown() raised {what} ({line}); the score stands.", file=sys.stderr)
@@ -4410,14 +5118,16 @@ class LocalRunner:
                 del sys.modules[name]
 
 
-ENVIRONMENT = re.compile(       # what a worker gets of ours
+ENVIRONMENT = re.compile(  # what a worker gets of ours
     "PATH|HOME|USER|LANG|TZ|TE?MP(DIR)?|SYSTEMROOT|XDG_CACHE_HOME|(LC|NUMBA|OPENBLAS)_.*|.*_NUM_THREADS"
-    "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)")
-MEMORY_LIMIT = 8 * 2**30        # bytes of a worker
+    "|PYTHON(PATH|UTF8|IOENCODING|DONTWRITEBYTECODE|BREAKPOINT)"
+)
+MEMORY_LIMIT = 8 * 2**30  # bytes of a worker
 
 
 def read_outcome(line, shape):
     """The Outcome that a worker's line of JSON tells, field by field; whatever does not convert raises."""
+
     def amount(value):
         if not 0 <= float(value) < inf:
             raise ValueError(f"{value} is no amount")
@@ -4427,14 +5137,19 @@ def read_outcome(line, shape):
         return None if value is None else str(value)
 
     said = json.loads(line)
-    outcome = Outcome(**{name: amount(said[name]) for name in ("flops_used", "flops_charged", *TIMES)},
-                      traceback=text(said["traceback"]), line=str(said["line"]))
+    outcome = Outcome(
+        **{name: amount(said[name]) for name in ("flops_used", "flops_charged", *TIMES)},
+        traceback=text(said["traceback"]),
+        line=str(said["line"]),
+    )
     if said["flag"]:
         outcome.flag = FLAGS[FLAGS.index(said["flag"])]
     elif said["error"]:
         error, outcome.error_code = said["error"], str(said["error_code"])
-        details = {str(key): [*map(str, value)] if type(value) is list else str(value)
-                   for key, value in error["details"].items()}
+        details = {
+            str(key): [*map(str, value)] if type(value) is list else str(value)
+            for key, value in error["details"].items()
+        }
         outcome.error = {"message": str(error["message"]), "type": str(error["type"]), "details": details}
     else:
         outcome.prediction = np.array(said["prediction"], np.float32).reshape(shape)
@@ -4443,15 +5158,18 @@ def read_outcome(line, shape):
     for name, cost, dtype, space, backend, overhead, stack, calls in said["charges"]:
         bill = Bill(str(name), amount(cost), dtype and np.dtype(str(dtype)))
         lines = [int(part) if i % 2 else str(part) for i, part in enumerate(stack)]
-        outcome.charges.append(Charge(bill, 0, text(space), 0.0, amount(backend), amount(overhead), tuple(lines),
-                                      amount(calls)))
+        outcome.charges.append(
+            Charge(bill, 0, text(space), 0.0, amount(backend), amount(overhead), tuple(lines), amount(calls))
+        )
     outcome.outside = {(str(file), int(number)): amount(seconds) for file, number, seconds in said["outside"]}
     outcome.warned = Counter({str(text): amount(times) for text, times in said["warned"].items()})
     return outcome
 
 
 def failed_outcome(message, code):
-    return Outcome(error={"message": message, "type": code, "details": {}}, error_code=code, traceback=message)
+    return Outcome(
+        error={"message": message, "type": code, "details": {}}, error_code=code, traceback=message
+    )
 
 
 class SubprocessRunner(LocalRunner):
@@ -4461,8 +5179,8 @@ class SubprocessRunner(LocalRunner):
     On silence or death a new worker goes on with the next network, or with the same one if it was not its first.
     """
 
-    GRACE = 2.0         # seconds beyond the wall limit, in which the worker's own alarm may still answer
-    START_UP = 30.0     # and beyond the set-up time, to start Python and import this module
+    GRACE = 2.0  # seconds beyond the wall limit, in which the worker's own alarm may still answer
+    START_UP = 30.0  # and beyond the set-up time, to start Python and import this module
     max_threads = None
 
     def __enter__(self):
@@ -4485,12 +5203,12 @@ class SubprocessRunner(LocalRunner):
                 if not self.class_found or exc.stage == "predict":
                     raise
                 if done > first and exc.code == "WORKER_EOF":
-                    continue                    # who knows what killed it: once more, in a fresh one
+                    continue  # who knows what killed it: once more, in a fresh one
                 outcome = failed_outcome(str(exc), exc.code)
                 if exc.code == "TIMEOUT":
-                    limit = self.rules.wall_time_limit + self.GRACE
+                    limit = (self.rules.wall_time_limit or 0) + self.GRACE
                     outcome = Outcome(flag="time_exhausted", traceback=str(exc), wall_time_s=limit)
-            except Exception:                   # what it said can be anything
+            except Exception:  # what it said can be anything
                 outcome = failed_outcome("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
             if done < len(networks):
                 done += 1
@@ -4504,15 +5222,24 @@ class SubprocessRunner(LocalRunner):
 
     def _answers(self, networks, first):
         """The lines of a new worker that starts with network `first`. Raises WhestError on silence or death."""
-        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-                "import whestbench; whestbench.serve()")
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+            "import whestbench; whestbench.serve()"
+        )
         environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
         arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile
         with tempfile.TemporaryFile() as told:
             pickle.dump((arguments, self.max_threads, networks, first), told)
             told.seek(0)
-            process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
-                                       stdin=told, stdout=subprocess.PIPE, encoding="utf-8", errors="replace")
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=environment,
+                start_new_session=True,
+                stdin=told,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+            )
         said = queue.SimpleQueue()
 
         def listen():
@@ -4522,8 +5249,10 @@ class SubprocessRunner(LocalRunner):
 
         threading.Thread(target=listen, daemon=True).start()
         limits = self.rules.setup_timeout, self.rules.wall_time_limit
-        waits = (limit and limit + more for limit, more in chain(
-            [(limits[0], self.START_UP)], repeat((limits[1], self.GRACE))))
+        waits = (
+            limit and limit + more
+            for limit, more in chain([(limits[0], self.START_UP)], repeat((limits[1], self.GRACE)))
+        )
         try:
             for i, wait in enumerate(waits):
                 line = said.get(timeout=wait)
@@ -4556,10 +5285,11 @@ class SubprocessRunner(LocalRunner):
 def serve():
     """The worker's side: what standard input tells is done, a line of JSON a network."""
     import pdb
+
     arguments, max_threads, networks, first = pickle.load(sys.stdin.buffer)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)       # what the estimator prints is no answer
+    os.dup2(2, 1)  # what the estimator prints is no answer
     pdb.set_trace = _no_debugger_here
     if os.environ.get("PYTHONBREAKPOINT") != "0":
         sys.breakpointhook = _no_debugger_here
@@ -4570,16 +5300,34 @@ def serve():
     limit_threads(max_threads)
     if importlib.util.find_spec("resource"):
         import resource
+
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     try:
         with LocalRunner(*arguments) as runner:
             say({"class": runner.class_found})
             for mlp in islice(networks, first, None):
                 outcome = runner.predict(mlp)
-                charges = [(c.bill.op_name, c.bill.cost, c.bill.dtype and str(c.bill.dtype), c.namespace, c.backend,
-                            c.overhead, c.stack, c.calls) for c in outcome.charges]
-                say(vars(outcome) | {"charges": charges, "outside": [(*place, s) for place, s in outcome.outside.items()],
-                                     "prediction": None if outcome.failed else outcome.prediction.tolist()})
+                charges = [
+                    (
+                        c.bill.op_name,
+                        c.bill.cost,
+                        c.bill.dtype and str(c.bill.dtype),
+                        c.namespace,
+                        c.backend,
+                        c.overhead,
+                        c.stack,
+                        c.calls,
+                    )
+                    for c in outcome.charges
+                ]
+                say(
+                    vars(outcome)
+                    | {
+                        "charges": charges,
+                        "outside": [(*place, s) for place, s in outcome.outside.items()],
+                        "prediction": None if outcome.failed else outcome.prediction.tolist(),
+                    }
+                )
     except WhestError as exc:
         say({"code": exc.code, "message": str(exc), "stage": exc.stage})
 
@@ -4648,7 +5396,7 @@ class Screen:
         self.live(None)
         sys.stdout = self.stdout
         with suppress(OSError, ValueError):
-            sys.stdout.flush()      # what was printed meanwhile goes where it was meant to go
+            sys.stdout.flush()  # what was printed meanwhile goes where it was meant to go
         os.dup2(self.descriptor, 1)
 
     def write(self, text):
@@ -4721,8 +5469,11 @@ def wrap(line, width):
     if len(uncoloured(line)) <= width and "\n" not in line:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return [part for row in uncoloured(line).splitlines()
-            for part in textwrap.wrap(row, width, subsequent_indent=indent, break_on_hyphens=False)]
+    return [
+        part
+        for row in uncoloured(line).splitlines()
+        for part in textwrap.wrap(row, width, subsequent_indent=indent, break_on_hyphens=False)
+    ]
 
 
 def plotted(scatter, width, height=7):
@@ -4730,12 +5481,19 @@ def plotted(scatter, width, height=7):
     xs, ys = zip(*scatter.points)
     high, low = max(*ys, 0.0), min(*ys, 0.0)
     step, span, room = (high - low) / (height - 1) or 1.0, max(*xs, 0.0) or 1.0, width - 11
-    counts = Counter((round((high - y) / step), round(max(x, 0.0) / span * (room - 1))) for x, y in scatter.points)
+    counts = Counter(
+        (round((high - y) / step), round(max(x, 0.0) / span * (room - 1))) for x, y in scatter.points
+    )
     zero = round(high / step)
     labels = {0: f"{high:+.1e}", height - 1: f"{low:+.1e}", zero: "0"}
-    rows = [f"{labels.get(row, ''):>9} |" + "".join(
-        " .:"[min(counts[row, column], 2)] if counts[row, column] or row != zero else "-" for column in range(room)
-    ) for row in range(height)]
+    rows = [
+        f"{labels.get(row, ''):>9} |"
+        + "".join(
+            " .:"[min(counts[row, column], 2)] if counts[row, column] or row != zero else "-"
+            for column in range(room)
+        )
+        for row in range(height)
+    ]
     return [scatter.up, *rows, " " * 10 + "0" + f"{scatter.across} {span:.3g}".rjust(room)]
 
 
@@ -4756,21 +5514,28 @@ path {{ fill: none; stroke: #8888 }} circle {{ fill-opacity: .6 }}
 
 def page(title, panels):
     """The panels as one HTML page that needs nothing else, light or dark as the reader's system is."""
+
     def drawn(item):
         if isinstance(item, Scatter):
             return svg_plot(item)
         if isinstance(item, Bar):
-            start = 7.5 * len(item.text)        # wide enough for any monospaced font of 12 pixels
-            return (f'<svg width="{start + 170}" height="20"><text y="14">{html.escape(item.text)}</text>'
-                    f'<rect x="{start}" y="3" width="{170 * item.share:.1f}" height="14" rx="2"/></svg>')
+            start = 7.5 * len(item.text)  # wide enough for any monospaced font of 12 pixels
+            return (
+                f'<svg width="{start + 170}" height="20"><text y="14">{html.escape(item.text)}</text>'
+                f'<rect x="{start}" y="3" width="{170 * item.share:.1f}" height="14" rx="2"/></svg>'
+            )
         text = html.escape(item)
         for name, code in STYLES.items():
             text = re.sub(rf"\x1b\[{code}m(.*?)\x1b\[0m", rf'<span class="{name}">\1</span>', text)
         return f"<pre>{uncoloured(text) or ' '}</pre>"
 
-    return PAGE.format(html.escape(title), "".join(
-        f"<section><h2>{html.escape(heading)}</h2>{''.join(map(drawn, items))}</section>"
-        for heading, items in panels))
+    return PAGE.format(
+        html.escape(title),
+        "".join(
+            f"<section><h2>{html.escape(heading)}</h2>{''.join(map(drawn, items))}</section>"
+            for heading, items in panels
+        ),
+    )
 
 
 def svg_plot(scatter):
@@ -4778,11 +5543,18 @@ def svg_plot(scatter):
     xs, ys = zip(*scatter.points)
     high, low, span = max(*ys, 0.0), min(*ys, 0.0), max(*xs, 0.0) or 1.0
     scale = 200 / (high - low or 1.0)
-    dots = "".join(f'<circle cx="{70 + 200 * max(x, 0.0) / span:.1f}" cy="{20 + (high - y) * scale:.1f}" r="2.5"/>'
-                   for x, y in scatter.points)
+    dots = "".join(
+        f'<circle cx="{70 + 200 * max(x, 0.0) / span:.1f}" cy="{20 + (high - y) * scale:.1f}" r="2.5"/>'
+        for x, y in scatter.points
+    )
     zero = 20 + high * scale
-    texts = {(0, 14): scatter.up, (0, 32): f"{high:+.1e}", (0, 220): f"{low:+.1e}", (70, 240): "0",
-             (130, 240): f"{scatter.across} {span:.3g}"}
+    texts = {
+        (0, 14): scatter.up,
+        (0, 32): f"{high:+.1e}",
+        (0, 220): f"{low:+.1e}",
+        (70, 240): "0",
+        (130, 240): f"{scatter.across} {span:.3g}",
+    }
     told = "".join(f'<text x="{x}" y="{y}">{html.escape(text)}</text>' for (x, y), text in texts.items())
     return f'<svg width="290" height="250"><path d="M70 20v200M70 {zero:.1f}h200"/>{dots}{told}</svg>'
 
@@ -4791,8 +5563,11 @@ def _run(r):
     gate, second = r.config["residual_wall_time_limit_s"], readable(r.config["lambda_flops_per_second"])
     yield "estimator      {estimator} (class {class}), runner {runner}".format(**r.config)
     yield "networks       {n_mlps} MLPs of width {width}, depth {depth}, seed {seed}".format(**r.config)
-    yield (f"round          {r.config['round']}: prices {r.config['prices']}, wall limit {r.config['wall_time_limit_s']:g} s, "
-           f"a second outside fnp costs {second} FLOPs" + (f", at most {gate:g} s" if gate else ""))
+    yield (
+        f"round          {r.config['round']}: prices {r.config['prices']}, "
+        f"wall limit {r.config['wall_time_limit_s']:g} s, "
+        f"a second outside fnp costs {second} FLOPs" + (f", at most {gate:g} s" if gate else "")
+    )
     yield f"FLOP budget    {readable(r.config['flop_budget'])} per MLP"
 
 
@@ -4815,14 +5590,17 @@ def _failures(kinds):
         """Equal failures together, each with the participant's line, and the likely cause."""
         failed = [entry for entry in r.per_mlp if entry.get("failure", {}).get("kind") in kinds]
         if failed:
-            yield (f"predict() failed on {len(failed)} of {len(r.per_mlp)} MLPs. Each is scored as zeros, with "
-                   "multiplier 1.")
+            yield (
+                f"predict() failed on {len(failed)} of {len(r.per_mlp)} MLPs. Each is scored as zeros, with "
+                "multiplier 1."
+            )
         for failure, entries in alike(failed):
             yield from ("", paint(failure["said"], "bad"))
             yield f"  MLP {_numbers(entries)}" + (f" at {failure['line']}" if failure["line"] else "")
             yield from (f"  {hint}" for hint in failure["hints"])
             if r.debug:
                 yield from (f"    {row}" for row in (entries[0]["traceback"] or "").splitlines())
+
     return lines
 
 
@@ -4834,10 +5612,16 @@ def _flops(r):
     paid = sorted(operations.items(), key=lambda item: -item[1]["flop_cost"])
     for name, row in [item for item in paid if item[1]["flop_cost"]][:8]:
         share = row["flop_cost"] / breakdown["flops_used"]
-        yield Bar(f"{name.removeprefix('random.'):<26}{readable(row['flop_cost']):>10}{share:>8.1%}"
-                  f"{row['calls']:>9,} calls  ", share)
+        yield Bar(
+            f"{name.removeprefix('random.'):<26}{readable(row['flop_cost']):>10}{share:>8.1%}"
+            f"{row['calls']:>9,} calls  ",
+            share,
+        )
     wall, backend, overhead, residual = (breakdown[name] for name in TIMES)
-    yield f"predict() took {wall:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, {residual:.3f} s elsewhere"
+    yield (
+        f"predict() took {wall:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, "
+        f"{residual:.3f} s elsewhere"
+    )
 
 
 def bars(values, first, log=False):
@@ -4846,7 +5630,7 @@ def bars(values, first, log=False):
     A `log` bar spans three decades, or fewer.
     """
     size = -(-len(values) // 16)
-    parts = {i: values[i:i + size] for i in range(0, len(values), size)}
+    parts = {i: values[i : i + size] for i in range(0, len(values), size)}
     names = [f"{first + i}" + f"-{first + i + len(part) - 1}" * (len(part) > 1) for i, part in parts.items()]
     means = [float(np.mean(part)) for part in parts.values()]
     heights = [math.log10(max(mean, 1e-30)) for mean in means] if log else means
@@ -4859,7 +5643,7 @@ def _neurons(r):
     """The final layer's error against its truth, of a hundred neurons or so."""
     final = r.results["final_layer_of_mlp_0"]
     points = [(true, predicted - true) for true, predicted in zip(final["true"], final["predicted"])]
-    return [Scatter(points[::-(-len(points) // 128)], "true mean", "predicted less true")]
+    return [Scatter(points[:: -(-len(points) // 128)], "true mean", "predicted less true")]
 
 
 def _profile(r):
@@ -4872,11 +5656,22 @@ def _profile(r):
     for file, rows in groupby(lines, lambda row: row["file"]):
         yield paint(file, "strong")
         for row in rows:
-            dtypes, share = {np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]}, row["flops_used"] / used
-            yield columns(row["line"] or "", f"{row['calls']:,}", readable(row["flops_used"]), f"{share:.1%}",
-                          r.screen.bar(share, 4), f"{row['cumulative_flops_used'] / used:.1%}",
-                          f"{row['time_s'] * 1e3:,.1f}", f"{row['outside_s'] * 1e3:,.1f}", "+".join(sorted(dtypes)),
-                          row["source"])[:r.screen.width - 4]
+            dtypes, share = (
+                {np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]},
+                row["flops_used"] / used,
+            )
+            yield columns(
+                row["line"] or "",
+                f"{row['calls']:,}",
+                readable(row["flops_used"]),
+                f"{share:.1%}",
+                r.screen.bar(share, 4),
+                f"{row['cumulative_flops_used'] / used:.1%}",
+                f"{row['time_s'] * 1e3:,.1f}",
+                f"{row['outside_s'] * 1e3:,.1f}",
+                "+".join(sorted(dtypes)),
+                row["source"],
+            )[: r.screen.width - 4]
     yield f"sum over lines: {sum(row['flops_used'] for row in lines):,} of {used:,} FLOPs billed"
 
 
@@ -4889,9 +5684,15 @@ def _mlps(r):
     for entry in r.per_mlp:
         layers = entry["per_layer_mse"]
         half = (len(layers) + 1) // 2
-        yield columns(entry["mlp_index"], f"{entry['adjusted_final_layer_score']:.3e}",
-                      readable(entry["flops_used"]), f"{entry['all_layers_mse']:.3e}", f"{np.mean(layers[:half]):.2e}",
-                      f"{np.mean(layers[-half:]):.2e}", entry.get("failure", {}).get("kind", "-"))
+        yield columns(
+            entry["mlp_index"],
+            f"{entry['adjusted_final_layer_score']:.3e}",
+            readable(entry["flops_used"]),
+            f"{entry['all_layers_mse']:.3e}",
+            f"{np.mean(layers[:half]):.2e}",
+            f"{np.mean(layers[-half:]):.2e}",
+            entry.get("failure", {}).get("kind", "-"),
+        )
 
 
 def _standing(r):
@@ -4918,8 +5719,10 @@ def verdict(difference, us, them):
     low, high = sorted(sign * end for end in difference["interval"])
     says = "{} is better than {}" if p <= 0.05 else "Not settled: {} seems better than {}"
     settle = f"; about {readable(needed)} networks would settle it." if needed else "."
-    return (f"{says.format(better, worse)} by {abs(difference['score']):.3g} {on} (95% interval {low:.3g} to "
-            f"{high:.3g}, p = {p:.2g}){settle}")
+    return (
+        f"{says.format(better, worse)} by {abs(difference['score']):.3g} {on} (95% interval {low:.3g} to "
+        f"{high:.3g}, p = {p:.2g}){settle}"
+    )
 
 
 def _against(r):
@@ -4927,31 +5730,50 @@ def _against(r):
         return
     difference, rival = r.against["difference"], r.against["results"]
     yield r.against["verdict"]
-    yield (f"{r.against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
-           f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
-           f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}")
+    yield (
+        f"{r.against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
+        f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
+        f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}"
+    )
     parts = (f"{name} {part:.2g}" for name, part in difference["parts"].items() if part is not None)
     yield f"standard error {difference['standard_error']:.2g}: {', '.join(parts)}"
 
 
 def _score(r):
     results, corrected = r.results, r.results["corrected"]
-    (low, high), networks, share = corrected["truth_interval"], corrected["network_interval"], r.config["multiplier_floor"]
+    (low, high), networks, share = (
+        corrected["truth_interval"],
+        corrected["network_interval"],
+        r.config["multiplier_floor"],
+    )
     multiplier, row = results["mean_score_multiplier"], "{:<30}{:>9}    {}".format
-    yield paint(row("adjusted_final_layer_score", f"{corrected['score']:.2e}", "the contest's ranking; lower is better"),
-                "strong")
+    yield paint(
+        row(
+            "adjusted_final_layer_score",
+            f"{corrected['score']:.2e}",
+            "the contest's ranking; lower is better",
+        ),
+        "strong",
+    )
     yield row("  given the ground truth's own noise", "", f"{low:.2e} to {high:.2e}  (95%)")
     if networks:
         yield row("  on other networks like these", "", "{:.2e} to {:.2e}  (95%)".format(*networks))
-    yield row("final_layer_mse", f"{results['final_layer_mse']:.2e}", f"times the multiplier {multiplier:.3g}")
+    yield row(
+        "final_layer_mse", f"{results['final_layer_mse']:.2e}", f"times the multiplier {multiplier:.3g}"
+    )
     spent = f"you spent {results['mean_compute_utilization']:.2%} of the budget"
     floor = f"; under {share:.0%} it stays at {share:g}" if multiplier <= share else ""
     yield row("multiplier", f"{multiplier:.3g}", spent + floor)
     yield row("all_layers_mse", f"{results['all_layers_mse']:.2e}", "")
     best, worst = (results[f"{which}_mlp_adjusted_final_layer_score"] for which in ("best", "worst"))
-    yield row("MLPs", len(r.per_mlp), f"best {best:.2e}, worst {worst:.2e}, failed {results['n_failed_mlps']}")
-    yield row("ground truth", f"{r.per_mlp[0]['truth_n_samples']:,}", "samples per MLP; uncorrected score "
-              f"{results['adjusted_final_layer_score']:.2e}")
+    yield row(
+        "MLPs", len(r.per_mlp), f"best {best:.2e}, worst {worst:.2e}, failed {results['n_failed_mlps']}"
+    )
+    yield row(
+        "ground truth",
+        f"{r.per_mlp[0]['truth_n_samples']:,}",
+        f"samples per MLP; uncorrected score {results['adjusted_final_layer_score']:.2e}",
+    )
     if not corrected["is_precise"]:
         yield "the truth's noise is more than the precision asked for: raise --n-samples"
 
@@ -4964,11 +5786,13 @@ def next_step(document):
         where = f"mend {failures[0]['line']}" if failures[0]["line"] else "see `whest validate`"
         if failures[0]["kind"] != "error":
             return f"Next: spend less, by `{PROGRAM} run {estimator} --profile` you see where."
-        return f"Next: {where}. `--fail-fast` stops there with Python's own traceback, breakpoint() before it."
+        return (
+            f"Next: {where}. `--fail-fast` stops there with Python's own traceback, breakpoint() before it."
+        )
     return f"Next: {PROGRAM} checklist {estimator}"
 
 
-PANELS = {      # title: the lines of a report, of which a panel without any is left out
+PANELS = {  # title: the lines of a report, of which a panel without any is left out
     "Run": _run,
     "Estimator Errors": _failures(("error",)),
     "Limits": _failures(FLAGS),
@@ -4989,10 +5813,18 @@ UNTOLD_OF_FAILURES = {"MSE by layer (log)", "Score by MLP", "Error by neuron, ML
 def report_run(document, screen, debug=False, html_path=None):
     """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
     results = document["results"]
-    r = types.SimpleNamespace(results=results, per_mlp=results["per_mlp"], config=document["run_config"],
-                              against=document.get("against"), screen=screen, debug=debug)
+    r = types.SimpleNamespace(
+        results=results,
+        per_mlp=results["per_mlp"],
+        config=document["run_config"],
+        against=document.get("against"),
+        screen=screen,
+        debug=debug,
+    )
     skipped = UNTOLD_OF_FAILURES if results["n_failed_mlps"] else {}
-    panels = [(title, lines) for title, draw in PANELS.items() if title not in skipped and (lines := list(draw(r)))]
+    panels = [
+        (title, lines) for title, draw in PANELS.items() if title not in skipped and (lines := list(draw(r)))
+    ]
     if html_path:
         try:
             with replacing(Path(html_path)) as part:
@@ -5004,15 +5836,18 @@ def report_run(document, screen, debug=False, html_path=None):
         for has_text, group in groupby(panels, lambda panel: str in map(type, panel[1])):
             row, across = list(group), 1 if has_text else max(1, screen.width // 30)
             for first in range(0, len(row), across):
-                screen.panels(row[first:first + across])
+                screen.panels(row[first : first + across])
         screen.write(next_step(document))
+
     screen.show(document, draw)
 
 
 def draw_checks(document, screen):
     """Print what `validate` found, and what to do next."""
     labels = {True: paint("OK  ", "good"), False: paint("FAIL", "bad"), None: "NOTE"}
-    screen.panel("Validation", [f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in document["checks"]])
+    screen.panel(
+        "Validation", [f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in document["checks"]]
+    )
     if document["ok"]:
         screen.write(f"Next: {PROGRAM} run {shlex.quote(document['estimator'])}")
 
@@ -5026,8 +5861,10 @@ def draw_tables(document, screen):
 
 def draw_suite(document, screen):
     """Print what `bake` has written, and what to do next."""
-    screen.write("{path}: {n_mlps} networks {width}x{depth}, {n_samples:,} samples each, final-layer standard error "
-                 "{final_layer_standard_error:.3g}".format(**document))
+    screen.write(
+        "{path}: {n_mlps} networks {width}x{depth}, {n_samples:,} samples each, final-layer standard error "
+        "{final_layer_standard_error:.3g}".format(**document)
+    )
     screen.write(f"Next: {PROGRAM} run estimator.py --dataset {shlex.quote(document['path'])}")
 
 
@@ -5039,7 +5876,9 @@ def draw_prices(document, screen):
     for rows in zip_longest(*books.values()):
         names = dict.fromkeys(row["operation"] for row in rows if row)
         screen.write(line("  " + " / ".join(names), *(f"{row['flops']:,}" if row else "-" for row in rows)))
-        told = max((row["says"] for row in rows if row), key=len)      # what one book says holds in the other, or more
+        told = max(
+            (row["says"] for row in rows if row), key=len
+        )  # what one book says holds in the other, or more
         screen.write("\n".join(wrap(f"    {told}", screen.width)))
     if max(map(len, books.values())) > 1:
         screen.write(line("  total", *(f"{sum(row['flops'] for row in rows):,}" for rows in books.values())))
@@ -5056,14 +5895,20 @@ def draw_prices(document, screen):
 # lines, and its Findings; QUESTIONS, at the end, is the page. Way in: `gather_evidence`; way out: `answered`.
 # ======================================================================================
 
-CALL_RESIDUAL = 23e-6           # seconds of residual time that one call leaves with flopscope 0.12.4
+CALL_RESIDUAL = 23e-6  # seconds of residual time that one call leaves with flopscope 0.12.4
 UNCHANGED = "use the array itself: it cannot be written to; x[:, None] and squeeze are free"
-FREE_INSTEAD = {        # of what is paid for; UNCHANGED holds for calls that change nothing
+FREE_INSTEAD = {  # of what is paid for; UNCHANGED holds for calls that change nothing
     "0.12": dict.fromkeys("copy array astype require reshape ravel flatten".split(), UNCHANGED)
     | {"tile": "broadcast_to is free"},
-    "0.7": {"array": "asarray is free", "tile": "broadcast_to is free", "take": "indexing, x[i], is free",
-            "compress": "indexing, x[mask], is free", "stack": "row_stack is free", "vstack": "row_stack is free",
-            "copyto": "x[...] = y is free"},
+    "0.7": {
+        "array": "asarray is free",
+        "tile": "broadcast_to is free",
+        "take": "indexing, x[i], is free",
+        "compress": "indexing, x[mask], is free",
+        "stack": "row_stack is free",
+        "vstack": "row_stack is free",
+        "copyto": "x[...] = y is free",
+    },
 }
 
 
@@ -5089,9 +5934,9 @@ class Watch(Profile):
     def __init__(self, home):
         super().__init__(home)
         self.notes = defaultdict(lambda: defaultdict(Counter))
-        self.first = {}             # place of each operation on values not seen before
-        self.end = None             # place of the last operation
-        self.broken = None          # (place, operation) of the first value that is not finite
+        self.first = {}  # place of each operation on values not seen before
+        self.end = None  # place of the last operation
+        self.broken = None  # (place, operation) of the first value that is not finite
 
     def attach(self, context):
         super().attach(context)
@@ -5102,7 +5947,12 @@ class Watch(Profile):
         stack, arrays = self.stack(sys._getframe()), [*arrays_in((args, kwargs))]
         place = (stack[0].removeprefix(self.home), stack[1]) if stack else None
         self.end = place or self.end
-        if place and not self.broken and not all(map(is_finite, arrays_in(result))) and all(map(is_finite, arrays)):
+        if (
+            place
+            and not self.broken
+            and not all(map(is_finite, arrays_in(result)))
+            and all(map(is_finite, arrays))
+        ):
             self.broken = place, name
         if not (place and flops):
             return
@@ -5115,8 +5965,12 @@ class Watch(Profile):
         if operation.keeps is of_product and min(map(len, shapes)) > 1 and len({*chain(*shapes)}) == 1:
             note("square")
         free = FREE_INSTEAD[self.context.book.name].get(name)
-        if free and (free != UNCHANGED or arrays and arrays[0].dtype == result.dtype
-                     and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]):
+        if free and (
+            free != UNCHANGED
+            or arrays
+            and arrays[0].dtype == result.dtype
+            and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]
+        ):
             note("moved", free)
         if not (operation.writes or name.startswith("random.") or "out" in kwargs):
             others = [not isinstance(a, np.ndarray) and bare(a) for a in (*args, *kwargs.items())]
@@ -5155,17 +6009,17 @@ class Evidence:
     rules: Round
     home: str
     config: dict
-    checks: list                                        # of validate
+    checks: list  # of validate
     class_found: str = ""
     outcomes: list = field(default_factory=list)
-    reseeded: list = field(default_factory=list)        # predictions under two other seeds, by network
-    table: list = field(default_factory=list)           # of convergence
-    lines: list = field(default_factory=list)           # of the profile
+    reseeded: list = field(default_factory=list)  # predictions under two other seeds, by network
+    table: list = field(default_factory=list)  # of convergence
+    lines: list = field(default_factory=list)  # of the profile
     truths: list = field(default_factory=list)
     results: dict = field(default_factory=dict)
-    propagated: list = field(default_factory=list)      # mean_propagation's predictions
+    propagated: list = field(default_factory=list)  # mean_propagation's predictions
     watch: Any = None
-    until: str = ""                                     # why the watch did not see all
+    until: str = ""  # why the watch did not see all
 
     failed = property(lambda e: [outcome for outcome in e.outcomes if outcome.failed])
     score = property(lambda e: e.results["corrected"]["score"])
@@ -5193,9 +6047,10 @@ def measure(e, suite, options, progress):
     with LocalRunner(path, options.class_, rules, options.seed, profile=Profile(e.home)) as runner:
         e.class_found, e.outcomes = runner.class_found, list(runner.outcomes(suite))
         if not e.failed:
-            e.reseeded = [[runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)]
-                          for mlp in suite]
-            few = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]     # seconds
+            e.reseeded = [
+                [runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)] for mlp in suite
+            ]
+            few = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]  # seconds
             fresh = load_estimator(path, options.class_)
             e.table = convergence_tables([fresh], suite[0], rules.flop_budget, few)[0]
     store = None if options.no_store else TruthStore()
@@ -5207,9 +6062,14 @@ def measure(e, suite, options, progress):
 
 def watch_one(e, mlp, options):
     """Predict once more, off the clock, under a Watch."""
-    e.watch, untimed = Watch(e.home), replace(e.rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None)
+    e.watch, untimed = (
+        Watch(e.home),
+        replace(e.rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None),
+    )
     try:
-        with LocalRunner(e.config["estimator"], options.class_, untimed, options.seed, profile=e.watch) as runner:
+        with LocalRunner(
+            e.config["estimator"], options.class_, untimed, options.seed, profile=e.watch
+        ) as runner:
             outcome = runner.predict(mlp)
         if outcome.failed:
             e.until = f", until predict() failed ({failure_of(outcome, e.rules).said})"
@@ -5251,18 +6111,28 @@ def ask_failures(e, kind, good, bad):
         failure = failure_of(outcome, e.rules)
         if failure and kind_of(failure, outcome) == kind:
             found[failure].append(i)
-    n, scores = sum(map(len, found.values())), [mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]]
+    n, scores = (
+        sum(map(len, found.values())),
+        [mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]],
+    )
     yield Answer(not n, f"{bad} on {n} of {len(scores)} MLPs" if n else good)
     for failure, members in found.items():
         file, _, number = failure.line.rpartition(", line ")
-        place = (file, int(number)) if file else costliest(e, "flops_used") if kind == "limit" else e.watch.end
+        place = (
+            (file, int(number)) if file else costliest(e, "flops_used") if kind == "limit" else e.watch.end
+        )
         change = "spend less" if kind == "limit" else " ".join(failure.hints) or "see --debug"
         if kind == "finite" and e.watch.broken:
             place, name = e.watch.broken
             change = f"{name} made the first value that is not finite; {change}"
         which = ", ".join(f"#{i}" for i in members)
-        yield Finding(1, f"{failure.said} on {len(members)} MLPs ({which}), scored as zeros", change, place,
-                      sum(scores[i] for i in members) / sum(scores))
+        yield Finding(
+            1,
+            f"{failure.said} on {len(members)} MLPs ({which}), scored as zeros",
+            change,
+            place,
+            sum(scores[i] for i in members) / sum(scores),
+        )
 
 
 def ask_class(e):
@@ -5278,10 +6148,18 @@ def ask_validation(e):
     passed = f"{sum(bool(c['ok']) for c in e.checks)} of {len(e.checks)} checks pass"
     yield Answer(not failed, "; ".join([passed, *bad.values()]))
     if "determinism" in bad and not e.failed:
-        draws = [(row["file"], row["line"]) for row in e.lines
-                 if any("random" in charge["operation"] for charge in row["charges"])]
-        yield Finding(3, bad["determinism"], "draw from default_rng(mlp.seed) alone",
-                      draws[0] if len(draws) == 1 else None, 0.0)
+        draws = [
+            (row["file"], row["line"])
+            for row in e.lines
+            if any("random" in charge["operation"] for charge in row["charges"])
+        ]
+        yield Finding(
+            3,
+            bad["determinism"],
+            "draw from default_rng(mlp.seed) alone",
+            draws[0] if len(draws) == 1 else None,
+            0.0,
+        )
 
 
 def ask_zeros(e):
@@ -5290,8 +6168,13 @@ def ask_zeros(e):
     worse = e.score > theirs * (1 + 1e-9)
     yield Answer(not worse, f"{'yes' if worse else 'no'}: zeros {theirs:.2e}, you {e.score:.2e}")
     if worse:
-        yield Finding(1, f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero",
-                      "look for a wrong sign, scale, transpose or layer", e.watch.end, 1 - theirs / e.score)
+        yield Finding(
+            1,
+            f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero",
+            "look for a wrong sign, scale, transpose or layer",
+            e.watch.end,
+            1 - theirs / e.score,
+        )
 
 
 def ask_sampling(e):
@@ -5299,14 +6182,23 @@ def ask_sampling(e):
     multiplier = e.results["mean_score_multiplier"]
     paid, n_samples = sampling_score(e.results["per_mlp"], e.rules, multiplier)
     worse = e.score > paid
-    yield Answer(not worse, f"{'yes' if worse else 'no'}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}")
+    yield Answer(
+        not worse, f"{'yes' if worse else 'no'}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}"
+    )
     if worse and multiplier <= MULTIPLIER_FLOOR:
-        yield (f"Spend the first {MULTIPLIER_FLOOR:.0%} of the budget, which the multiplier does not reward saving: "
-               f"you use {e.spent / e.rules.flop_budget:.2%}.")
+        yield (
+            f"Spend the first {MULTIPLIER_FLOOR:.0%} of the budget, which the multiplier does not reward saving: "
+            f"you use {e.spent / e.rules.flop_budget:.2%}."
+        )
     if e.score > 1.2 * paid:
-        change = ("find what costs more than it brings, or sample instead" if multiplier > MULTIPLIER_FLOOR
-                  else "spend the free part of the budget, if only on samples that are averaged in")
-        yield Finding(2, f"sampling scores {e.score / paid:.3g} times better", change, e.watch.end, 1 - paid / e.score)
+        change = (
+            "find what costs more than it brings, or sample instead"
+            if multiplier > MULTIPLIER_FLOOR
+            else "spend the free part of the budget, if only on samples that are averaged in"
+        )
+        yield Finding(
+            2, f"sampling scores {e.score / paid:.3g} times better", change, e.watch.end, 1 - paid / e.score
+        )
 
 
 def ask_layers(e):
@@ -5316,23 +6208,35 @@ def ask_layers(e):
     i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
     least = min(range(len(mine)), key=lambda layer: mine[layer] or inf)
     grows, behind = mine[-1] > 3 * mine[least] > 0, i < len(mine)
-    said = f"yes: from {mine[least]:.1e} (layer {least + 1}) to {mine[-1]:.1e} (layer {len(mine)})" if grows else "no"
+    said = (
+        f"yes: from {mine[least]:.1e} (layer {least + 1}) to {mine[-1]:.1e} (layer {len(mine)})"
+        if grows
+        else "no"
+    )
     if behind:
         said += f"; over twice mean_propagation's from layer {i + 1} on"
     yield Answer(not (grows or behind), said)
-    rows = [{"mse": m, "baseline_mse": b, "growth": m / a if a else None}
-            for a, m, b in zip([None, *mine], mine, theirs)]
+    rows = [
+        {"mse": m, "baseline_mse": b, "growth": m / a if a else None}
+        for a, m, b in zip([None, *mine], mine, theirs)
+    ]
     yield {"layers": rows}
     logs = [math.log10(max(mse, 1e-12)) for mse in mine]
     for layer, (row, log) in enumerate(zip(rows, logs), 1):
         growth = f"x{row['growth']:.3g}" if row["growth"] else ""
-        yield Bar(f"layer {layer:>3} {row['mse']:9.2e} {growth:>9} (mean_propagation {row['baseline_mse']:.2e}) ",
-                  (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3))
-    if behind:                  # the first layer from which on none is as good
-        yield Finding(2, f"from layer {i + 1} on your MSE is over twice mean_propagation's: "
-                      f"{mine[i]:.3g}, not {theirs[i]:.3g}",
-                      f"compare what you compute at layer {i + 1} with mean_propagation",
-                      e.watch.end, 1 - theirs[-1] / mine[-1])
+        yield Bar(
+            f"layer {layer:>3} {row['mse']:9.2e} {growth:>9} (mean_propagation {row['baseline_mse']:.2e}) ",
+            (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3),
+        )
+    if behind:  # the first layer from which on none is as good
+        yield Finding(
+            2,
+            f"from layer {i + 1} on your MSE is over twice mean_propagation's: "
+            f"{mine[i]:.3g}, not {theirs[i]:.3g}",
+            f"compare what you compute at layer {i + 1} with mean_propagation",
+            e.watch.end,
+            1 - theirs[-1] / mine[-1],
+        )
 
 
 def ask_anatomy(e):
@@ -5344,19 +6248,33 @@ def ask_anatomy(e):
     last, truth = np.array(runs, np.float64)[:, :, -1], np.array([t.mean[-1] for t in e.truths])
     mse, error = ((last - truth[:, None]) ** 2).mean(), last.mean(axis=1) - truth
     own = min(1.0, last.var(axis=1, ddof=1).mean() / (mse or 1.0))
-    scale, offset = (error * truth).sum() / ((truth ** 2).sum() or 1.0), error.mean()
-    parts = {"random": own, "offset": offset ** 2 / (mse or 1.0), "scale": scale ** 2 * (truth ** 2).mean() / (mse or 1.0)}
-    yield Answer(True, f"{own:.0%} your own randomness (3 values of mlp.seed), {1 - own:.0%} always there; a common "
-                 f"factor explains {parts['scale']:.0%}, an offset {parts['offset']:.0%}")
+    scale, offset = (error * truth).sum() / ((truth**2).sum() or 1.0), error.mean()
+    parts = {
+        "random": own,
+        "offset": offset**2 / (mse or 1.0),
+        "scale": scale**2 * (truth**2).mean() / (mse or 1.0),
+    }
+    yield Answer(
+        True,
+        f"{own:.0%} your own randomness (3 values of mlp.seed), {1 - own:.0%} always there; a common "
+        f"factor explains {parts['scale']:.0%}, an offset {parts['offset']:.0%}",
+    )
     yield {part: float(share) for part, share in parts.items()}
     which = max(("offset", "scale"), key=parts.get)
     share = float(parts[which])
     if share > 0.25 and own < 0.5:
         then = f"would bring the score to about {(1 - share) * e.score:.2g}; look for what makes it so"
         large, off = ("large" if scale > 0 else "small"), ("high" if offset > 0 else "low")
-        said, change = ((f"your final layer is {1 + scale:.4g} times too {large}".replace("too small", "what it should be"),
-                         f"dividing by it {then}") if which == "scale" else
-                        (f"your final layer is {abs(offset):.3g} too {off}", f"taking that off {then}"))
+        said, change = (
+            (
+                f"your final layer is {1 + scale:.4g} times too {large}".replace(
+                    "too small", "what it should be"
+                ),
+                f"dividing by it {then}",
+            )
+            if which == "scale"
+            else (f"your final layer is {abs(offset):.3g} too {off}", f"taking that off {then}")
+        )
         yield Finding(2, said, change, e.watch.end, share)
 
 
@@ -5368,9 +6286,20 @@ def ask_matmul(e):
     flops = sum(flops for flops, _ in squares)
     dominant = flops > 0.9 * e.bill
     shares = ", ".join(f"{name} {cost / e.bill:.1%}" for cost, name in top) or "nothing was charged"
-    found = [*waste(e, flops, f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such",
-                    "consider diagonal variance instead of full covariance", squares[-1][1])] if dominant else []
-    found = [finding for finding in found if finding.share]         # under the floor it is well spent
+    found = (
+        [
+            *waste(
+                e,
+                flops,
+                f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such",
+                "consider diagonal variance instead of full covariance",
+                squares[-1][1],
+            )
+        ]
+        if dominant
+        else []
+    )
+    found = [finding for finding in found if finding.share]  # under the floor it is well spent
     yield Answer(not found, ("yes, width x width products: " if dominant else "no: ") + shares)
     yield from found
 
@@ -5378,24 +6307,46 @@ def ask_matmul(e):
 def ask_notes(e, kind, what, said, change):
     """What the watch noted of a kind, and a Finding for each place; `said` and `change` are templates."""
     total = sum(e.watch.notes[kind].values(), Counter())
-    found = [finding for (place, name, detail), note in e.watch.notes[kind].items() for finding in waste(
-        e, note["flops"], said.format(name=name, calls=note["calls"], detail=detail), change.format(detail=detail), place)]
-    yield Answer(not found, f"{total['calls'] or 'no'} {what}, {readable(total['flops'])} FLOPs "
-                 f"({total['flops'] / e.bill:.1%}){e.until}")
+    found = [
+        finding
+        for (place, name, detail), note in e.watch.notes[kind].items()
+        for finding in waste(
+            e,
+            note["flops"],
+            said.format(name=name, calls=note["calls"], detail=detail),
+            change.format(detail=detail),
+            place,
+        )
+    ]
+    yield Answer(
+        not found,
+        f"{total['calls'] or 'no'} {what}, {readable(total['flops'])} FLOPs "
+        f"({total['flops'] / e.bill:.1%}){e.until}",
+    )
     yield from found
 
 
 def ask_float64(e):
     """What float64 costs where float32 would do."""
-    if not PRICES[e.rules.prices].immutable:           # the book that charges rates
+    if not PRICES[e.rules.prices].immutable:  # the book that charges rates
         yield Answer(True, f"no: book {e.rules.prices} charges dtypes alike")
         return
     for row in e.lines:
-        row["float64"] = sum(charge["flops_used"] for charge in row["charges"]
-                             if charge["dtype"] == "float64" and not charge["operation"].startswith("stats."))
+        row["float64"] = sum(
+            charge["flops_used"]
+            for charge in row["charges"]
+            if charge["dtype"] == "float64" and not charge["operation"].startswith("stats.")
+        )
     flops = sum(row["float64"] for row in e.lines) // 2 // len(e.outcomes)
-    found = [*waste(e, flops, "float64 doubles the price of what float32 could do, most at this line",
-                    "make arrays and constants float32", costliest(e, "float64"))]
+    found = [
+        *waste(
+            e,
+            flops,
+            "float64 doubles the price of what float32 could do, most at this line",
+            "make arrays and constants float32",
+            costliest(e, "float64"),
+        )
+    ]
     yield Answer(not found, f"it costs {readable(flops)} FLOPs too many ({flops / e.bill:.1%})")
     yield from found
 
@@ -5412,9 +6363,16 @@ def ask_outside(e):
         where = ", ".join(f"line {row['line']} ({row['outside_s'] / len(e.outcomes):.3g} s)" for row in rows)
         plain = any(re.search(r"\b(np|numpy|scipy|math|numba)\b|@", row["source"]) for row in rows)
         share = 1 - e.rules.multiplier(e.spent - cost) / e.rules.multiplier(e.spent)
-        yield Finding(1 if plain else 2, f"{seconds:.3g} s outside fnp, mostly at {where}",
-                      "plain NumPy is uncounted, and the rules forbid it: call fnp" if plain
-                      else "work on whole arrays through fnp", (rows[0]["file"], rows[0]["line"]), share, cost)
+        yield Finding(
+            1 if plain else 2,
+            f"{seconds:.3g} s outside fnp, mostly at {where}",
+            "plain NumPy is uncounted, and the rules forbid it: call fnp"
+            if plain
+            else "work on whole arrays through fnp",
+            (rows[0]["file"], rows[0]["line"]),
+            share,
+            cost,
+        )
 
 
 def ask_calls(e):
@@ -5426,8 +6384,12 @@ def ask_calls(e):
     found = [*waste(e, cost, f"{calls:,.0f} calls cost that much there", change, place, cost)]
     if gate and seconds > gate:
         found = [Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate", change, place)]
-    yield Answer(not found, f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s outside fnp"
-                 + (f", as much as {readable(cost)} FLOPs" if cost else "") + (f"; the gate is {gate:g} s" if gate else ""))
+    yield Answer(
+        not found,
+        f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s outside fnp"
+        + (f", as much as {readable(cost)} FLOPs" if cost else "")
+        + (f"; the gate is {gate:g} s" if gate else ""),
+    )
     yield from found
 
 
@@ -5437,8 +6399,8 @@ def ask_table(e):
     yield from table_lines(e.table)
 
 
-ALL, ANY = True, False      # whether the question is about the predictions of all networks
-QUESTIONS = {               # the page: {tier: (..., the question, what answers it, with which arguments)}
+ALL, ANY = True, False  # whether the question is about the predictions of all networks
+QUESTIONS = {  # the page: {tier: (..., the question, what answers it, with which arguments)}
     "Pure-Python inner loop": ((ALL, "FLOPs-vs-MSE convergence table", ask_table),),
     "Sanity checks": (
         (ANY, "Output shape (mlp.depth, mlp.width)?", ask_failures, "shape", "yes", "no,"),
@@ -5456,10 +6418,24 @@ QUESTIONS = {               # the page: {tier: (..., the question, what answers 
     ),
     "Optimization checks": (
         (ANY, "Is matmul dominant?", ask_matmul),
-        (ANY, "Redundant computation?", ask_notes, "repeated", "operations on the same values again",
-         "{name} on the same values again, {calls:,} times, {detail}", "compute it once and keep the result"),
-        (ANY, "Free operations wasted?", ask_notes, "moved", "copies, casts and reshapes that could be free",
-         "{calls:,} paid calls of {name}", "{detail}"),
+        (
+            ANY,
+            "Redundant computation?",
+            ask_notes,
+            "repeated",
+            "operations on the same values again",
+            "{name} on the same values again, {calls:,} times, {detail}",
+            "compute it once and keep the result",
+        ),
+        (
+            ANY,
+            "Free operations wasted?",
+            ask_notes,
+            "moved",
+            "copies, casts and reshapes that could be free",
+            "{calls:,} paid calls of {name}",
+            "{detail}",
+        ),
         (ANY, "float64 where float32 would do?", ask_float64),
         (ANY, "Time outside fnp?", ask_outside),
         (ANY, "Many small calls?", ask_calls),
@@ -5470,16 +6446,35 @@ QUESTIONS = {               # the page: {tier: (..., the question, what answers 
 def answered(e, needs_all, question, ask, *arguments):
     """A question's entry in the document: its answer, more lines, what was measured, and its findings."""
     if needs_all and e.failed:
-        return {"question": question, "ok": None, "answer": ["not measured: predict() failed"], "data": {}, "findings": []}
+        return {
+            "question": question,
+            "ok": None,
+            "answer": ["not measured: predict() failed"],
+            "data": {},
+            "findings": [],
+        }
     said = list(ask(e, *arguments))
     findings = []
-    for f in sorted((each for each in said if isinstance(each, Finding)), key=lambda f: (f.severity, -f.share, -f.flops)):
+    for f in sorted(
+        (each for each in said if isinstance(each, Finding)), key=lambda f: (f.severity, -f.share, -f.flops)
+    ):
         file, line = f.place or ("", 0)
-        findings.append(asdict(f) | {"flops": int(f.flops), "file": file, "line": line,
-                                     "source": linecache.getline(e.home + file, line).strip()})
-    return {"question": question, "ok": said[0].ok and not any(f["severity"] < 3 for f in findings),
-            "answer": [said[0].text, *(each for each in said if isinstance(each, (str, Bar)))],
-            "data": next((each for each in said if isinstance(each, dict)), {}), "findings": findings}
+        findings.append(
+            asdict(f)
+            | {
+                "flops": int(f.flops),
+                "file": file,
+                "line": line,
+                "source": linecache.getline(e.home + file, line).strip(),
+            }
+        )
+    return {
+        "question": question,
+        "ok": said[0].ok and not any(f["severity"] < 3 for f in findings),
+        "answer": [said[0].text, *(each for each in said if isinstance(each, (str, Bar)))],
+        "data": next((each for each in said if isinstance(each, dict)), {}),
+        "findings": findings,
+    }
 
 
 def checklist_lines(questions):
@@ -5522,6 +6517,7 @@ def draw_checklist(document, screen):
 
 def between(least, most, kind, name):
     """An exact parser of numbers like 6.8e10, 2**41 or 68_000_000_000; what they are not is an "invalid `name`"."""
+
     def number(text):
         base, _, exponent = text.replace("_", "").partition("**")
         if not least <= float(base) ** float(exponent or 1) <= most:
@@ -5530,6 +6526,7 @@ def between(least, most, kind, name):
         if kind(value) != value and kind is int:
             raise ValueError
         return kind(value)
+
     number.__name__ = name
     return number
 
@@ -5546,8 +6543,12 @@ def auto_or_positive_integer(text):
     return None if text == "auto" else INTEGER(text)
 
 
-FILE, REST, FLAG = object(), object(), object()     # of positional arguments, one or many; of a flag without a value
-OPTIONS: dict[str, tuple] = {       # name: (default, help, type, metavar or choices)
+FILE, REST, FLAG = (
+    object(),
+    object(),
+    object(),
+)  # of positional arguments, one or many; of a flag without a value
+OPTIONS: dict[str, tuple] = {  # name: (default, help, type, metavar or choices)
     "file": (None, "estimator file", FILE, "FILE"),
     "expression": (None, "Python on fnp, flops, np and the arrays that are named", FILE, "EXPRESSION"),
     "arrays": ((), "float32 normals of that shape: w=100x100, or w=100x100:float64", REST, "NAME=SHAPE"),
@@ -5571,60 +6572,78 @@ OPTIONS: dict[str, tuple] = {       # name: (default, help, type, metavar or cho
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
     "html": (None, "write the report as a page, too", str, "FILE"),
     "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
-    "runner": ("local", "local (or inprocess): here; subprocess (or server): isolated [local]", str,
-               ["local", "inprocess", "subprocess", "server"]),
+    "runner": (
+        "local",
+        "local (or inprocess): here; subprocess (or server): isolated [local]",
+        str,
+        ["local", "inprocess", "subprocess", "server"],
+    ),
     "format": (None, "rich for terminals, plain for pipes, json", str, ["rich", "plain", "json"]),
     "json": (False, "the same as --format json", FLAG, None),
     "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
     "profile": (False, "FLOPs by source line", FLAG, None),
     "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
     "no_store": (False, "neither read nor write the store of truths", FLAG, None),
-    "dataset": (None, "score on a suite.npz, a published dataset's folder, or hf://owner/name[@revision]", str, "PATH"),
+    "dataset": (
+        None,
+        "score on a suite.npz, a published dataset's folder, or hf://owner/name[@revision]",
+        str,
+        "PATH",
+    ),
     "split": (None, "of a dataset that has several", str, "NAME"),
     "output": ("suite.npz", "the suite to write [suite.npz]", str, "FILE"),
     "resume": (False, "grow the truths of an existing suite", FLAG, None),
     "dask": (None, "sample on the Dask cluster at this address", str, "ADDRESS"),
 }
 RULES = " ".join(["round", "no_residual_wall_time_limit", *list(Round.__dataclass_fields__)[1:-1]])
-COMMANDS: dict[str, Any] = {}       # name: function (options, screen) that returns the exit status
+COMMANDS: dict[str, Any] = {}  # name: function (options, screen) that returns the exit status
 
 
 def command(options):
     """Make the function below, without "_command", a sub-command that takes these options."""
+
     def register(function):
         function.options = options.split()
         COMMANDS[function.__name__.removesuffix("_command")] = function
         return function
+
     return register
 
 
 def parse(command, arguments):
     """All of OPTIONS: those that the sub-command takes as they are given, or the defaults. Raises Misuse."""
     import plac
+
     parameters = []
     for option in COMMANDS[command].options:
         default, text, kind, values = OPTIONS[option]
         choices, metavar = (values, "|".join(values)) if isinstance(values, list) else (None, values)
         style = {FILE: "positional", REST: "positional", FLAG: "flag"}.get(kind, "option")
-        note = plac.Annotation(text, style, None, {FILE: str, REST: str, FLAG: None}.get(kind, kind), choices, metavar)
+        note = plac.Annotation(
+            text, style, None, {FILE: str, REST: str, FLAG: None}.get(kind, kind), choices, metavar
+        )
         # plac puts one dash before an option and makes others of underscores: _width is --width.
         name = "_" * (style != "positional") + option.rstrip("_")
         if kind is REST:
             parameters.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=note))
         else:
-            parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default,
-                                                annotation=note))
+            parameters.append(
+                inspect.Parameter(
+                    name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=note
+                )
+            )
 
     def takes():
         """What plac sees of a sub-command: a signature, and the help."""
 
-    takes.__signature__ = inspect.Signature(parameters)         # type: ignore[attr-defined]
+    takes.__signature__ = inspect.Signature(parameters)
     takes.__doc__ = inspect.getdoc(COMMANDS[command])
     parser = plac.parser_from(takes, prog=f"{PROGRAM} {command}")
     parser.error = partial(refuse_arguments, parser.prog)
     given = vars(parser.parse_args(arguments))
-    return types.SimpleNamespace(**{option: given.get(option.rstrip("_"), default)
-                                    for option, (default, *_) in OPTIONS.items()})
+    return types.SimpleNamespace(
+        **{option: given.get(option.rstrip("_"), default) for option, (default, *_) in OPTIONS.items()}
+    )
 
 
 def refuse_arguments(program, message):
@@ -5634,14 +6653,19 @@ def refuse_arguments(program, message):
 
 def rules_of(options):
     """The round's rules with the command line's replacements."""
-    given = {name: value for name in vars(ROUNDS[options.round])
-             if (value := getattr(options, name, None)) is not None}
+    given = {
+        name: value
+        for name in vars(ROUNDS[options.round])
+        if (value := getattr(options, name, None)) is not None
+    }
     if options.no_residual_wall_time_limit:
         given["residual_wall_time_limit"] = None
     rules = replace(ROUNDS[options.round], **given)
     if rules.depth * rules.width**2 > 2**33:
-        raise Misuse(f"A network of width {rules.width:,} and depth {rules.depth:,} takes "
-                     f"{rules.depth * rules.width**2 / 2**28:,.0f} GB: choose smaller ones.")
+        raise Misuse(
+            f"A network of width {rules.width:,} and depth {rules.depth:,} takes "
+            f"{rules.depth * rules.width**2 / 2**28:,.0f} GB: choose smaller ones."
+        )
     return rules
 
 
@@ -5675,7 +6699,9 @@ def run(options, screen):
     if rival and rival not in BASELINES:
         rival = os.path.abspath(os.path.expanduser(rival))
         if not Path(rival).is_file():
-            raise Misuse(f"--against {options.against}: no such file, nor a baseline ({', '.join(BASELINES)}).")
+            raise Misuse(
+                f"--against {options.against}: no such file, nor a baseline ({', '.join(BASELINES)})."
+            )
     if page_path and not os.access(Path(page_path).parent, os.W_OK):
         raise Misuse(f"--html {options.html}: that folder cannot be written to; choose another.")
     limit_threads(options.max_threads)
@@ -5690,33 +6716,67 @@ def run(options, screen):
             classes[which] = runner.class_found
     with LocalRunner("mean_propagation", None, rules, options.seed) as baseline:
         propagated = list(baseline.outcomes(networks))
-    truths = Networks(len(named), dataset_truths, *networks.arguments) if about else grow_truths(
-        list(networks), list(outcomes.values()), rules, options.n_samples, options.precision,
-        None if options.no_store else TruthStore(), truth_progress(screen))
-    scored = {which: score_suite(named, each, truths, rules, options.precision) for which, each in outcomes.items()}
+    truths = (
+        Networks(len(named), dataset_truths, *networks.arguments)
+        if about
+        else grow_truths(
+            list(networks),
+            list(outcomes.values()),
+            rules,
+            options.n_samples,
+            options.precision,
+            None if options.no_store else TruthStore(),
+            truth_progress(screen),
+        )
+    )
+    scored = {
+        which: score_suite(named, each, truths, rules, options.precision) for which, each in outcomes.items()
+    }
     results = scored[None]
     results["standings"] = standings(results["per_mlp"], propagated, truths, rules)
     if options.profile:
-        results["profile"] = {"flops_used": sum(outcome.flops_charged for outcome in outcomes[None]),
-                              "lines": lines_of(outcomes[None], str(Path(path).parent) + os.sep)}
+        results["profile"] = {
+            "flops_used": sum(outcome.flops_charged for outcome in outcomes[None]),
+            "lines": lines_of(outcomes[None], str(Path(path).parent) + os.sep),
+        }
     config = asdict(rules) | {
         **{f"{name}_s": getattr(rules, name) for name in vars(rules) if name.endswith(("limit", "timeout"))},
-        "n_mlps": len(named), "seed": options.seed, "round": rules.tag, "multiplier_floor": MULTIPLIER_FLOOR,
-        "estimator": options.file or options.estimator, "class": classes[None], "runner": options.runner,
-        "precision": options.precision, "n_samples": "the dataset's" if about else options.n_samples or "auto"}
+        "n_mlps": len(named),
+        "seed": options.seed,
+        "round": rules.tag,
+        "multiplier_floor": MULTIPLIER_FLOOR,
+        "estimator": options.file or options.estimator,
+        "class": classes[None],
+        "runner": options.runner,
+        "precision": options.precision,
+        "n_samples": "the dataset's" if about else options.n_samples or "auto",
+    }
     if about:
         config["dataset"] = about
-    document = {"schema_version": "1.1", "mode": "agent", "results": results, "run_meta": run_meta(started),
-                "run_config": config, "whestbench_version": __version__}
+    document = {
+        "schema_version": "1.1",
+        "mode": "agent",
+        "results": results,
+        "run_meta": run_meta(started),
+        "run_config": config,
+        "whestbench_version": __version__,
+    }
     if rival:
         difference = compare(outcomes[None], outcomes[rival], truths, rules)
-        document["against"] = {"verdict": verdict(difference, config["estimator"], options.against), "difference": difference,
-                               "estimator": options.against, "class": classes[rival], "results": scored[rival]}
+        document["against"] = {
+            "verdict": verdict(difference, config["estimator"], options.against),
+            "difference": difference,
+            "estimator": options.against,
+            "class": classes[rival],
+            "results": scored[rival],
+        }
     report_run(document, screen, options.debug, page_path)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
-        print(f"whest: predict() failed on {n_errors} of {len(named)} MLPs; the report says where and why.",
-              file=sys.stderr)
+        print(
+            f"whest: predict() failed on {n_errors} of {len(named)} MLPs; the report says where and why.",
+            file=sys.stderr,
+        )
     return 1 if n_errors else 0
 
 
@@ -5761,6 +6821,7 @@ def truth_progress(screen):
         left = f", {(todo - done) / rate:.0f} s left" if rate else ""
         score = "  score {:.4g} to {:.4g}".format(*error.truth_interval) if error else ""
         screen.live(f"truth  {done:,} of {todo:,} samples, {rate:,.0f}/s{left}{score}")
+
     return progress
 
 
@@ -5768,13 +6829,24 @@ def run_meta(started):
     """When and where the run took place."""
     finished, system = datetime.now(timezone.utc), platform.uname()
     unknown = dict.fromkeys(("cpu_count_physical", "ram_total_bytes", "ram_available_bytes"))
-    return {"run_started_at_utc": started.isoformat(), "run_finished_at_utc": finished.isoformat(),
-            "run_duration_s": (finished - started).total_seconds(),
-            "host": {"hostname": system.node, "os": system.system, "os_release": system.release,
-                     "platform": platform.platform(), "machine": system.machine,
-                     "python_version": platform.python_version(),
-                     "numpy_version": np.__version__, "flopscope_version": flops.__version__,
-                     "cpu_brand": platform.processor() or "unknown", "cpu_count_logical": os.cpu_count()} | unknown}
+    return {
+        "run_started_at_utc": started.isoformat(),
+        "run_finished_at_utc": finished.isoformat(),
+        "run_duration_s": (finished - started).total_seconds(),
+        "host": {
+            "hostname": system.node,
+            "os": system.system,
+            "os_release": system.release,
+            "platform": platform.platform(),
+            "machine": system.machine,
+            "python_version": platform.python_version(),
+            "numpy_version": np.__version__,
+            "flopscope_version": flops.__version__,
+            "cpu_brand": platform.processor() or "unknown",
+            "cpu_count_logical": os.cpu_count(),
+        }
+        | unknown,
+    }
 
 
 @command(f"file estimator class_ {RULES} seed max_threads runner format json debug")
@@ -5786,7 +6858,9 @@ def validate(options, screen):
     """
     path, checks = estimator_path(options), list(validation_checks(options, rules_of(options)))
     ok = all(check["ok"] is not False for check in checks)
-    screen.show({"ok": ok, "checks": checks, "estimator": path, "whestbench_version": __version__}, draw_checks)
+    screen.show(
+        {"ok": ok, "checks": checks, "estimator": path, "whestbench_version": __version__}, draw_checks
+    )
     return 0 if ok else 1
 
 
@@ -5794,11 +6868,18 @@ def validation_checks(options, rules):
     """The checks on a tiny network without a budget, the round's shape, and under the other book."""
     other = next(book for book in PRICES if book != rules.prices)
     budget = max(1, rules.flop_budget * 32 // (rules.depth * rules.width**2))
-    tiny = replace(rules, width=4, depth=2, lambda_flops_per_second=0.0, flop_budget=budget, purse=DEFAULT_BUDGET)
+    tiny = replace(
+        rules, width=4, depth=2, lambda_flops_per_second=0.0, flop_budget=budget, purse=DEFAULT_BUDGET
+    )
     for trial in (tiny, rules, replace(tiny, prices=other)):
+
         def check(name, ok, detail, trial=trial):
             ok = None if trial.prices == other and not ok else ok
-            return {"check": name, "ok": ok, "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]"}
+            return {
+                "check": name,
+                "ok": ok,
+                "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]",
+            }
 
         mlp = build_mlp(trial.width, trial.depth, options.seed)
         with runner_for(options, trial) as runner:
@@ -5808,14 +6889,29 @@ def validation_checks(options, rules):
             yield check("predict", False, failure.text)
             continue
         spent = first.effective_compute(trial)
-        yield check("predict", True, f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
-                    + (f", {spent / trial.flop_budget:.2%} of the budget with the time outside fnp" if trial is rules else ""))
+        yield check(
+            "predict",
+            True,
+            f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
+            + (
+                f", {spent / trial.flop_budget:.2%} of the budget with the time outside fnp"
+                if trial is rules
+                else ""
+            ),
+        )
         same = not second.failed and np.array_equal(first.prediction, second.prediction)
-        yield check("determinism", same or None, "two calls agree bit for bit" if same else
-                    "two calls on one network differ: seed your generator from mlp.seed")
+        yield check(
+            "determinism",
+            same or None,
+            "two calls agree bit for bit"
+            if same
+            else "two calls on one network differ: seed your generator from mlp.seed",
+        )
 
 
-@command(f"file estimator class_ {RULES} n_mlps n_samples precision no_store seed max_threads format json debug")
+@command(
+    f"file estimator class_ {RULES} n_mlps n_samples precision no_store seed max_threads format json debug"
+)
 def checklist(options, screen):
     """Answer the debugging page by measurement: each finding with its line, and with what to change.
 
@@ -5826,10 +6922,16 @@ def checklist(options, screen):
     limit_threads(options.max_threads)
     use_prices(rules.prices)
     e = gather_evidence(options, rules, screen)
-    tiers = [{"tier": i, "title": title, "questions": [answered(e, *each) for each in questions]}
-             for i, (title, questions) in enumerate(QUESTIONS.items())]
-    ok = not any(f["severity"] == 1 for tier in tiers for asked in tier["questions"] for f in asked["findings"])
-    screen.show({"ok": ok, "tiers": tiers, "run_config": e.config, "whestbench_version": __version__}, draw_checklist)
+    tiers = [
+        {"tier": i, "title": title, "questions": [answered(e, *each) for each in questions]}
+        for i, (title, questions) in enumerate(QUESTIONS.items())
+    ]
+    ok = not any(
+        f["severity"] == 1 for tier in tiers for asked in tier["questions"] for f in asked["findings"]
+    )
+    screen.show(
+        {"ok": ok, "tiers": tiers, "run_config": e.config, "whestbench_version": __version__}, draw_checklist
+    )
     return 0 if ok else 1
 
 
@@ -5887,26 +6989,40 @@ def bake_command(options, screen):
     """
     rules, output = rules_of(options), Path(options.file or options.output).absolute()
     if output.exists() != options.resume:
-        raise Misuse(f"{output} exists: add --resume to grow it, or choose another name." if output.exists()
-                     else f"There is no {output} to resume: leave out --resume to bake it.")
+        raise Misuse(
+            f"{output} exists: add --resume to grow it, or choose another name."
+            if output.exists()
+            else f"There is no {output} to resume: leave out --resume to bake it."
+        )
     if not os.access(output.parent, os.W_OK):
         raise Misuse(f"{output.parent} cannot be written to: choose another place.")
-    old, about = list(read_suite(output)) if options.resume else [], suite_about(output) if options.resume else {}
-    mlps = [mlp for mlp, _ in old] or list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
+    old, about = (
+        list(read_suite(output)) if options.resume else [],
+        suite_about(output) if options.resume else {},
+    )
+    mlps = [mlp for mlp, _ in old] or list(
+        sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed)
+    )
     has = old[0][1].n_samples if old else 0
     n_samples = options.n_samples or 2 * has or 2**20
     if n_samples < has:
         raise Misuse(f"{output} has {has:,} samples a network already: ask for more.")
-    store, executor = None if options.no_store else TruthStore(), DaskExecutor(options.dask) if options.dask else None
+    store, executor = (
+        None if options.no_store else TruthStore(),
+        DaskExecutor(options.dask) if options.dask else None,
+    )
     limit_threads(options.max_threads)
     truths = []
-    for mlp in mlps:        # one by one: what sampling a large network takes is let go before the next
-        truths += grow_together([TruthSource(mlp.weights, store)], n_samples, executor=executor,
-                                progress=truth_progress(screen))[0]
+    for mlp in mlps:  # one by one: what sampling a large network takes is let go before the next
+        truths += grow_together(
+            [TruthSource(mlp.weights, store)], n_samples, executor=executor, progress=truth_progress(screen)
+        )[0]
     told = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
     write_suite(output, mlps, truths, about | told)
-    noise = math.sqrt(np.mean([(truth.standard_error[-1]**2).mean() for truth in truths]))
-    screen.show(told | {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}, draw_suite)
+    noise = math.sqrt(np.mean([(truth.standard_error[-1] ** 2).mean() for truth in truths]))
+    screen.show(
+        told | {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}, draw_suite
+    )
     return 0
 
 
@@ -5915,6 +7031,7 @@ def bake_command(options, screen):
 
 def versions():
     from importlib.metadata import version
+
     others = ", ".join(f"{title} {version(title.lower())}" for title in ("NumPy", "numba", "plac"))
     return f"whestbench {__version__}, Python {platform.python_version()}, {others}"
 
@@ -5953,13 +7070,17 @@ def main(arguments: list[str] | None = None) -> int:
         return exc.exit_status
     except KeyboardInterrupt as exc:
         kept = getattr(exc, "kept", 0)
-        print(f"whest: interrupted; {kept:,} samples are kept: the same command goes on from there." if kept else
-              "whest: interrupted; no samples are kept.", file=sys.stderr)
+        print(
+            f"whest: interrupted; {kept:,} samples are kept: the same command goes on from there."
+            if kept
+            else "whest: interrupted; no samples are kept.",
+            file=sys.stderr,
+        )
         return 130
-    except OSError as exc:      # of standard output; files have sentences of their own
+    except OSError as exc:  # of standard output; files have sentences of their own
         if exc.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of this process
         if exc.errno == errno.EPIPE:
             return 128 + signal.SIGPIPE
         print(f"whest: standard output cannot be written: {exc.strerror}.", file=sys.stderr)
@@ -5969,20 +7090,24 @@ def main(arguments: list[str] | None = None) -> int:
 def find_spec(name, *_):
     """Asked last for an import: where a starter kit has no `local_engine` of its own, this module is it."""
     if name.startswith(f"{__name__}."):
-        raise ModuleNotFoundError(f"{name} is not in this kit: whestbench itself has load_estimator, read_dataset, "
-                                  "score_suite, LocalRunner and BudgetContext", name=name)
+        raise ModuleNotFoundError(
+            f"{name} is not in this kit: whestbench itself has load_estimator, read_dataset, "
+            "score_suite, LocalRunner and BudgetContext",
+            name=name,
+        )
     return importlib.util.spec_from_loader(name, _local_engine) if name == "local_engine" else None
 
 
 _local_engine: Any = types.SimpleNamespace(
-    find_spec=find_spec, create_module=lambda spec: sys.modules[__name__], exec_module=lambda module: None)
+    find_spec=find_spec, create_module=lambda spec: sys.modules[__name__], exec_module=lambda module: None
+)
 
 
 def claim_names():
     """Let the imports of a contest submission reach this module, whatever is installed beside it."""
     install()
     here = sys.modules[__name__]
-    here.__path__ = []          # so that what is not here is refused by name
+    here.__path__ = []  # so that what is not here is refused by name
     for name in ("domain", "sdk", "generation", "simulation"):
         sys.modules[f"{__name__}.{name}"] = here
         setattr(here, name, here)
