@@ -3152,6 +3152,30 @@ def test_a_form_that_one_book_refuses_has_the_real_price_in_the_other(call, refu
     found, _ = differences(both([program], {"0.7": "0.12", "0.12": "0.7"}[refuses]))
     assert not found, found[0]
 
+REHEARSAL = """rng().normal(0., X4); rng().uniform(0., X4); rng().poisson(X4); rng().normal(X4); rng().gumbel(X4)
+rng().multinomial(5, fnp.array([.5, .5])); rng().wald(2., X4 + 1.); rng().beta(2. + 1., X4 + 1.)
+rng().binomial(fnp.array([3, 4]), .5); rng().integers(0, fnp.array([5, 6])); rng().triangular(0., X4 + 1., 9.)
+rng().normal(0., 1., 4)
+rng().shuffle(list(range(3))); rng().shuffle(X4); fnp.linspace(X4.min(), X4.max(), 5)
+fnp.quantile(X4, fnp.array(.5)); fnp.percentile(X34, fnp.array([20., 50.])); fnp.tile(X4, fnp.array(2))
+fnp.dot(X4, 2.); fnp.inner(X4, 2.); fnp.hstack([X4, X4], dtype="f4"); fnp.vstack([X4, X4], dtype="f4")
+twice(fnp.quantile(cube3, .5, axis=0)); twice(fnp.percentile(cube3, 50, axis=2))
+twice(fnp.quantile(cube3, .5, axis=0, keepdims=True)); fnp.sum(X34, 0, None, Y4) is Y4
+fnp.exp(X4, Y4) is Y4; fnp.exp(X4, out=(Y4,)) is Y4; fnp.full_like(X4, X4.max())
+fnp.split(X4, fnp.array([1])); 3 in sym3; 7 in X4; 1. in X4; X4[range(2)]; fnp.var(X34, axis=0, mean=X34[:1])
+flops.stats.norm.cdf(-9.); flops.stats.norm.ppf(1e-10); flops.stats.norm.pdf(X4, X4)
+fnp.eye(10**7); fnp.ones((10**13,)); sym3.symmetry == (sym3 + sym3).symmetry
+fnp.random.Generator.exponential(fnp.array([1., 2.])); fnp.array([5., 6, 7, 8])[range(2)]"""
+
+
+@pytest.mark.parametrize("prices", BOOKS)
+def test_what_runs_here_runs_on_the_grader_and_what_fails_there_fails_here(prices, both):
+    setting = ["rng = lambda: fnp.random.default_rng(11)", "twice = lambda a: a + a", "(sym3, cube3, Y4)"]
+    calls = [call.strip() for line in REHEARSAL.splitlines() for call in line.split(";")]
+    found, _ = differences(both([[*setting, call] for call in calls], prices))
+    assert not found, "\n".join(found)
+
+
 @pytest.mark.parametrize("prices", BOOKS)
 def test_280_of_the_real_names_have_a_price_each_is_in_the_zoo_and_the_others_say_they_have_none(
         prices, both):

@@ -680,7 +680,7 @@ def contraction_cost(operands, out, early):
         made = stabiliser(group, [labels.index(c) for c in left])
         factors.append(Factor(left, tuple([size[c] for c in left]), made, inside))
         members.append(inside)
-    return cost
+    return max(cost, 0)
 
 
 @lru_cache(4096)
@@ -770,6 +770,8 @@ def product_of(c):
         shapes, symmetries = [(prod(shape),) for shape in shapes], [(), ()]
     elif name in ("dot", "inner"):
         last = max(n - 2, 0) if name == "dot" else n - 1
+        if c.early and not (m and n):
+            raise UnsupportedFunctionError(f"book 0.7 has no {name} with a single number: multiply")
         text = meeting_at(m, n, [m - 1], [last]) if m and n else meeting_at(m, n, (), ())
     elif name == "tensordot":
         axes = c["axes"]
@@ -884,7 +886,7 @@ def parameters_of(function):
         found = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return (), {}
-    names = tuple(p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD)
+    names = tuple(p.name for p in found if p.kind <= p.POSITIONAL_OR_KEYWORD and p.name != "self")
     return names, {
         p.name: None if p.default is np._NoValue else p.default for p in found if p.default is not p.empty
     }
@@ -998,8 +1000,9 @@ class Operation:
     where it `makes` symmetries, always. `mend(result, c)`: what the contest's package makes of NumPy's result.
     `function`: what does the work, if not NumPy's of that name; `takes`: a function with its arguments, where
     NumPy's does not tell them. `writes`: into its first operand. `unrouted`: names that NumPy's own functions
-    do not reach. `plain`: arguments that the real package trips over if they are counted. `logged_as`: the
-    name in the log. `says`: how the price comes about, a template of `c`.
+    do not reach. `plain`: arguments that the real package trips over if they are counted;
+    `early_plain`, more of them in 0.7. `logged_as`: the name in the log. `says`: how the price comes about, a
+    template of `c`.
     """
 
     name: str
@@ -1020,6 +1023,7 @@ class Operation:
     writes: bool = False
     unrouted: str = ""
     plain: str = ""
+    early_plain: str = ""
     logged_as: str = ""
     says: str = ""
 
@@ -1046,8 +1050,8 @@ class PriceBook(NamedTuple):
         """What a Call costs; None if it is not logged. Raises UnsupportedFunctionError or -DtypeError."""
         operation, weight, dtype = call.operation, call.operation.weight, None
         units = operation.units if self.immutable else operation.early or operation.units
-        for name in operation.plain.split():
-            if hasattr(call.arguments.get(name), "_blocks"):
+        for name in f"{operation.plain} {'' if self.immutable else operation.early_plain}".split():
+            if any_counted([call.arguments.get(name)]):
                 raise UnsupportedFunctionError(
                     f"{call.name} with a counted {name} has no price: use np.asarray({name})"
                 )
@@ -1396,7 +1400,18 @@ def selections(c):
     return c.results * (c.each if c.early else searches + 4 * k)
 
 
-selecting = partial(price, units=selections, says="searches among {c.each:,} numbers a result")
+def selected(c):
+    """Of quantile and percentile with one order."""
+    return unknown(c) if c.blocks and shape_of(c["q"]) else reduced(c)
+
+
+selecting = partial(
+    price,
+    units=selections,
+    keeps=selected,
+    early_plain="q",
+    says="searches among {c.each:,} numbers a result",
+)
 selecting("percentile", dtype=lambda c: promoted(inexact(c.main), c["q"]))
 selecting("quantile", dtype=lambda c: promoted(c.main, c["q"]))
 
@@ -1465,9 +1480,8 @@ making(
 )
 making(
     "eye",
-    lambda c: diagonal_length(c.result.shape, c["k"]),
-    dtype=made,
-    late=True,
+    lambda c: diagonal_length((c["N"], c["N"] if c["M"] is None else c["M"]), c["k"]),
+    dtype=asked(float),
     keeps=centred,
     says=WRITTEN,
 )
@@ -1507,6 +1521,7 @@ price(
     "linspace",
     lambda c: 2 * c.outputs,
     early=lambda c: at_least_1(c["num"]),
+    early_plain="start stop",
     dtype=made,
     late=True,
     returns="scalars",
@@ -1595,14 +1610,32 @@ joining = partial(
 )
 joining("concatenate", keeps=lambda c: joined_along(c, c.axis), takes=lambda a, axis=0, out=None: None)
 joining("stack", keeps=stacked)
-joining("vstack", keeps=lambda c: joined_along(c, 0))
+
+
+def without_dtype(function):
+    """A NumPy function of a list of arrays that has no dtype= in the contest's package."""
+    return wraps(function)(lambda tup: function(tup))
+
+
+joining("vstack", keeps=lambda c: joined_along(c, 0), function=without_dtype(np.vstack))
 joining(
-    "row_stack", early=unlogged, function=np.vstack, keeps=lambda c: joined_along(c, 0), logged_as="vstack"
+    "row_stack",
+    early=unlogged,
+    function=without_dtype(np.vstack),
+    keeps=lambda c: joined_along(c, 0),
+    logged_as="vstack",
 )
-joining("hstack column_stack", early=unlogged, keeps=lambda c: joined_along(c, 1))
+for _function in (np.hstack, np.column_stack):
+    joining(
+        _function.__name__,
+        early=unlogged,
+        keeps=lambda c: joined_along(c, 1),
+        function=without_dtype(_function),
+    )
 joining("concat dstack", units=per_result, late=True, unrouted="concat dstack", warns=False)
 repeating = partial(price, units=per_written, late=True, says=WRITTEN)
-repeating("tile repeat", keeps=unknown)
+repeating("tile", keeps=unknown, early_plain="reps")
+repeating("repeat", keeps=unknown)
 repeating("roll", early=unlogged, keeps=unknown)
 repeating("tril", warns=True, units=lambda c: at_least_1(below_diagonal(c, c["k"])), early=unlogged)
 repeating(
@@ -1788,16 +1821,20 @@ def choices(c):
     return c.written if c["replace"] else pool(c) * (log2(pool(c)) if c.early else 1)
 
 
+# NumPy's checks of these call NumPy's functions, which the real package does not count there.
+SHAPE_PARAMETERS = """a b df dfnum dfden nonc shape scale sigma kappa lam left mode right p n alpha low high
+    ngood nbad nsample"""
 drawing("random integers")
-drawing("uniform", lambda c: 3 * c.written, early=per_written)
+drawing("uniform", lambda c: 3 * c.written, early=per_written, plain=SHAPE_PARAMETERS)
+drawing("wald", weight=16, plain="mean scale")
 drawing("bytes", lambda c: at_least_1(len(c.result)), dtype=None)
 for _names in (
     "beta binomial chisquare dirichlet exponential f gamma geometric gumbel hypergeometric laplace logistic lognormal",
     "logseries multinomial negative_binomial noncentral_chisquare noncentral_f normal pareto poisson power rayleigh",
-    "standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular vonmises wald weibull",
+    "standard_cauchy standard_exponential standard_gamma standard_normal standard_t triangular vonmises weibull",
     "zipf",
 ):
-    drawing(_names, weight=16)
+    drawing(_names, weight=16, plain=SHAPE_PARAMETERS)
 drawing(
     "multivariate_normal",
     lambda c: 26 * c.size**3 + 2 * c.outputs * c.size + 16 * c.outputs,
@@ -1806,7 +1843,8 @@ drawing(
 )
 shuffling = partial(drawing, weight=4, early_weight=1, dtype=None)
 shuffling("permuted", per_numbers)
-shuffling("permutation shuffle", pool, takes=lambda x, axis=0: None)
+shuffling("permutation", pool, takes=lambda x, axis=0: None)
+shuffling("shuffle", pool, takes=lambda x, axis=0: None, early_plain="x")
 shuffling("choice", choices, takes=lambda a, size=None, replace=True, p=None, axis=0, shuffle=True: None)
 
 
@@ -2273,7 +2311,7 @@ class FlopscopeArray(np.ndarray):
         super().__setitem__(key, value)
 
     def __contains__(self, item):
-        return bool(FUNCTIONS["any"](self == item))
+        return bool(FUNCTIONS["any"]((self == item).view(FlopscopeArray)))
 
     def compress(self, condition, *args, **kwargs):
         return FUNCTIONS["compress"](condition, self, *args, **kwargs)
@@ -2445,7 +2483,7 @@ def perform(operation, work, known, args, kwargs):
     start = _clock()
     context = _thread.active or active_budget()
     book = context.book
-    if not args or len(args) > 1 and isinstance(operation.function, np.ufunc):
+    if not args or (len(args) > 1 or kwargs) and isinstance(operation.function, np.ufunc):
         args, kwargs = in_their_places(operation, args, kwargs)
     key, plain = key_of(operation, book, args, kwargs)
     call = Call(operation, not book.immutable, args, kwargs)
@@ -2466,7 +2504,7 @@ def perform(operation, work, known, args, kwargs):
         bill = bill_of(call, book)
         if bill is not None:
             context.afford(bill, start)
-    result = finished(call, result)
+    result = finished(call, plain, result)
     if written is not None and book.immutable:  # 0.7 goes on billing it as symmetric
         written._blocks = ()
     if bill is not None:
@@ -2486,7 +2524,8 @@ def in_their_places(operation, args, kwargs):
     n_in = getattr(operation.function, "nin", len(args))
     out = args[n_in:] or kwargs.get("out")
     if isinstance(out, tuple):
-        args, kwargs = args[:n_in], kwargs | {"out": out[0]}
+        destination = out[0][0] if isinstance(out[0], tuple) else out[0]
+        args, kwargs = args[:n_in], kwargs | {"out": destination}
     return args, kwargs
 
 
@@ -2505,9 +2544,12 @@ def bill_of(call, book):
         ) from None
 
 
-def finished(call, result):
+def finished(call, plain, result):
     """A result as callers see it: mended, as counted as its operands ask for, and with its symmetry."""
     operation, out, args = call.operation, call.kwargs.get("out"), call.args
+    destination = next((a for a, b in zip(args[1:], plain[1:]) if b is result), None)
+    if destination is not None:  # by its position
+        return destination
     if out is not None and not operation.name.startswith("random."):
         return dress(out) if operation.name in ("take", "concatenate") else out
     if operation.mend:
@@ -2804,6 +2846,10 @@ def sampler(operation):
 
     @wraps(draw)
     def sample(self, *args, **kwargs):
+        if not isinstance(self, _CountedGenerator):  # NumPy would take its memory for a generator's
+            raise TypeError(
+                f"{draw.__name__} is a method of a Generator: fnp.random.default_rng().{draw.__name__}"
+            )
         if _thread.drawing:  # what NumPy's samplers call inside is free
             return draw(self, *args, **kwargs)
         _thread.drawing = True
