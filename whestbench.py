@@ -1117,15 +1117,17 @@ def pairwise_einsum(text, *operands, optimize, **kwargs):
     return left[step][1]
 
 
+@cache
+def say_once(sentence):
+    print(f"whest: {sentence}", file=sys.stderr)
+
+
 def compiled(function, decorate, *signatures, **options):
     """A function compiled by one of numba's decorators, cached on disk where there is a place for that."""
     try:
         return decorate(*signatures, cache=True, **options)(function)
     except RuntimeError:
-        print(
-            "whest: no folder for compiled code: set NUMBA_CACHE_DIR to one, to compile only once.",
-            file=sys.stderr,
-        )
+        say_once("no folder for compiled code: set NUMBA_CACHE_DIR to one, to compile only once.")
         return decorate(*signatures, **options)(function)
 
 
@@ -2219,6 +2221,8 @@ def active_budget():
     global _default_context
     if _thread.active is not None:
         return _thread.active
+    if threading.current_thread() is not threading.main_thread():
+        warn("fnp in a thread of its own, outside any BudgetContext, is billed to nobody")
     if _default_context is None:
         _default_context = BudgetContext(DEFAULT_BUDGET, quiet=True)
     return _default_context
@@ -4017,6 +4021,8 @@ def replacing(path):
     try:
         yield part
         os.replace(part, path)
+    except OSError as exc:
+        raise Misuse(f"{path} cannot be written: {exc.strerror}") from exc
     finally:
         part.unlink(missing_ok=True)
 
@@ -4134,6 +4140,8 @@ def open_dataset(path, split=None):
     about = json.loads((folder / "metadata.json").read_text())
     if about["schema_version"] != "3.0" or about["seed_protocol"]["version"] not in ("2.0", "3.0", "4.0"):
         raise ValueError("its schema or seed protocol is not known")
+    if not about["n_samples"] >= 1:
+        raise ValueError(f"n_samples is {about['n_samples']}")
     if about.get("is_partial"):
         raise ValueError("it is a part, to be merged with the others")
     about = {"splits": {about.get("split"): about}} | about
@@ -4177,6 +4185,8 @@ def read_dataset(
         shape = about["depth"], about["width"], about["width"]
         parquet = need("pyarrow.parquet", "parquet").ParquetFile
         files = sorted((folder / "data").glob(f"{split}-*.parquet"))
+        if not files:
+            raise InvalidDatasetError(f"{folder / 'data'} has no {split}-*.parquet.")
         batches = (batch for file in files for batch in parquet(file).iter_batches(1))
         for batch in islice(batches, n_mlps):
             row = dict(zip(batch.schema.names, batch.columns))
@@ -4188,6 +4198,8 @@ def read_dataset(
                 while row[name].type.num_fields:
                     row[name] = row[name].flatten()
                 row[name] = np.array(row[name], np.float32).reshape(form)
+                if not np.isfinite(row[name]).all():
+                    raise InvalidDatasetError(f"{path}: {name} of {row['mlp_name'][0]} are not all finite.")
             seed = estimator_seed(row["mlp_seed"][0].as_py(), about["seed_protocol"])
             yield (
                 mlp_of(row["weights"], seed, row["mlp_name"][0].as_py()),
@@ -4452,11 +4464,14 @@ class TruthError:
 
     @property
     def network_interval(self) -> tuple[float, float] | None:
-        """95% interval for the mean over all such networks, were the truths exact."""
-        if self.between is None:
+        """95% interval for the mean over all such networks, were the truths exact; of 5 networks at least.
+
+        It is built on the logarithm (by the delta method), as a mean of squares is above 0 and skewed.
+        """
+        if self.between is None or self.n_networks < 5 or self.corrected <= 0:
             return None
-        half = student_975(self.n_networks - 1) * self.between
-        return self.corrected - half, self.corrected + half
+        factor = math.exp(student_975(self.n_networks - 1) * self.between / self.corrected)
+        return self.corrected / factor, self.corrected * factor
 
     def precise(self, precision: float) -> bool:
         """Whether standard error and noise floor are within this share of the corrected error."""
@@ -5454,7 +5469,7 @@ class Screen:
     def show(self, document, draw):
         """Print what a command found: the document itself, or what `draw` makes of it."""
         if self.format == "json":
-            self.write(json.dumps(document, indent=2))
+            self.write(json.dumps(with_null(document), indent=2))
         else:
             draw(document, self)
 
@@ -5498,6 +5513,15 @@ class Screen:
             lines = (left + line + " " * (width - 4 - len(uncoloured(line))) + right for line in body)
             printed.append([top, *lines, bottom])
         self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
+
+
+def with_null(item):
+    """A document with null where a number is not finite, which JSON has not."""
+    if isinstance(item, dict):
+        return {key: with_null(value) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [*map(with_null, item)]
+    return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 def paint(text, style):
@@ -5802,8 +5826,8 @@ def _score(r):
         "strong",
     )
     yield row("  given the ground truth's own noise", "", f"{low:.2e} to {high:.2e}  (95%)")
-    if networks:
-        yield row("  on other networks like these", "", "{:.2e} to {:.2e}  (95%)".format(*networks))
+    said = "{:.2e} to {:.2e}  (95%)".format(*networks) if networks else "--n-mlps 5 or more would tell"
+    yield row("  on other networks like these", "", said)
     yield row(
         "final_layer_mse", f"{results['final_layer_mse']:.2e}", f"times the multiplier {multiplier:.3g}"
     )
@@ -6098,7 +6122,9 @@ def measure(e, suite, options, progress):
             ]
             few = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]  # seconds
             fresh = load_estimator(path, options.class_)
-            e.table = convergence_tables([fresh], suite[0], rules.flop_budget, few)[0]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FlopscopeWarning)
+                e.table = convergence_tables([fresh], suite[0], rules.flop_budget, few)[0]
     store = None if options.no_store else TruthStore()
     e.truths = grow_truths(suite, [e.outcomes], rules, options.n_samples, options.precision, store, progress)
     e.results = score_suite(suite, e.outcomes, e.truths, rules, options.precision)
@@ -6211,7 +6237,7 @@ def ask_validation(e):
 def ask_zeros(e):
     """Whether predicting zeros scores better."""
     theirs = zeros_score(e.results["per_mlp"])
-    worse = e.score > theirs * (1 + 1e-9)
+    worse = e.score > max(1.001 * theirs, theirs + 1e-12)  # what float32 resolves
     yield Answer(not worse, f"{'yes' if worse else 'no'}: zeros {theirs:.2e}, you {e.score:.2e}")
     if worse:
         yield Finding(
@@ -6227,16 +6253,15 @@ def ask_sampling(e):
     """Whether plain sampling, for what the multiplier pays, scores better."""
     multiplier = e.results["mean_score_multiplier"]
     paid, n_samples = sampling_score(e.results["per_mlp"], e.rules, multiplier)
-    worse = e.score > paid
-    yield Answer(
-        not worse, f"{'yes' if worse else 'no'}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}"
-    )
-    if worse and multiplier <= MULTIPLIER_FLOOR:
+    worse = e.score > 1.2 * paid > 0
+    said = "yes" if worse else "about as well" if e.score > paid else "no"
+    yield Answer(not worse, f"{said}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}")
+    if e.score > paid and multiplier <= MULTIPLIER_FLOOR:
         yield (
             f"Spend the first {MULTIPLIER_FLOOR:.0%} of the budget, which the multiplier does not reward saving: "
             f"you use {e.spent / e.rules.flop_budget:.2%}."
         )
-    if e.score > 1.2 * paid:
+    if worse:
         change = (
             "find what costs more than it brings, or sample instead"
             if multiplier > MULTIPLIER_FLOOR
@@ -6308,7 +6333,7 @@ def ask_anatomy(e):
     yield {part: float(share) for part, share in parts.items()}
     which = max(("offset", "scale"), key=parts.get)
     share = float(parts[which])
-    if share > 0.25 and own < 0.5:
+    if share > 0.25 and own < 0.5 and not (which == "scale" and scale < -0.99):
         then = f"would bring the score to about {(1 - share) * e.score:.2g}; look for what makes it so"
         large, off = ("large" if scale > 0 else "small"), ("high" if offset > 0 else "low")
         said, change = (
@@ -6401,7 +6426,8 @@ def ask_outside(e):
     """Time outside fnp, which the round prices or limits, and where it passes."""
     seconds = max(outcome.residual_wall_time_s for outcome in e.outcomes)
     cost, gate = seconds * e.rules.lambda_flops_per_second, e.rules.residual_wall_time_limit
-    rows = sorted(e.lines, key=lambda row: -row["outside_s"])[:3]
+    rows = sorted((row for row in e.lines if row["line"]), key=lambda row: -row["outside_s"])[:3]
+    rows = [row for row in rows if row["outside_s"] > 0.1 * rows[0]["outside_s"]]
     seen = sum(row["outside_s"] for row in e.lines) / len(e.outcomes)
     heavy = seen > 0.01 and (cost > 0.01 * e.rules.flop_budget or gate and seconds > 0.5 * gate or seen > 0.1)
     yield Answer(not heavy, f"{seconds:.3g} s" + (f", as much as {readable(cost)} FLOPs" if cost else ""))
@@ -6548,7 +6574,7 @@ def draw_checklist(document, screen):
         screen.panel(f"Tier {tier['tier']}: {tier['title']}", lines)
     found = [f for tier in document["tiers"] for asked in tier["questions"] for f in asked["findings"]]
     screen.write(f"{len(found)} to look at, worst first:" if found else "Nothing to change.")
-    for f in sorted(found, key=lambda f: (f["severity"], -f["share"])):
+    for f in sorted(found, key=lambda f: (-f["share"], f["severity"])):
         where = f"{f['file']}, line {f['line']}" if f["line"] else ""
         screen.write(f"  LOOK   {f['said'][:60]:<60}  {where:<24}{f['share']:>4.0%} of the score")
 
@@ -6578,15 +6604,20 @@ def between(least, most, kind, name):
 
 
 INTEGER = between(1, 1e15, int, "positive integer up to 1e15")
-POSITIVE = between(5e-324, 1e300, float, "positive number")
+N_SAMPLES = between(1, 1e12, int, "number of samples up to 1e12")
+N_MLPS = between(1, 1e6, int, "number of networks up to 1e6")
+PRECISION = between(1e-6, 1, float, "share from 1e-6 to 1")
 SECONDS = between(1e-6, 3e7, float, "number of seconds up to a year")
 NATURAL = between(0, 2.0**127, int, "nonnegative integer")
 RATE = between(0, 1e300, float, "nonnegative number")
 
 
-def auto_or_positive_integer(text):
+def n_samples_or_auto(text):
     """A number of samples; None for auto."""
-    return None if text == "auto" else INTEGER(text)
+    return None if text == "auto" else N_SAMPLES(text)
+
+
+n_samples_or_auto.__name__ = "number of samples up to 1e12, what a year allows, or auto"
 
 
 FILE, REST, FLAG = (
@@ -6611,9 +6642,9 @@ OPTIONS: dict[str, tuple] = {  # name: (default, help, type, metavar or choices)
     "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", SECONDS, "SECONDS"),
     "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
     "setup_timeout": (None, "seconds for loading and setup() [5]", SECONDS, "SECONDS"),
-    "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", INTEGER, "N"),
-    "n_samples": (None, "truth samples a network, or auto [auto]", auto_or_positive_integer, "N"),
-    "precision": (0.02, "of the score that auto aims at [0.02]", POSITIVE, "SHARE"),
+    "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", N_MLPS, "N"),
+    "n_samples": (None, "truth samples a network, or auto [auto]", n_samples_or_auto, "N"),
+    "precision": (0.02, "of the score that auto aims at [0.02]", PRECISION, "SHARE"),
     "seed": (0, "of the suite's networks [0]", NATURAL, "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
     "html": (None, "write the report as a page, too", str, "FILE"),
@@ -6719,7 +6750,9 @@ def estimator_path(options):
     """The one estimator file that was named, absolute, as an estimator may chdir. Raises Misuse."""
     if bool(options.file) == bool(options.estimator):
         raise Misuse(f"Name one estimator file: {PROGRAM} run estimator.py (or --estimator estimator.py).")
-    return os.path.abspath(os.path.expanduser(options.file or options.estimator))
+    if not hasattr(options, "path"):  # found once: later the estimator may have changed the folder
+        options.path = os.path.abspath(os.path.expanduser(options.file or options.estimator))
+    return options.path
 
 
 def runner_for(options, rules, rival=None):
@@ -6737,8 +6770,8 @@ def runner_for(options, rules, rival=None):
 def run(options, screen):
     """Score an estimator on a suite of random networks, and say what to do next.
 
-    Prints the report, or with --format json the document of `whest run`. Exit status 0 if scored, 1 if the
-    estimator failed on any network, 2 for misuse.
+    Prints the report, or with --format json the document of `whest run`. Exit status 0 if scored, 1 if
+    predict() raised or gave what is no prediction on any network, 2 for misuse.
     """
     rules, rival, started = rules_of(options), options.against, datetime.now(timezone.utc)
     path, page_path = estimator_path(options), options.html and os.path.abspath(options.html)
@@ -6840,6 +6873,8 @@ def networks_of(options, rules):
         path = options.dataset if options.dataset.startswith("hf://") else os.path.abspath(options.dataset)
         options.dataset = path
         about = describe_dataset(path, options.split)
+        if not about["n_mlps"]:
+            raise InvalidDatasetError(f"{path} has no networks.")
         n = min(options.n_mlps or about["n_mlps"], about["n_mlps"])
         return Networks(n, dataset_networks, path, options.split, n), about
     n = options.n_mlps or 10
@@ -6939,6 +6974,7 @@ def validation_checks(options, rules):
             "predict",
             True,
             f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
+            + "; is it computed outside fnp?" * (not first.flops_used)
             + (
                 f", {spent / trial.flop_budget:.2%} of the budget with the time outside fnp"
                 if trial is rules
@@ -7064,7 +7100,11 @@ def bake_command(options, screen):
             [TruthSource(mlp.weights, store)], n_samples, executor=executor, progress=truth_progress(screen)
         )[0]
     told = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
-    write_suite(output, mlps, truths, about | told)
+    try:
+        write_suite(output, mlps, truths, about | told)
+    except Misuse as exc:
+        kept = "the store has the samples: give another --output" if store else "the samples are lost"
+        raise Misuse(f"{exc}; {kept}.") from exc
     noise = math.sqrt(np.mean([(truth.standard_error[-1] ** 2).mean() for truth in truths]))
     screen.show(
         told | {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}, draw_suite
@@ -7082,23 +7122,24 @@ def versions():
     return f"whestbench {__version__}, Python {platform.python_version()}, {others}"
 
 
+def overview():
+    listed = (f"  {each:<12}{function.__doc__.splitlines()[0]}" for each, function in COMMANDS.items())
+    return "\n".join([(__doc__ or "").partition("The rooms below")[0].rstrip(), "", "Commands:", *listed])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command; returns the exit status. This is the console script `whest`."""
     arguments = sys.argv[1:] if arguments is None else [str(a) for a in arguments]
     name, *rest = arguments or [""]
-    if name == "--version":
-        print(versions())
-        return 0
-    if name in ("-h", "--help"):
-        listed = (f"  {each:<12}{function.__doc__.splitlines()[0]}" for each, function in COMMANDS.items())
-        print("\n".join([(__doc__ or "").partition("The rooms below")[0].rstrip(), "", "Commands:", *listed]))
-        return 0
     for ignored in {"FLOPSCOPE_DEFAULT_BUDGET", "FLOPSCOPE_DISABLE_WEIGHTS"} & os.environ.keys():
         print(f"whest: {ignored} has no effect here: prices and budget are the round's.", file=sys.stderr)
     if sys.stdout is None:
         print("whest: standard output is closed.", file=sys.stderr)
         return 1
     try:
+        if name in ("--version", "-h", "--help"):
+            print(versions() if name == "--version" else overview(), flush=True)
+            return 0
         if name not in COMMANDS:
             raise Misuse(f"Name a command: {', '.join(COMMANDS)}. `{PROGRAM} COMMAND --help` explains each.")
         if _default_book not in PRICES:
