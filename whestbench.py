@@ -2551,9 +2551,10 @@ def bill_of(call, book):
 def finished(call, plain, result):
     """A result as callers see it: mended, as counted as its operands ask for, and with its symmetry."""
     operation, out, args = call.operation, call.kwargs.get("out"), call.args
-    destination = next((a for a, b in zip(args[1:], plain[1:]) if b is result), None)
-    if destination is not None:  # by its position
-        return destination
+    if len(args) > 1 and not isinstance(operation.function, np.ufunc):
+        for given, seen in zip(args[1:], plain[1:]):
+            if seen is result:  # a destination, by its position
+                return given
     if out is not None and not operation.name.startswith("random."):
         return dress(out) if operation.name in ("take", "concatenate") else out
     if operation.mend:
