@@ -380,7 +380,7 @@ def test_a_name_that_left_is_refused_or_missing_and_named(call, prices):
 @pytest.mark.parametrize("call, name", [
     ("fnp.einsum('i,i,i,i,i->', b, b, b, b, b)", "einsum"),
     ("fnp.einsum('ab,cd->abcd', s, s)", "ab,cd->abcd"),
-    ("fnp.diff(a, prepend=a)", "diff"), ("np.add.outer(b, b)", "add.outer"),
+    ("fnp.tensordot(fnp.zeros((3, 3)), b[:3])", "tensordot"), ("np.add.outer(b, b)", "add.outer"),
     ("np.add.at(b, [0], 1)", "add.at"), ("np.multiply.reduceat(b, [0, 2])", "multiply.reduceat"),
     ("np.subtract.reduce(b)", "subtract.reduce"), ("np.maximum.accumulate(b)", "maximum.accumulate")])
 def test_a_form_without_a_price_is_refused_by_name(call, name, prices):
@@ -2846,8 +2846,7 @@ fnp.transpose(cube3, (2, 0, 1)); sym3.T; sym3[0]; sym3[:2, :2]; cube3[0]; cube3[
 fnp.linalg.inv(sym3); fnp.linalg.eigh(sym3); fnp.einsum("ij,jk->ik", sym3, sym3); fnp.einsum("ij,ij->",
 sym3, sym3); fnp.einsum("ij,kj->ik", X33, sym3); fnp.einsum("ijk,k->ij", cube3, X3); fnp.einsum("ijk->jki",
 cube3); fnp.einsum("ij,jk,kl->il", sym3, sym3, sym3); fnp.inner(sym3, sym3); fnp.dot(sym3, X3);
-fnp.tensordot(cube3, sym3, 1); fnp.tensordot(cube3, cube3, 2); fnp.tensordot(sym3, X33, ([1], [0]));
-fnp.tensordot(cube3, sym3, ([2], [1])); fnp.outer(X3, X3) + 1; fnp.diag(X3) * 2; fnp.eye(3) + fnp.eye(3);
+fnp.outer(X3, X3) + 1; fnp.diag(X3) * 2; fnp.eye(3) + fnp.eye(3);
 fnp.ones((3, 3)) @ X33; fnp.zeros_like(X33) + 1; fnp.full((3, 3), 2.0) + sym3; fnp.concatenate([sym3,
 sym3]) + 1; fnp.stack([sym3, sym3]) + 1; fnp.squeeze(sym3[None]) + 1; fnp.expand_dims(sym3, 0) * 2;
 fnp.broadcast_to(sym3, (2, 3, 3)) * 2; fnp.clip(sym3, 0, 1) + 1;
@@ -2918,7 +2917,7 @@ X3; S9, F3; X5, X3, sorter=T5; F5, F0 ;; digitize: X34, S5; 0.5, S5; X3, S1, rig
 X5, Y3; X34, X2; T5, T3, assume_unique=True; X0, X0; T9, F3 ;; setxor1d: X5, Y3; X34, X2,
 assume_unique=True; X0, X1 ;; bincount: K5; K5, minlength=9; [1, 2, 2]; J5; K5, weights=F5"""
 ZOO["numerics"] = r"""
-diff: X5; X34, n=0; X1; X30 ;; kron: X34, Y22; X, X3; X0, X3; X234, X22; F2, X2 ;; trace: X34; X34, 1;
+kron: X34, Y22; X, X3; X0, X3; X234, X22; F2, X2 ;; trace: X34; X34, 1;
 X345; X44, dtype=f8; X34, 9"""
 ZOO["linalg"] = r"""
 linalg.svd: X34; X44, False; X03; X34, hermitian=False; X30 ;; linalg.svdvals: X34; X254; X03 ;;
@@ -3142,7 +3141,7 @@ def test_every_call_of_the_zoo_has_the_real_bill_value_dtype_and_type(family, pr
     assert not found, f"{len(found)} of {total} calls differ:\n" + "\n".join(found[:20])
 
 @pytest.mark.parametrize("call, refuses", [
-    ("fnp.tensordot(sym3, X33, ([-1], [0]))", "0.7"), ("fnp.tensordot(cube3, sym3, ([-1], [-1]))", "0.7"),
+    ("fnp.tensordot(X33, X33, ([-1], [0]))", "0.7"), ("fnp.tensordot(X234, X34, ([-1], [-1]))", "0.7"),
     ("fnp.cumsum(cube3, axis=0)", "0.7"), ("fnp.cumprod(cube3, axis=2)", "0.7"),
     ("fnp.einsum('zja,zjb->zab', X234, X234)", "0.7"), ("fnp.einsum('zja,zjb->zab', X222, X222)", "0.7"),
     ("fnp.einsum('ija,ijb->iab', X234, X234)", "0.7"), ("list(sym3.flat)", "0.12")])
@@ -3293,7 +3292,7 @@ def einsum_heavy(mlp, budget):
         cov = fnp.einsum("ji,jk,kl->il", w, cov, w) * 0.5
         fourth = fnp.einsum("ia,ib,ab->i", w, w, cov) + fnp.einsum("ij,ij->i", cov, cov)
         rows.append(fnp.einsum("ii->i", cov) ** 0.5 * 0.6 + fnp.einsum("i,i->", fourth, fourth) * 1e-6)
-    return fnp.stack(rows) + fnp.tensordot(mlp.weights[0], cov, axes=2) * 1e-6
+    return fnp.stack(rows) + fnp.tensordot(mlp.weights[0], cov * mlp.weights[1], axes=2) * 1e-6
 
 def symmetric_arrays(mlp, budget):
     cov, rows = fnp.eye(mlp.width), []
