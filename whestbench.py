@@ -901,8 +901,6 @@ def loop(c):
     if dtype is not None:
         asked = {"signature": (None,) * ufunc.nin + (np.dtype(dtype),) * ufunc.nout, "casting": "unsafe"}
     found = ufunc.resolve_dtypes(kinds + (None,) * ufunc.nout, **asked)
-    if ufunc is np.ldexp:  # the exponent only steers
-        operands, found = operands[:1], found[::2]
     return with_out(c, heavier(*found, *([] if asked else [promoted(*operands)])))
 
 
@@ -1045,9 +1043,14 @@ class PriceBook(NamedTuple):
     name: str
     immutable: bool
 
+    def weight_of(self, operation: Operation) -> int:
+        """The weight of a unit."""
+        is_early = not self.immutable and operation.early_weight is not None
+        return operation.early_weight if is_early else operation.weight  # type: ignore[return-value]
+
     def bill(self, call: Call) -> Bill | None:
         """What a Call costs; None if it is not logged. Raises UnsupportedFunctionError or -DtypeError."""
-        operation, weight, dtype = call.operation, call.operation.weight, None
+        operation, weight, dtype = call.operation, self.weight_of(call.operation), None
         units = operation.units if self.immutable else operation.early or operation.units
         for name in f"{operation.plain} {'' if self.immutable else operation.early_plain}".split():
             if any_counted([call.arguments.get(name)]):
@@ -1057,9 +1060,7 @@ class PriceBook(NamedTuple):
         amount = units(call)
         if amount is None:
             return None
-        if not self.immutable:
-            weight = weight if operation.early_weight is None else operation.early_weight
-        elif operation.dtype:
+        if self.immutable and operation.dtype:
             dtype = operation.dtype(call)
             amount *= rate_of(dtype)
         subscripts = call.product.subscripts if operation.keeps is of_product else None
@@ -1078,9 +1079,7 @@ class PriceBook(NamedTuple):
         operation, bill = call.operation, self.bill(call)
         if bill is None:
             return "free"
-        weight = (
-            operation.weight if self.immutable or operation.early_weight is None else operation.early_weight
-        )
+        weight = self.weight_of(operation)
         said = operation.says.format(c=call) or "no sentence is known"
         if operation.weight == weight != 1 and operation.early_weight in (None, weight):
             said += f", weight {weight}"
@@ -1278,7 +1277,7 @@ pointwise = partial(price, units=per_element, dtype=loop, keeps=elementwise, say
 pointwise(
     "add subtract multiply divide true_divide negative positive conj conjugate abs absolute fabs square sqrt"
 )
-pointwise("maximum minimum fmax fmin sign signbit copysign nextafter ldexp heaviside reciprocal spacing")
+pointwise("maximum minimum fmax fmin sign signbit copysign nextafter heaviside reciprocal spacing")
 pointwise(
     "equal not_equal less less_equal greater greater_equal logical_not logical_and logical_or logical_xor"
 )
@@ -1440,25 +1439,35 @@ price(
 COPIED = "{c.size:,} numbers are written"
 WRITTEN = "{c.outputs:,} numbers are written"
 making = partial(price, early=unlogged, makes=True, says=COPIED)
+
+
+def takes_shape(shape, dtype=None, order="C"):
+    """The arguments of zeros, ones and empty."""
+
+
+def per_cell(c):
+    return cells(c["shape"])
+
+
 making(
     "zeros",
     free,
     dtype=asked(float),
     keeps=constant,
     says="free",
-    takes=lambda shape, dtype=float, order="C": None,
+    takes=takes_shape,
 )
 making(
     "ones",
-    lambda c: cells(c["shape"]),
+    per_cell,
     dtype=asked(float),
     keeps=constant,
-    takes=lambda shape, dtype=None, order="C": None,
+    takes=takes_shape,
 )
 making(
     "full",
-    lambda c: cells(c["shape"]),
-    early=lambda c: cells(c["shape"]),
+    per_cell,
+    early=per_cell,
     keeps=constant,
     dtype=lambda c: np.dtype(dtype_of(c["fill_value"]) if c["dtype"] is None else c["dtype"]),
 )
@@ -1505,7 +1514,7 @@ price(
     early=unlogged,
     dtype=asked(float),
     says="free",
-    takes=lambda shape, dtype=float, order="C": None,
+    takes=takes_shape,
 )
 price("empty_like", free, early=unlogged, dtype=asked(), unrouted="empty_like", says="free")
 price(
@@ -1877,7 +1886,7 @@ price(
 
 LEFT_OUT = {  # why: what of NumPy's has no price here
     "complex numbers": "angle real imag isreal iscomplex real_if_close iscomplexobj isrealobj sort_complex",
-    "transforms and special functions": "fft sinc i0 unwrap",
+    "transforms and special functions": "fft sinc i0 unwrap trapezoid ldexp",
     "windows": "bartlett blackman hamming hanning kaiser",
     "polynomials": "poly polyadd polyder polydiv polyfit polyint polymul polysub polyval roots vander",
     "histograms": "histogram histogram2d histogram_bin_edges histogramdd",
@@ -1885,7 +1894,7 @@ LEFT_OUT = {  # why: what of NumPy's has no price here
     "files and text": "fromfile fromregex fromstring save savez savez_compressed base_repr binary_repr testing",
     "numerics": "cov corrcoef correlate convolve cross interp ediff1d gradient diff pad trim_zeros",
     "comparing and counting": "isclose allclose array_equal array_equiv isneginf isposinf ptp isin intersect1d lexsort",
-    "two results": "trapezoid modf frexp divmod einsum_path nanpercentile nanquantile cumulative_sum cumulative_prod",
+    "two results": "modf frexp divmod einsum_path nanpercentile nanquantile cumulative_sum cumulative_prod",
     "making and writing": "meshgrid indices logspace geomspace tri mask_indices asarray_chkfinite require block bmat",
     "growing and shrinking": "append insert delete resize choose extract place putmask broadcast_shapes",
     "linear algebra": "linalg.tensorsolve linalg.tensorinv linalg.multi_dot linalg.matrix_power linalg.cross",
