@@ -3140,6 +3140,59 @@ def test_every_call_of_the_zoo_has_the_real_bill_value_dtype_and_type(family, pr
     found, total = differences(runs)
     assert not found, f"{len(found)} of {total} calls differ:\n" + "\n".join(found[:20])
 
+MODULES = """
+import json, os, sys
+import numpy as np
+import flopscope as flops
+import flopscope.numpy as fnp
+
+class Bias(flops.Module):
+    def __init__(self):
+        self.b, self._hidden = fnp.zeros(2), fnp.ones(9)
+
+class Net(flops.Module):
+    def __init__(self, n, rate=0.5):
+        self.n, self.rate, self.plain, self.w = n, rate, np.ones(3), fnp.zeros((n, 2), dtype=fnp.float32)
+        self.layers, self.table = [Bias(), fnp.zeros(1), 7], {"k": (fnp.zeros(2), "text"), 3: Bias()}
+
+    def config(self):
+        return {"n": self.n}
+
+if sys.argv[1] == "save":
+    net = Net(3)
+    net.w, net.layers[1], net.table["k"] = net.w + 2, fnp.array([0.5]), (fnp.array([3.0, 4.0]), "text")
+    net.layers[0].b = fnp.array([1.0, 2.0])
+    with flops.BudgetContext(10**9, quiet=True) as budget:
+        net.save(sys.argv[2], meta={"rate": 0.25})
+    told = budget.flops_used
+else:
+    with flops.BudgetContext(10**9, quiet=True) as budget:
+        net = Net.from_file(sys.argv[2], n=4)
+    told = [type(net.w).__name__, net.n, net.rate, fnp.load(sys.argv[2])["__meta__"]]
+    try:
+        net.load_state_dict({"w": net.w, "v": net.w})
+    except ValueError as exc:
+        told.append(str(exc))
+print(json.dumps([told, {name: [str(a.dtype), a.tolist()] for name, a in net.state_dict().items()}]))
+"""
+
+@pytest.mark.parametrize("prices", BOOKS)
+def test_a_module_saved_by_each_is_read_by_the_other(prices, oracle_folder, tmp_path):
+    package = oracle_folder("flopscope-0.7.0" if prices == "0.7" else "flopscope-0.12.4")
+    (tmp_path / "theirs.py").write_text(MODULES)
+    (tmp_path / "ours.py").write_text(f"import whestbench\n{MODULES}")
+    paths = {"theirs": str(package), "ours": str(HERE)}
+
+    def told(side, *arguments):
+        return json.loads(python(tmp_path / f"{side}.py", *arguments, cwd=tmp_path, check=0,
+                                 PYTHONPATH=paths[side], WHESTBENCH_PRICES=prices).stdout)
+    assert told("ours", "save", "ours.npz") == told("theirs", "save", "theirs.npz")
+    assert (tmp_path / "ours.npz").read_bytes() == (tmp_path / "theirs.npz").read_bytes()
+    for file in ("ours.npz", "theirs.npz"):
+        read = told("ours", "load", file)
+        assert read == told("theirs", "load", file) and read[0][:3] == ["FlopscopeArray", 4, 0.25]
+        assert read[0][4].startswith("state_dict mismatch") and read[1]["layers.0.b"] == ["float64", [1.0, 2.0]]
+
 @pytest.mark.parametrize("call, refuses", [
     ("fnp.tensordot(X33, X33, ([-1], [0]))", "0.7"), ("fnp.tensordot(X234, X34, ([-1], [-1]))", "0.7"),
     ("fnp.cumsum(cube3, axis=0)", "0.7"), ("fnp.cumprod(cube3, axis=2)", "0.7"),
