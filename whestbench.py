@@ -6239,7 +6239,7 @@ def ask_layers(e):
     i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
     if i < len(mine):
         answer += f"; from layer {i + 1} on they are over twice mean_propagation's"
-        said = f"from layer {i + 1} on your MSE is over twice mean_propagation's: {mine[i]:.3g}, not {theirs[i]:.3g}"
+        said = f"over twice mean_propagation's MSE from layer {i + 1} on: {mine[i]:.3g}, not {theirs[i]:.3g}"
         change = f"compare what you compute at layer {i + 1} with mean_propagation"
         found = [finding(e, 2, said, change, e.watch.end, 1 - theirs[-1] / mine[-1])]
     table = [
