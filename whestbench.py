@@ -6033,7 +6033,8 @@ class Watch(Profile):
         if free and (free != UNCHANGED or squeezed(result) in map(squeezed, arrays)):
             note("moved", free)
         if not (operation.writes or name.startswith("random.") or "out" in kwargs):
-            key = name, hash(pickle.dumps(bare((args, kwargs))))
+            others = [not isinstance(a, np.ndarray) and bare(a) for a in (*args, *kwargs.items())]
+            key = name, fingerprint(*map(bare, arrays)), repr(others)
             if first := self.first.get(key):
                 note("repeated", "in a loop" if first == place else f"first on line {first[1]}")
             self.first.setdefault(key, place)
