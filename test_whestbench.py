@@ -2296,12 +2296,14 @@ FLAWS = {   # flaw: (predict(), flags, the question that finds it, severity, pat
     "zeros": ("return fnp.full((mlp.depth, mlp.width), -1.0)   # here", "", "zeros", 1, "than guessing zero"),
     "sampling": ("fnp.matmul(*mlp.weights[:2])\nreturn fnp.ones((mlp.depth, mlp.width))   # here",
                  "--flop-budget 1e6", "sampling", 2, "times better"),
-    "exhausted": (f"for _ in range(3):\n    fnp.matmul(*mlp.weights[:2])   # here\n{ZEROS}",
-                  "--flop-budget 5e5", "budget_exhausted", 1, r"budget_exhausted.* on 3 MLPs"),
+    "exhausted": (f"for _ in range(3):\n    fnp.matmul(*mlp.weights[:2])   # here\n{ZEROS}", "--flop-budget 5e5",
+                  "budget_exhausted", 1, r"budget_exhausted.* on 3 MLPs.* 656,640 FLOPs, of which 76% would fit"),
     "deep layers": (propagation("mean = mean * fnp.float32(1 + 0.2 * (i > 1))", end="   # here"),
                     "", "deep layers", 2, "layer 3"),
     "one factor": (propagation(end=" * fnp.float32(1.3)   # here"), "", "made of", 2,
                    r"1\.3\d* times too large.*dividing by it"),
+    "too small": (propagation(end=" * fnp.float32(0.5)   # here"), "", "made of", 2,
+                  r"[12]\.\d+ times too small.*multiplying by it.*what shrinks it"),
     "one constant": (propagation(end=" + fnp.float32(0.5)   # here"), "", "made of", 2, r"0\.5\d* too high"),
     "matmul": (propagation(variance="fnp.diag((weight.T @ fnp.diag(variance)) @ weight)   # here"),
                "--flop-budget 1e6", "matmul dominant", 2, "diagonal variance"),
@@ -2337,6 +2339,7 @@ def test_each_planted_flaw_is_found_with_its_line(flaw, command):
     assert [f for asked, f in found if question in asked and f["severity"] == severity
             and f["file"] == "estimator.py" and f["source"].endswith("# here")
             and re.search(pattern, f["said"] + f["change"]) and 0 <= f["share"] <= 1], (found, err)
+    assert not [asked for asked in answers(json.loads(out)).values() if asked["ok"] and asked["findings"]]
     assert status == (1 if min(f["severity"] for _, f in found) == 1 else 0)
 
 GOOD = dict(mean_propagation="1e7", covariance_propagation="4e8", sampler="2e8")
@@ -2355,26 +2358,39 @@ class Estimator(BaseEstimator):
     document = json.loads(out)
     assert status == 0 and document["ok"]
     assert [f for asked, f in findings(document) if "sampling" not in asked and "made of" not in asked] == []
-    assert [tier["tier"] for tier in document["tiers"]] == [0, 1, 2, 3]
+    assert [tier["tier"] for tier in document["tiers"]] == [1, 2, 3]
     assert all(asked["answer"] for asked in answers(document).values())
+    assert all(asked["ok"] is True for asked in answers(document).values() if not asked["findings"]
+               and asked["question"] != "Errors concentrated at deep layers?")
 
 def test_the_anatomy_of_an_error_tells_randomness_from_bias(command):
     shares = []
     for body in (FORWARD.format(n=64), propagation(end=" * 1.3")):
         document = json.loads(command("checklist", body, *PATIENT)[1])
-        shares.append(answers(document)["What is the final error made of?"]["data"])
-    assert shares[0]["random"] > 0.7 and shares[0]["scale"] < 0.5
-    assert shares[1]["random"] == 0 and shares[1]["scale"] > 0.9
+        (answer,) = answers(document)["What is the final error made of?"]["answer"]
+        assert "own randomness" in answer and "factor explains" in answer
+        shares.append([int(share) for share in re.findall(r"(\d+)%", answer)])
+    (random, _, scale, _), (no_random, _, all_scale, _) = shares
+    assert random > 70 and scale < 50 and no_random == 0 and all_scale > 90
 
 def test_the_checklist_is_printed_in_the_page_s_order_and_words(command):
     status, out, _ = command("checklist", FLAWS["one factor"][0], *PATIENT[:-1], "--format", "plain")
-    words = ["Tier 0", "n_samples |", "Tier 1", "Output shape (mlp.depth, mlp.width)?", "All values finite?",
+    words = ["Tier 1", "Output shape (mlp.depth, mlp.width)?", "All values finite?",
              "Class named Estimator?", "Tier 2", "Did predict() raise?", "Does zeros beat you?",
-             "Is budget_exhausted true?", "Errors concentrated at deep layers?", "layer   4", "Tier 3",
+             "Is budget_exhausted true?", "Errors concentrated at deep layers?", "layer 4 ", "Tier 3",
              "matmul dominant?", "Redundant computation?", "Free operations wasted?", "to look at, worst first"]
     places = [out.index(word) for word in words]
     assert status == 0 and places == sorted(places) and "# here" in out and "of the score" in out.splitlines()[-1]
     assert re.search("dividing by it would bring the score to", out)
+
+def test_the_checklist_of_a_failing_estimator_shows_only_what_says_something(command):
+    status, out, _ = command("checklist", FLAWS["raise"][0], *PATIENT[:-1], "--format", "plain")
+    unasked = out[out.index("== Not measured"):]
+    assert status == 1 and "OK     Output shape (mlp.depth, mlp.width)?  yes, on 2 of 3 MLPs" in out
+    assert "LOOK   Did predict() raise?" in out and "yes, on 1 of 3 MLPs" in out and "Tier 3" not in out
+    assert "Does zeros beat you?" in unasked and "Is matmul dominant?" in unasked
+    _, out, _ = command("checklist", "raise ValueError('w')", *PATIENT[:-1], "--format", "plain")
+    assert "Output shape" in out[out.index("== Not measured"):] and "yes, on 0" not in out
 
 HELPERS = """
 def helper(x):

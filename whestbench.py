@@ -6052,23 +6052,19 @@ def draw_prices(document, screen):
 # Checklist
 #
 # The debugging page answers itself. Evidence is gathered once: a validation, a scored and profiled run, and a run
-# under a Watch, which looks at the values. A question is a function of the evidence that yields its Answer, more
-# lines, and its Findings; QUESTIONS, at the end, is the page. Way in: `gather_evidence`; way out: `answered`.
+# under a Watch, which looks at the values. A question is a function of the evidence that returns its answer's
+# lines and its findings, and whether all is well without any; QUESTIONS, at the end, is the page. Way in:
+# `gather_evidence`; way out: `answered`.
 # ======================================================================================
 
 CALL_RESIDUAL = 23e-6  # seconds of residual time that one call leaves with flopscope 0.12.4
 UNCHANGED = "use the array itself: it cannot be written to; x[:, None] and squeeze are free"
 FREE_INSTEAD = {  # of what is paid for; UNCHANGED holds for calls that change nothing
-    "0.12": dict.fromkeys("copy array astype require reshape ravel flatten".split(), UNCHANGED)
-    | {"tile": "broadcast_to is free"},
+    "0.12": dict.fromkeys(("copy", "array", "astype", "reshape", "ravel"), UNCHANGED),
     "0.7": {
         "array": "asarray is free",
-        "tile": "broadcast_to is free",
         "take": "indexing, x[i], is free",
-        "compress": "indexing, x[mask], is free",
         "stack": "row_stack is free",
-        "vstack": "row_stack is free",
-        "copyto": "x[...] = y is free",
     },
 }
 
@@ -6082,8 +6078,9 @@ def arrays_in(value):
             yield from arrays_in(item)
 
 
-def is_finite(a):
-    return a.dtype.kind not in "fc" or bool(np.isfinite(bare(a)).all())
+def squeezed(a):
+    """What no free operation changes: the type, and the axes of more than one element."""
+    return a.dtype, bare(a).squeeze().shape
 
 
 class Watch(Profile):
@@ -6105,33 +6102,25 @@ class Watch(Profile):
 
     def observe(self, name, args, kwargs, result, flops):
         """Note what there is to say of a counted call; the context's observer."""
-        stack, arrays = self.stack(sys._getframe()), [*arrays_in((args, kwargs))]
-        place = (stack[0].removeprefix(self.home), stack[1]) if stack else None
-        self.end = place or self.end
-        if (
-            place
-            and not self.broken
-            and not all(map(is_finite, arrays_in(result)))
-            and all(map(is_finite, arrays))
-        ):
+        place, arrays = self.stack(sys._getframe())[:2], [*arrays_in((args, kwargs))]
+        if not place:
+            return
+        self.end = place
+        numbers = [bare(a) for a in arrays_in(result) if a.dtype.kind in "fc"]
+        if not (self.broken or all(np.isfinite(a).all() for a in numbers)):
             self.broken = place, name
-        if not (place and flops):
+        if not flops:
             return
 
         def note(kind, detail=""):
             self.notes[kind][place, name, detail].update(calls=1, flops=flops)
 
-        operation = OPERATIONS[name]
-        shapes = [a.shape for a in arrays]
-        if operation.keeps is of_product and min(map(len, shapes)) > 1 and len({*chain(*shapes)}) == 1:
-            note("square")
+        operation, shapes = OPERATIONS[name], [a.shape for a in arrays]
+        if operation.keeps is of_product:
+            square = min(map(len, shapes), default=0) > 1 and len({*chain(*shapes)}) == 1
+            note("product", "square" if square else "")
         free = FREE_INSTEAD[self.context.book.name].get(name)
-        if free and (
-            free != UNCHANGED
-            or arrays
-            and arrays[0].dtype == result.dtype
-            and [n for n in arrays[0].shape if n > 1] == [n for n in result.shape if n > 1]
-        ):
+        if free and (free != UNCHANGED or squeezed(result) in map(squeezed, arrays)):
             note("moved", free)
         if not (operation.writes or name.startswith("random.") or "out" in kwargs):
             others = [not isinstance(a, np.ndarray) and bare(a) for a in (*args, *kwargs.items())]
@@ -6141,533 +6130,416 @@ class Watch(Profile):
             self.first.setdefault(key, place)
 
 
-class Answer(NamedTuple):
-    """What a question's line says: the label follows from whether it is well (None: not known)."""
-
-    ok: bool | None
-    text: str
-
-
-@dataclass
-class Finding:
-    """What to change: `place` is (file, line), `flops` of one network, `share` (0 to 1) that of the score.
-
-    Severity 1 spoils the score, 2 costs a part of it, 3 is merely worth knowing.
-    """
-
-    severity: int
-    said: str
-    change: str
-    place: tuple | None = None
-    share: float = 1.0
-    flops: float = 0
-
-
 @dataclass
 class Evidence:
-    """All that the questions ask about, of an estimator under rules; from `home`, the folder of its file."""
+    """All that the questions ask about, of an estimator under rules."""
 
     rules: Round
-    home: str
-    config: dict
     checks: list  # of validate
-    class_found: str = ""
-    outcomes: list = field(default_factory=list)
-    reseeded: list = field(default_factory=list)  # predictions under two other seeds, by network
-    table: list = field(default_factory=list)  # of convergence
-    lines: list = field(default_factory=list)  # of the profile
-    truths: list = field(default_factory=list)
-    results: dict = field(default_factory=dict)
-    propagated: list = field(default_factory=list)  # mean_propagation's predictions
-    watch: Any = None
-    until: str = ""  # why the watch did not see all
+    class_found: str
+    suite: list
+    outcomes: list
+    reseeded: list  # predictions under two other seeds, by network, unless one failed
+    watch: Watch
+    watched: Outcome  # off the clock, of the first network that failed, or the first
+    truths: list
+    results: dict
 
-    failed = property(lambda e: [outcome for outcome in e.outcomes if outcome.failed])
     score = property(lambda e: e.results["corrected"]["score"])
     spent = property(lambda e: e.results["mean_effective_compute"])
-    bill = property(lambda e: max(1, sum(o.flops_charged for o in e.outcomes) / len(e.outcomes)))
+    bill = property(lambda e: max(1, e.watched.flops_charged))
 
 
 def gather_evidence(options, rules, screen):
-    """Validate, predict and score, and watch. Raises WhestError where nothing can be run."""
-    path = estimator_path(options)
-    config = {"estimator": path, "seed": options.seed} | asdict(rules)
+    """Validate, predict, watch and score. Raises WhestError where nothing can be run."""
+    path, watch = estimator_path(options), Watch(Path(estimator_path(options)).parent)
     screen.live("validate")
-    e = Evidence(rules, str(Path(path).parent) + os.sep, config, list(validation_checks(options, rules)))
+    checks = list(validation_checks(options, rules))
     suite = list(sample_suite(options.n_mlps or 3, rules.width, rules.depth, options.seed))
     screen.live("predict")
-    measure(e, suite, options, truth_progress(screen))
-    screen.live("watch")
-    watch_one(e, next((mlp for mlp, o in zip(suite, e.outcomes) if o.failed), suite[0]), options)
-    return e
-
-
-def measure(e, suite, options, progress):
-    """Predict, again under other seeds, and score."""
-    path, rules = e.config["estimator"], e.rules
-    with LocalRunner(path, options.class_, rules, options.seed, profile=Profile(e.home)) as runner:
-        e.class_found, e.outcomes = runner.class_found, list(runner.outcomes(suite))
-        if not e.failed:
-            e.reseeded = [
+    with LocalRunner(path, options.class_, rules, options.seed, profile=Profile(watch.home)) as runner:
+        outcomes, reseeded = list(runner.outcomes(suite)), []
+        failed = [i for i, outcome in enumerate(outcomes) if outcome.failed]
+        if not failed:
+            reseeded = [
                 [runner.predict(replace(mlp, seed=mlp.seed + k)).prediction for k in (1, 2)] for mlp in suite
             ]
-            few = [n for n in SAMPLE_COUNTS if 2 * n * rules.depth * rules.width**2 <= 2**38]  # seconds
-            fresh = load_estimator(path, options.class_)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FlopscopeWarning)
-                e.table = convergence_tables([fresh], suite[0], rules.flop_budget, few)[0]
+    screen.live("watch")
+    subject = failed[0] if failed else 0
+    purse = 10 * rules.flop_budget if outcomes[subject].flag else None  # to see what would have followed
+    untimed = replace(rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None, purse=purse)
+    with LocalRunner(path, options.class_, untimed, options.seed, profile=watch) as runner:
+        watched = runner.predict(suite[subject])
     store = None if options.no_store else TruthStore()
-    e.truths = grow_truths(suite, [e.outcomes], rules, options.n_samples, options.precision, store, progress)
-    e.results = score_suite(suite, e.outcomes, e.truths, rules, options.precision)
-    e.propagated = [np.asarray(mean_propagation(mlp, DEFAULT_BUDGET)) for mlp in suite]
-    e.lines = lines_of(e.outcomes, e.home)
-
-
-def watch_one(e, mlp, options):
-    """Predict once more, off the clock, under a Watch."""
-    e.watch, untimed = (
-        Watch(e.home),
-        replace(e.rules, lambda_flops_per_second=0.0, residual_wall_time_limit=None),
+    truths = grow_truths(
+        suite, [outcomes], rules, options.n_samples, options.precision, store, truth_progress(screen)
     )
-    try:
-        with LocalRunner(
-            e.config["estimator"], options.class_, untimed, options.seed, profile=e.watch
-        ) as runner:
-            outcome = runner.predict(mlp)
-        if outcome.failed:
-            e.until = f", until predict() failed ({failure_of(outcome, e.rules).said})"
-    except WhestError as exc:
-        e.until = f", as it cannot be watched ({exc})"
+    results = score_suite(suite, outcomes, truths, rules, options.precision)
+    linecache.checkcache()
+    return Evidence(
+        rules, checks, runner.class_found, suite, outcomes, reseeded, watch, watched, truths, results
+    )
+
+
+def finding(e, severity, said, change, place=None, share=1.0):
+    """What to change, at (file, line), and which share (0 to 1) of the score it is worth.
+
+    Severity 1 spoils the score, 2 costs a part of it, 3 is merely worth knowing.
+    """
+    file, line = place or ("", 0)
+    return {
+        "severity": severity,
+        "said": said,
+        "change": change,
+        "file": file.removeprefix(e.watch.home),
+        "line": line,
+        "source": linecache.getline(os.path.join(e.watch.home, file), line).strip(),
+        "share": float(share),
+    }
 
 
 def waste(e, flops, said, change, place, unseen=0.0):
-    """A Finding about FLOPs of a network, if they cost half a percent of the score or are 1% of the budget.
+    """A finding about FLOPs of a network, if they cost half a percent of the score or are 1% of the budget.
 
     `unseen`: what they cost on the real grader and not here. Under the multiplier's floor none is at stake.
     """
     spent = e.spent + unseen
     share = 1 - e.rules.multiplier(spent - flops) / e.rules.multiplier(spent)
-    if share >= 0.005 or flops >= 0.01 * e.rules.flop_budget:
-        under = "" if share else " (free under the floor, but they would buy accuracy)"
-        yield Finding(2 if share >= 0.005 else 3, said + under, change, place, share, flops)
+    if share >= 0.005:
+        return [finding(e, 2, said, change, place, share)]
+    if flops >= 0.01 * e.rules.flop_budget:
+        said += " (free under the floor, but they would buy accuracy)"
+        return [finding(e, 3, said, change, place, 0.0)]
+    return []
 
 
-def costliest(e, amount):
+def wasted(e, flops, found):
+    """The answer about FLOPs that could be saved."""
+    said = f"{readable(flops)} FLOPs, {flops / e.bill:.1%} of the bill"
+    answer = f"yes: {said}" if found else f"too little to matter: {said}" if flops else "none found"
+    return [answer + ", until predict() failed" * e.watched.failed], found
+
+
+def costliest(charges, amount="flop_cost"):
     """(file, line) of the line with most of an amount."""
-    row = max(e.lines, key=lambda row: row[amount], default=None)
-    return row and (row["file"], row["line"])
+    lines = summed(charges, lambda charge: charge.stack[:2])
+    return max(lines, key=lambda place: lines[place][amount], default=None)
 
 
-def kind_of(failure, outcome):
+def kind_of(failure):
     """Which question a failure answers."""
     if failure.kind != "error":
         return "limit"
-    if "got_shape" not in outcome.error["details"]:
-        return "raised"
-    return "finite" if "finite" in failure.said else "shape"
+    invalid = re.match("ValueError: Predictions must .*?(shape|finite)", failure.said)
+    return invalid[1] if invalid else "raised"
 
 
 def ask_failures(e, kind, good, bad):
-    """On how many networks predict() failed so; a Finding for each group of equal failures."""
-    found = defaultdict(list)
+    """On how many networks predict() failed so; a finding for each group of equal failures."""
+    groups = defaultdict(dict)
     for i, outcome in enumerate(e.outcomes):
         failure = failure_of(outcome, e.rules)
-        if failure and kind_of(failure, outcome) == kind:
-            found[failure].append(i)
-    n, scores = (
-        sum(map(len, found.values())),
-        [mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]],
-    )
-    yield Answer(not n, f"{bad} on {n} of {len(scores)} MLPs" if n else good)
-    for failure, members in found.items():
-        file, _, number = failure.line.rpartition(", line ")
+        if failure and kind_of(failure) == kind:
+            groups[failure.said, failure.line][i] = failure
+    scores = np.array([mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]])
+    found = []
+    for (said, where), members in groups.items():
+        file, _, line = where.rpartition(", line ")
         place = (
-            (file, int(number)) if file else costliest(e, "flops_used") if kind == "limit" else e.watch.end
+            (file, int(line)) if file else e.watch.end if kind != "limit" else costliest(e.watched.charges)
         )
-        change = "spend less" if kind == "limit" else " ".join(failure.hints) or "see --debug"
+        change = " ".join(next(iter(members.values())).hints) or "`whest run --debug` shows the traceback"
+        if kind == "limit":
+            change = "spend less"
+            if e.bill > e.rules.flop_budget:
+                fits = e.rules.flop_budget / e.bill
+                change += f": predict() needs {readable(e.bill)} FLOPs, of which {fits:.0%} would fit"
         if kind == "finite" and e.watch.broken:
             place, name = e.watch.broken
             change = f"{name} made the first value that is not finite; {change}"
         which = ", ".join(f"#{i}" for i in members)
-        yield Finding(
-            1,
-            f"{failure.said} on {len(members)} MLPs ({which}), scored as zeros",
-            change,
-            place,
-            sum(scores[i] for i in members) / sum(scores),
-        )
+        said += f" on {len(members)} MLPs ({which}), scored as zeros"
+        found.append(finding(e, 1, said, change, place, scores[[*members]].sum() / scores.sum()))
+    n, n_good = len(scores), len(scores) - e.results["n_failed_mlps"]
+    if not (groups or n_good or kind in ("raised", "limit")):
+        return [], []
+    answer = bad.format(sum(map(len, groups.values())), n) if groups else good.format(n_good, n)
+    return [answer], found
 
 
 def ask_class(e):
     """Which class the loader took."""
     own = e.class_found == "Estimator"
-    yield Answer(True, "yes" if own else f"it is {e.class_found}, which the loader took")
+    return ["yes" if own else f"it is {e.class_found}, which the loader took"], []
 
 
 def ask_validation(e):
     """What `whest validate` finds; a line that draws at random, where there is one."""
-    bad = {c["check"]: f"{c['check']}: {c['detail']}" for c in e.checks[::-1] if not c["ok"]}
-    failed = [c for c in e.checks if c["ok"] is False]
-    passed = f"{sum(bool(c['ok']) for c in e.checks)} of {len(e.checks)} checks pass"
-    yield Answer(not failed, "; ".join([passed, *bad.values()]))
-    if "determinism" in bad and not e.failed:
-        draws = [
-            (row["file"], row["line"])
-            for row in e.lines
-            if any("random" in charge["operation"] for charge in row["charges"])
-        ]
-        yield Finding(
-            3,
-            bad["determinism"],
-            "draw from default_rng(mlp.seed) alone",
-            draws[0] if len(draws) == 1 else None,
-            0.0,
-        )
+    passed = sum(check["ok"] is True for check in e.checks)
+    said = {c["check"]: f"{c['check']}: {c['detail']}" for c in e.checks[::-1] if not c["ok"]}
+    found = []
+    if "determinism" in said and not e.results["n_failed_mlps"]:
+        draws = {charge.stack[:2] for charge in e.watched.charges if "random" in charge.bill.op_name}
+        place = draws.pop() if len(draws) == 1 else None
+        found = [finding(e, 3, said["determinism"], "draw from default_rng(mlp.seed) alone", place, 0.0)]
+    answer = "; ".join([f"{passed} of {len(e.checks)} checks pass", *said.values()])
+    return [answer], found, all(check["ok"] is not False for check in e.checks)
 
 
 def ask_zeros(e):
     """Whether predicting zeros scores better."""
-    theirs = zeros_score(e.results["per_mlp"])
-    worse = e.score > max(1.001 * theirs, theirs + 1e-12)  # what float32 resolves
-    yield Answer(not worse, f"{'yes' if worse else 'no'}: zeros {theirs:.2e}, you {e.score:.2e}")
-    if worse:
-        yield Finding(
-            1,
-            f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero",
-            "look for a wrong sign, scale, transpose or layer",
-            e.watch.end,
-            1 - theirs / e.score,
-        )
+    theirs, found = zeros_score(e.results["per_mlp"]), []
+    if e.score > max(1.001 * theirs, theirs + 1e-12):  # what float32 resolves
+        said = f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero"
+        change = "look for a wrong sign, scale, transpose or layer"
+        found = [finding(e, 1, said, change, e.watch.end, 1 - theirs / e.score)]
+    return [f"{'yes' if found else 'no'}: zeros {theirs:.2e}, you {e.score:.2e}"], found
 
 
 def ask_sampling(e):
     """Whether plain sampling, for what the multiplier pays, scores better."""
-    multiplier = e.results["mean_score_multiplier"]
+    multiplier, found = e.results["mean_score_multiplier"], []
     paid, n_samples = sampling_score(e.results["per_mlp"], e.rules, multiplier)
-    worse = e.score > 1.2 * paid > 0
-    said = "yes" if worse else "about as well" if e.score > paid else "no"
-    yield Answer(not worse, f"{said}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}")
-    if e.score > paid and multiplier <= MULTIPLIER_FLOOR:
-        yield (
-            f"Spend the first {MULTIPLIER_FLOOR:.0%} of the budget, which the multiplier does not reward saving: "
-            f"you use {e.spent / e.rules.flop_budget:.2%}."
-        )
-    if worse:
-        change = (
-            "find what costs more than it brings, or sample instead"
-            if multiplier > MULTIPLIER_FLOOR
-            else "spend the free part of the budget, if only on samples that are averaged in"
-        )
-        yield Finding(
-            2, f"sampling scores {e.score / paid:.3g} times better", change, e.watch.end, 1 - paid / e.score
-        )
+    verdict = "about as well" if e.score > paid else "no"
+    if e.score > 1.2 * paid > 0:
+        verdict, change = "yes", "find what costs more than it brings, or sample instead"
+        used = e.spent / e.rules.flop_budget
+        if used < MULTIPLIER_FLOOR:
+            change = (
+                f"spend the first {MULTIPLIER_FLOOR:.0%} of the budget, which the multiplier does not reward "
+                f"saving, if only on samples that are averaged in: you use {used:.2%}"
+            )
+        said, share = f"sampling scores {e.score / paid:.3g} times better", 1 - paid / e.score
+        found = [finding(e, 2, said, change, e.watch.end, share)]
+    return [f"{verdict}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}"], found
 
 
 def ask_layers(e):
-    """The error of every layer, its growth, and where it leaves mean propagation's behind."""
-    errors = [(p - truth.mean) ** 2 for p, truth in zip(e.propagated, e.truths)]
-    mine, theirs = e.results["per_layer_mse"], np.mean(errors, axis=(0, 2)).tolist()
+    """The error of every layer, whether it grows, and where it leaves mean propagation's behind."""
+    mine, found = e.results["per_layer_mse"], []
+    propagated = [mean_propagation(mlp, DEFAULT_BUDGET) for mlp in e.suite]
+    errors = [(np.asarray(p) - truth.mean) ** 2 for p, truth in zip(propagated, e.truths)]
+    theirs = np.mean(errors, axis=(0, 2)).tolist()
+    least = min((mse for mse in mine if mse > 1e-12), default=inf)  # less is rounding
+    grows = mine[-1] > 3 * least
+    answer = "no"
+    if grows:
+        first = mine.index(least) + 1
+        answer = f"yes: they grow from {least:.1e} (layer {first}) to {mine[-1]:.1e} (layer {len(mine)})"
+    # the first layer from which on none is as good
     i = max((i for i, (m, b) in enumerate(zip(mine, theirs), 1) if m <= 2 * b + 1e-12), default=0)
-    least = min(range(len(mine)), key=lambda layer: mine[layer] or inf)
-    grows, behind = mine[-1] > 3 * mine[least] > 0, i < len(mine)
-    said = (
-        f"yes: from {mine[least]:.1e} (layer {least + 1}) to {mine[-1]:.1e} (layer {len(mine)})"
-        if grows
-        else "no"
-    )
-    if behind:
-        said += f"; over twice mean_propagation's from layer {i + 1} on"
-    yield Answer(not (grows or behind), said)
-    rows = [
-        {"mse": m, "baseline_mse": b, "growth": m / a if a else None}
-        for a, m, b in zip([None, *mine], mine, theirs)
+    if i < len(mine):
+        answer += f"; from layer {i + 1} on they are over twice mean_propagation's"
+        said = f"over twice mean_propagation's MSE from layer {i + 1} on: {mine[i]:.3g}, not {theirs[i]:.3g}"
+        change = f"compare what you compute at layer {i + 1} with mean_propagation"
+        found = [finding(e, 2, said, change, e.watch.end, 1 - theirs[-1] / mine[-1])]
+    table = [
+        Bar(f"{'':9}layer {own.text}(mean_propagation {other.text.split()[-1]}) ", own.share)
+        for own, other in zip(bars(mine, 1, log=True), bars(theirs, 1))
     ]
-    yield {"layers": rows}
-    logs = [math.log10(max(mse, 1e-12)) for mse in mine]
-    for layer, (row, log) in enumerate(zip(rows, logs), 1):
-        growth = f"x{row['growth']:.3g}" if row["growth"] else ""
-        yield Bar(
-            f"layer {layer:>3} {row['mse']:9.2e} {growth:>9} (mean_propagation {row['baseline_mse']:.2e}) ",
-            (log - min(logs) + 0.3) / (max(logs) - min(logs) + 0.3),
-        )
-    if behind:  # the first layer from which on none is as good
-        yield Finding(
-            2,
-            f"from layer {i + 1} on your MSE is over twice mean_propagation's: "
-            f"{mine[i]:.3g}, not {theirs[i]:.3g}",
-            f"compare what you compute at layer {i + 1} with mean_propagation",
-            e.watch.end,
-            1 - theirs[-1] / mine[-1],
-        )
+    return [answer, *table], found, not grows
 
 
 def ask_anatomy(e):
     """How much of the final error is the estimator's randomness, an offset, a factor, and the rest."""
     runs = [[outcome.prediction, *again] for outcome, again in zip(e.outcomes, e.reseeded)]
     if any(prediction is None for each in runs for prediction in each):
-        yield Answer(None, "not measured: predict() failed with another mlp.seed")
-        return
+        return [], []
     last, truth = np.array(runs, np.float64)[:, :, -1], np.array([t.mean[-1] for t in e.truths])
-    mse, error = ((last - truth[:, None]) ** 2).mean(), last.mean(axis=1) - truth
-    own = min(1.0, last.var(axis=1, ddof=1).mean() / (mse or 1.0))
+    mse, error = ((last - truth[:, None]) ** 2).mean() or 1.0, last.mean(axis=1) - truth
+    own = min(1.0, last.var(axis=1, ddof=1).mean() / mse)
     scale, offset = (error * truth).sum() / ((truth**2).sum() or 1.0), error.mean()
-    parts = {
-        "random": own,
-        "offset": offset**2 / (mse or 1.0),
-        "scale": scale**2 * (truth**2).mean() / (mse or 1.0),
-    }
-    yield Answer(
-        True,
-        f"{own:.0%} your own randomness (3 values of mlp.seed), {1 - own:.0%} always there; a common "
-        f"factor explains {parts['scale']:.0%}, an offset {parts['offset']:.0%}",
+    by_scale, by_offset = scale**2 * (truth**2).mean() / mse, offset**2 / mse
+    answer = (
+        f"{own:.0%} your own randomness (3 values of mlp.seed), {1 - own:.0%} always there; a common factor "
+        f"explains {by_scale:.0%}, an offset {by_offset:.0%}"
     )
-    yield {part: float(share) for part, share in parts.items()}
-    which = max(("offset", "scale"), key=parts.get)
-    share = float(parts[which])
-    if share > 0.25 and own < 0.5 and not (which == "scale" and scale < -0.99):
-        then = f"would bring the score to about {(1 - share) * e.score:.2g}; look for what makes it so"
-        large, off = ("large" if scale > 0 else "small"), ("high" if offset > 0 else "low")
-        said, change = (
-            (
-                f"your final layer is {1 + scale:.4g} times too {large}".replace(
-                    "too small", "what it should be"
-                ),
-                f"dividing by it {then}",
-            )
-            if which == "scale"
-            else (f"your final layer is {abs(offset):.3g} too {off}", f"taking that off {then}")
+    if by_offset > by_scale and offset > 0:
+        off, remedy, cause = f"{offset:.3g} too high", "taking that off", "raises"
+    elif by_offset > by_scale:
+        off, remedy, cause = f"{-offset:.3g} too low", "adding that", "lowers"
+    elif scale > 0:
+        off, remedy, cause = f"{1 + scale:.4g} times too large", "dividing by it", "inflates"
+    else:
+        off, remedy, cause = f"{1 / max(1 + scale, 0.01):.4g} times too small", "multiplying by it", "shrinks"
+    share, found = max(by_scale, by_offset), []
+    if share > 0.25 and own < 0.5 and scale > -0.99:  # else it is zeros
+        change = (
+            f"{remedy} would bring the score to about {(1 - share) * e.score:.2g}; look for what {cause} it"
         )
-        yield Finding(2, said, change, e.watch.end, share)
+        found = [finding(e, 2, f"your final layer is {off}", change, e.watch.end, share)]
+    return [answer], found
 
 
 def ask_matmul(e):
-    """The operations that cost most, and whether they are products of square matrices."""
-    paid = summed([c for o in e.outcomes for c in o.charges], lambda charge: charge.bill.op_name)
-    top = sorted(((row["flop_cost"] / len(e.outcomes), name) for name, row in paid.items()), reverse=True)[:4]
-    squares = sorted((note["flops"], place) for (place, *_), note in e.watch.notes["square"].items())
-    flops = sum(flops for flops, _ in squares)
-    dominant = flops > 0.9 * e.bill
-    shares = ", ".join(f"{name} {cost / e.bill:.1%}" for cost, name in top) or "nothing was charged"
-    found = (
-        [
-            *waste(
-                e,
-                flops,
-                f"{flops / e.bill:.0%} of the bill multiplies width x width matrices by such",
-                "consider diagonal variance instead of full covariance",
-                squares[-1][1],
-            )
-        ]
-        if dominant
-        else []
-    )
-    found = [finding for finding in found if finding.share]  # under the floor it is well spent
-    yield Answer(not found, ("yes, width x width products: " if dominant else "no: ") + shares)
-    yield from found
+    """Whether products cost most, and whether they are of square matrices."""
+    products = Counter()
+    for (_, _, kind), note in e.watch.notes["product"].items():
+        products[kind] += note["flops"]
+    share, found = products.total() / e.bill, []
+    answer = f"{'yes' if share > 0.9 else 'no'}, {share:.1%}"
+    square = products["square"] / e.bill
+    if square > 0.9:
+        answer += ": width x width products"
+        if e.spent > MULTIPLIER_FLOOR * e.rules.flop_budget:  # under the floor it is well spent
+            said = f"{square:.0%} of the bill multiplies width x width matrices by such"
+            change = "consider diagonal variance instead of full covariance"
+            found = waste(e, products["square"], said, change, costliest(e.watched.charges))
+    return [answer], found
 
 
-def ask_notes(e, kind, what, said, change):
-    """What the watch noted of a kind, and a Finding for each place; `said` and `change` are templates."""
-    total = sum(e.watch.notes[kind].values(), Counter())
-    found = [
-        finding
-        for (place, name, detail), note in e.watch.notes[kind].items()
-        for finding in waste(
-            e,
-            note["flops"],
-            said.format(name=name, calls=note["calls"], detail=detail),
-            change.format(detail=detail),
-            place,
-        )
-    ]
-    yield Answer(
-        not found,
-        f"{total['calls'] or 'no'} {what}, {readable(total['flops'])} FLOPs "
-        f"({total['flops'] / e.bill:.1%}){e.until}",
-    )
-    yield from found
+def ask_notes(e, kind, said, change=None):
+    """What the watch noted of a kind, and a finding for each place, by the template `said`."""
+    found, total = [], 0
+    for (place, name, detail), note in e.watch.notes[kind].items():
+        total += note["flops"]
+        told = said.format(name=name, detail=detail, **note)
+        found += waste(e, note["flops"], told, change or detail, place)
+    return wasted(e, total, found)
 
 
 def ask_float64(e):
     """What float64 costs where float32 would do."""
-    if not PRICES[e.rules.prices].immutable:  # the book that charges rates
-        yield Answer(True, f"no: book {e.rules.prices} charges dtypes alike")
-        return
-    for row in e.lines:
-        row["float64"] = sum(
-            charge["flops_used"]
-            for charge in row["charges"]
-            if charge["dtype"] == "float64" and not charge["operation"].startswith("stats.")
-        )
-    flops = sum(row["float64"] for row in e.lines) // 2 // len(e.outcomes)
-    found = [
-        *waste(
-            e,
-            flops,
-            "float64 doubles the price of what float32 could do, most at this line",
-            "make arrays and constants float32",
-            costliest(e, "float64"),
-        )
+    doubled = [
+        charge
+        for charge in e.watched.charges
+        if charge.bill.dtype == np.float64 and not charge.bill.op_name.startswith("stats.")
     ]
-    yield Answer(not found, f"it costs {readable(flops)} FLOPs too many ({flops / e.bill:.1%})")
-    yield from found
+    if not PRICES[e.rules.prices].immutable:  # the book that charges rates
+        return [f"book {e.rules.prices} charges dtypes alike"], []
+    flops = sum(charge.bill.cost for charge in doubled) // 2
+    said = "float64 doubles the price of what float32 could do, most at this line"
+    return wasted(e, flops, waste(e, flops, said, "make arrays and constants float32", costliest(doubled)))
 
 
 def ask_outside(e):
     """Time outside fnp, which the round prices or limits, and where it passes."""
     seconds = max(outcome.residual_wall_time_s for outcome in e.outcomes)
     cost, gate = seconds * e.rules.lambda_flops_per_second, e.rules.residual_wall_time_limit
-    rows = sorted((row for row in e.lines if row["line"]), key=lambda row: -row["outside_s"])[:3]
-    rows = [row for row in rows if row["outside_s"] > 0.1 * rows[0]["outside_s"]]
-    seen = sum(row["outside_s"] for row in e.lines) / len(e.outcomes)
-    heavy = seen > 0.01 and (cost > 0.01 * e.rules.flop_budget or gate and seconds > 0.5 * gate or seen > 0.1)
-    yield Answer(not heavy, f"{seconds:.3g} s" + (f", as much as {readable(cost)} FLOPs" if cost else ""))
-    if heavy:
-        where = ", ".join(f"line {row['line']} ({row['outside_s'] / len(e.outcomes):.3g} s)" for row in rows)
-        plain = any(re.search(r"\b(np|numpy|scipy|math|numba)\b|@", row["source"]) for row in rows)
+    outside, found = sum((Counter(outcome.outside) for outcome in e.outcomes), Counter()), []
+    seen = outside.total() / len(e.outcomes)
+    if seen > 0.01 and (cost > 0.01 * e.rules.flop_budget or gate and seconds > 0.5 * gate or seen > 0.1):
+        place, most = outside.most_common(1)[0]
+        severity, change = 2, "work on whole arrays through fnp"
+        if re.search(r"\b(np|numpy|scipy|math|numba)\b|@", linecache.getline(*place)):
+            severity, change = 1, "plain NumPy is uncounted, and the rules forbid it: call fnp"
         share = 1 - e.rules.multiplier(e.spent - cost) / e.rules.multiplier(e.spent)
-        yield Finding(
-            1 if plain else 2,
-            f"{seconds:.3g} s outside fnp, mostly at {where}",
-            "plain NumPy is uncounted, and the rules forbid it: call fnp"
-            if plain
-            else "work on whole arrays through fnp",
-            (rows[0]["file"], rows[0]["line"]),
-            share,
-            cost,
-        )
+        said = f"{seconds:.3g} s outside fnp, {most / outside.total():.0%} of it at this line"
+        found = [finding(e, severity, said, change, place, share)]
+    worth = f", as much as {readable(cost)} FLOPs" if cost else ""
+    return [f"{seconds:.3g} s{worth}"], found
 
 
 def ask_calls(e):
     """What the number of calls would cost on the real grader."""
-    calls = sum(row["calls"] for row in e.lines) / len(e.outcomes)
+    calls = sum(charge.calls for charge in e.watched.charges)
     seconds, gate = calls * CALL_RESIDUAL, e.rules.residual_wall_time_limit
     cost = seconds * e.rules.lambda_flops_per_second
-    change, place = "work on whole arrays instead of in Python loops", costliest(e, "calls")
-    found = [*waste(e, cost, f"{calls:,.0f} calls cost that much there", change, place, cost)]
+    change, place = "work on whole arrays instead of in Python loops", costliest(e.watched.charges, "calls")
+    found = waste(e, cost, f"{calls:,} calls cost that much there", change, place, cost)
     if gate and seconds > gate:
-        found = [Finding(1, f"{calls:,.0f} calls leave {seconds:.2g} s there, past the gate", change, place)]
-    yield Answer(
-        not found,
-        f"{calls:,.0f} a network: on the real grader about {seconds:.3g} s outside fnp"
-        + (f", as much as {readable(cost)} FLOPs" if cost else "")
-        + (f"; the gate is {gate:g} s" if gate else ""),
+        found = [finding(e, 1, f"{calls:,} calls leave {seconds:.2g} s there, past the gate", change, place)]
+    answer = f"{calls:,} a network: on the real grader about {seconds:.3g} s outside fnp"
+    answer += f", as much as {readable(cost)} FLOPs" * bool(cost) + (
+        f"; the gate is {gate:g} s" if gate else ""
     )
-    yield from found
+    return [answer], found
 
 
-def ask_table(e):
-    """The estimator against ever longer sampling."""
-    yield Answer(True, "against ever more samples of one network:")
-    yield from table_lines(e.table)
-
-
-ALL, ANY = True, False  # whether the question is about the predictions of all networks
-QUESTIONS = {  # the page: {tier: (..., the question, what answers it, with which arguments)}
-    "Pure-Python inner loop": ((ALL, "FLOPs-vs-MSE convergence table", ask_table),),
+ALWAYS, UNLESS_RAISED, UNLESS_FAILED = (), ("error",), ("error", *FLAGS)  # failures that leave nothing to ask
+QUESTIONS = {  # the page: {tier: ((when it is asked, the question, what answers it, its arguments), ...)}
     "Sanity checks": (
-        (ANY, "Output shape (mlp.depth, mlp.width)?", ask_failures, "shape", "yes", "no,"),
-        (ANY, "All values finite?", ask_failures, "finite", "yes", "no,"),
-        (ANY, "Class named Estimator?", ask_class),
-        (ANY, "whest validate", ask_validation),
+        (
+            ALWAYS,
+            "Output shape (mlp.depth, mlp.width)?",
+            ask_failures,
+            "shape",
+            "yes, on {} of {} MLPs",
+            "no, on {} of {} MLPs",
+        ),
+        (
+            ALWAYS,
+            "All values finite?",
+            ask_failures,
+            "finite",
+            "yes, on {} of {} MLPs",
+            "no, on {} of {} MLPs",
+        ),
+        (ALWAYS, "Class named Estimator?", ask_class),
+        (ALWAYS, "whest validate", ask_validation),
     ),
     "Correctness checks": (
-        (ANY, "Did predict() raise?", ask_failures, "raised", "no", "yes,"),
-        (ALL, "Does zeros beat you?", ask_zeros),
-        (ALL, "Does sampling beat you?", ask_sampling),
-        (ANY, "Is budget_exhausted true?", ask_failures, "limit", "no", "yes,"),
-        (ALL, "Errors concentrated at deep layers?", ask_layers),
-        (ALL, "What is the final error made of?", ask_anatomy),
+        (ALWAYS, "Did predict() raise?", ask_failures, "raised", "no", "yes, on {} of {} MLPs"),
+        (UNLESS_FAILED, "Does zeros beat you?", ask_zeros),
+        (UNLESS_FAILED, "Does sampling beat you?", ask_sampling),
+        (ALWAYS, "Is budget_exhausted true?", ask_failures, "limit", "no", "yes, on {} of {} MLPs"),
+        (UNLESS_FAILED, "Errors concentrated at deep layers?", ask_layers),
+        (UNLESS_FAILED, "What is the final error made of?", ask_anatomy),
     ),
     "Optimization checks": (
-        (ANY, "Is matmul dominant?", ask_matmul),
+        (UNLESS_RAISED, "Is matmul dominant?", ask_matmul),
         (
-            ANY,
+            UNLESS_RAISED,
             "Redundant computation?",
             ask_notes,
             "repeated",
-            "operations on the same values again",
             "{name} on the same values again, {calls:,} times, {detail}",
             "compute it once and keep the result",
         ),
         (
-            ANY,
+            UNLESS_RAISED,
             "Free operations wasted?",
             ask_notes,
             "moved",
-            "copies, casts and reshapes that could be free",
             "{calls:,} paid calls of {name}",
-            "{detail}",
         ),
-        (ANY, "float64 where float32 would do?", ask_float64),
-        (ANY, "Time outside fnp?", ask_outside),
-        (ANY, "Many small calls?", ask_calls),
+        (UNLESS_RAISED, "float64 where float32 would do?", ask_float64),
+        (UNLESS_RAISED, "Time outside fnp?", ask_outside),
+        (UNLESS_RAISED, "Many small calls?", ask_calls),
     ),
 }
 
 
-def answered(e, needs_all, question, ask, *arguments):
-    """A question's entry in the document: its answer, more lines, what was measured, and its findings."""
-    if needs_all and e.failed:
-        return {
-            "question": question,
-            "ok": None,
-            "answer": ["not measured: predict() failed"],
-            "data": {},
-            "findings": [],
-        }
-    said = list(ask(e, *arguments))
-    findings = []
-    for f in sorted(
-        (each for each in said if isinstance(each, Finding)), key=lambda f: (f.severity, -f.share, -f.flops)
-    ):
-        file, line = f.place or ("", 0)
-        findings.append(
-            asdict(f)
-            | {
-                "flops": int(f.flops),
-                "file": file,
-                "line": line,
-                "source": linecache.getline(e.home + file, line).strip(),
-            }
-        )
-    return {
-        "question": question,
-        "ok": said[0].ok and not any(f["severity"] < 3 for f in findings),
-        "answer": [said[0].text, *(each for each in said if isinstance(each, (str, Bar)))],
-        "data": next((each for each in said if isinstance(each, dict)), {}),
-        "findings": findings,
-    }
+def answered(e, unasked_after, question, ask, *arguments):
+    """A question's entry in the document: whether all is well (None: not measured), the answer, the findings."""
+    failed = any(e.results["failure_breakdown"][kind] for kind in unasked_after)
+    answer, findings, *ok = ([], []) if failed else ask(e, *arguments)
+    ok = not findings and all(ok) if answer else None
+    return {"question": question, "ok": ok, "answer": answer, "findings": findings}
 
 
-def checklist_lines(questions):
-    """Each question with its answer and its findings."""
-    for asked in questions:
-        label = {True: paint("OK  ", "good"), False: paint("LOOK", "bad"), None: "-   "}[asked["ok"]]
-        first, *more = asked["answer"]
-        yield f"{label}   {asked['question']:<38}{first}"
-        for line in more:
-            yield Bar("         " + line.text, line.share) if isinstance(line, Bar) else "         " + line
-        for f in asked["findings"]:
-            yield "         " + paint(f["said"], "bad" if f["severity"] < 3 else "strong")
-            if f["line"]:
-                yield f"           {f['file']}, line {f['line']}:  {f['source']}"
-            yield f"           change: {f['change']}"
+def checklist_lines(asked):
+    """A question with its answer and its findings."""
+    label, (first, *more) = paint("OK  ", "good") if asked["ok"] else paint("LOOK", "bad"), asked["answer"]
+    yield f"{label}   {asked['question']:<38}{first}"
+    yield from more
+    for f in asked["findings"]:
+        yield "         " + paint(f["said"], "bad" if f["severity"] < 3 else "strong")
+        if f["line"]:
+            yield f"           {f['file']}, line {f['line']}:  {f['source']}"
+        yield f"           change: {f['change']}"
 
 
 def draw_checklist(document, screen):
     """Print the page, answered, and at its end the findings again, worst first."""
+    unasked, found = [], []
     for tier in document["tiers"]:
-        measured = [asked for asked in tier["questions"] if asked["ok"] is not None]
-        lines = [*checklist_lines(measured)]
-        if skipped := [asked["question"] for asked in tier["questions"] if asked["ok"] is None]:
-            lines.append("-      not measured, as predict() failed: " + " ".join(skipped))
-        screen.panel(f"Tier {tier['tier']}: {tier['title']}", lines)
-    found = [f for tier in document["tiers"] for asked in tier["questions"] for f in asked["findings"]]
+        lines = []
+        for asked in tier["questions"]:
+            found += asked["findings"]
+            if asked["ok"] is None:
+                unasked.append(asked["question"])
+            else:
+                lines += checklist_lines(asked)
+        if lines:
+            screen.panel(f"Tier {tier['tier']}: {tier['title']}", lines)
+    if unasked:
+        screen.panel("Not measured, as predict() failed", [" ".join(unasked)])
     screen.write(f"{len(found)} to look at, worst first:" if found else "Nothing to change.")
     for f in sorted(found, key=lambda f: (-f["share"], f["severity"])):
         where = f"{f['file']}, line {f['line']}" if f["line"] else ""
-        screen.write(f"  LOOK   {f['said'][:60]:<60}  {where:<24}{f['share']:>4.0%} of the score")
+        said = textwrap.shorten(f["said"], 60, placeholder=" ...")
+        screen.write(f"  LOOK   {said:<60}  {where:<24}{f['share']:>4.0%} of the score")
 
 
 # ======================================================================================
@@ -7044,42 +6916,34 @@ def validation_checks(options, rules):
         rules, width=4, depth=2, lambda_flops_per_second=0.0, flop_budget=budget, purse=DEFAULT_BUDGET
     )
     for trial in (tiny, rules, replace(tiny, prices=other)):
-
-        def check(name, ok, detail, trial=trial):
-            ok = None if trial.prices == other and not ok else ok
-            return {
+        for name, ok, detail in trial_checks(options, trial):
+            yield {
                 "check": name,
-                "ok": ok,
+                "ok": None if trial.prices == other and not ok else ok,
                 "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]",
             }
 
-        mlp = build_mlp(trial.width, trial.depth, options.seed)
-        with runner_for(options, trial) as runner:
-            first, second = runner.outcomes(Networks(2, repeat, mlp, 2))
-        yield check("class", True, f"{runner.class_found}, loaded, set up within {trial.setup_timeout:g} s")
-        if failure := failure_of(first, trial):
-            yield check("predict", False, failure.text)
-            continue
-        spent = first.effective_compute(trial)
-        yield check(
-            "predict",
-            True,
-            f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
-            + "; is it computed outside fnp?" * (not first.flops_used)
-            + (
-                f", {spent / trial.flop_budget:.2%} of the budget with the time outside fnp"
-                if trial is rules
-                else ""
-            ),
-        )
-        same = not second.failed and np.array_equal(first.prediction, second.prediction)
-        yield check(
-            "determinism",
-            same or None,
-            "two calls agree bit for bit"
-            if same
-            else "two calls on one network differ: seed your generator from mlp.seed",
-        )
+
+def trial_checks(options, trial):
+    """(check, whether it passes, what was seen) of two calls under a trial's rules."""
+    mlp = build_mlp(trial.width, trial.depth, options.seed)
+    with runner_for(options, trial) as runner:
+        first, second = runner.outcomes(Networks(2, repeat, mlp, 2))
+    yield "class", True, f"{runner.class_found}, loaded, set up within {trial.setup_timeout:g} s"
+    if failure := failure_of(first, trial):
+        yield "predict", False, failure.text
+        return
+    seen = f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
+    if not first.flops_used:
+        seen += "; is it computed outside fnp?"
+    if not trial.purse:
+        spent = first.effective_compute(trial) / trial.flop_budget
+        seen += f", {spent:.2%} of the budget with the time outside fnp"
+    yield "predict", True, seen
+    if not second.failed and np.array_equal(first.prediction, second.prediction):
+        yield "determinism", True, "two calls agree bit for bit"
+    else:
+        yield "determinism", None, "two calls on one network differ: seed your generator from mlp.seed"
 
 
 @command(
@@ -7097,14 +6961,13 @@ def checklist(options, screen):
     e = gather_evidence(options, rules, screen)
     tiers = [
         {"tier": i, "title": title, "questions": [answered(e, *each) for each in questions]}
-        for i, (title, questions) in enumerate(QUESTIONS.items())
+        for i, (title, questions) in enumerate(QUESTIONS.items(), 1)
     ]
     ok = not any(
         f["severity"] == 1 for tier in tiers for asked in tier["questions"] for f in asked["findings"]
     )
-    screen.show(
-        {"ok": ok, "tiers": tiers, "run_config": e.config, "whestbench_version": __version__}, draw_checklist
-    )
+    document = {"ok": ok, "tiers": tiers, "estimator": options.path, "whestbench_version": __version__}
+    screen.show(document, draw_checklist)
     return 0 if ok else 1
 
 
