@@ -748,17 +748,15 @@ def test_the_forward_pass_multiplies_from_the_left_and_rectifies():
     assert [wb.relu(np.array([-1, 2], dtype)).dtype.name for dtype in ("f4", "f8")] == ["float32", "float64"]
 
 @pytest.mark.parametrize("n_samples", [3000, 20_000])       # one chunk, and two
-def test_sample_layer_statistics_are_those_of_plain_sampling(n_samples):
+def test_layer_means_are_those_of_plain_sampling(n_samples):
     mlp = wb.sample_mlp(8, 3, np.random.default_rng(0))
-    means, final, variance = wb.sample_layer_statistics(mlp, n_samples, np.random.default_rng(1))
+    means = wb.monte_carlo_layer_means(mlp, n_samples, 1)
     x = np.random.default_rng(1).standard_normal((n_samples, 8), dtype=np.float32)
     for weight, row in zip(mlp.weights, means):
         x = np.maximum(x @ np.asarray(weight), 0)
         # our float64 means of its float32 forward pass
         np.testing.assert_allclose(np.asarray(row), x.mean(axis=0, dtype=np.float64), rtol=1e-6)
-    assert means.dtype == final.dtype == np.float32 and np.array_equal(final, means[-1])
-    assert variance == pytest.approx(x.astype(np.float64).var(axis=0).mean(), rel=1e-5)
-    assert np.isnan(wb.sample_layer_statistics(mlp, 0)[0]).all()
+    assert means.dtype == np.float32
 
 # ---- the starter kit's files ----
 
@@ -826,7 +824,7 @@ def test_every_name_of_the_real_packages_leads_here_in_any_order_of_import(tmp_p
 import flopscope.numpy as fnp, flopscope.stats, local_engine
 from flopscope.numpy import linalg, random
 import flopscope as flops
-from whestbench.simulation import sample_layer_statistics, run_mlp, relu, run_mlp_all_layers
+from whestbench.simulation import run_mlp, relu, run_mlp_all_layers
 from whestbench.generation import sample_mlp
 from whestbench.sdk import BaseEstimator, SetupContext
 import whestbench.domain

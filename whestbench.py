@@ -18,7 +18,6 @@ import abc
 import bisect
 import concurrent.futures
 import copy
-import difflib
 import errno
 import faulthandler
 import hashlib
@@ -84,7 +83,7 @@ __version__ = "1.0.0"
 __all__ = """
     ROUNDS Round PRICES OPERATIONS LEFT_OUT price explain BudgetContext BudgetExhaustedError TimeExhaustedError
     namespace budget_summary budget_summary_dict budget_reset use_prices flops fnp MLP BaseEstimator SetupContext
-    WhestError sample_mlp sample_suite build_mlp relu run_mlp run_mlp_all_layers sample_layer_statistics
+    WhestError sample_mlp sample_suite build_mlp relu run_mlp run_mlp_all_layers
     monte_carlo_layer_means load_estimator limit_threads pack_weights samples_per_block simulate_block Truth
     TruthSource TruthStore read_suite write_suite read_dataset InvalidDatasetError BASELINES Outcome TruthError
     final_error score_suite compare compare_against_monte_carlo LocalRunner SubprocessRunner main
@@ -3128,30 +3127,18 @@ def run_mlp(mlp: MLP, inputs: np.ndarray) -> np.ndarray:
     return run_mlp_all_layers(mlp, inputs)[-1]
 
 
-def sample_layer_statistics(
-    mlp: MLP, n_samples: int, rng: Any = None
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Plain Monte Carlo: `(means (depth, width) float32, last layer's means, its mean variance)`; counted.
+def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -> np.ndarray:
+    """Plain sampling means of every layer, `(depth, width)` float32; counted.
 
-    Draws what the real package draws, in chunks of as many rows, so that a seeded `rng` gives its numbers.
+    Draws what the real package draws, in chunks of as many rows, so that a seed gives its numbers.
     """
-    rng = fnp.random.default_rng() if rng is None else rng
+    rng, sums = fnp.random.default_rng(seed), np.zeros((mlp.depth, mlp.width))
     chunk = max(1024, min(16384, 2**20 // mlp.width))
-    sums, squares = np.zeros((mlp.depth, mlp.width)), np.zeros(mlp.width)
     for start in range(0, n_samples, chunk):
         inputs = rng.standard_normal((min(chunk, n_samples - start), mlp.width), dtype=np.float32)
         layers = run_mlp_all_layers(mlp, inputs)
         sums += [np.asarray(fnp.sum(x, axis=0, dtype=np.float64)) for x in layers]
-        squares += np.asarray(fnp.sum(fnp.square(fnp.asarray(layers[-1], dtype=np.float64)), axis=0))
-    with np.errstate(invalid="ignore"):
-        means = (sums / n_samples).astype(np.float32)
-        variance = np.mean(squares / n_samples - means[-1].astype(np.float64) ** 2)
-    return fnp.asarray(means), fnp.asarray(means[-1].copy()), float(variance)
-
-
-def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -> np.ndarray:
-    """Plain sampling means of every layer, `(depth, width)`; counted."""
-    return sample_layer_statistics(mlp, n_samples, fnp.random.default_rng(seed))[0]
+    return fnp.asarray((sums / n_samples).astype(np.float32))
 
 
 SUBMISSION = "_whestbench_submission_"  # how the module names of loaded files begin
@@ -3164,9 +3151,11 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     The file's folder goes first on `sys.path`, so it may import its siblings. Raises WhestError.
     """
     path = Path(path).expanduser().resolve()
-    failed = partial(WhestError, code="SCORING_RUNTIME_ERROR")
     if not path.is_file():
-        raise failed(f"Estimator file not found: {path}. Check the path, or run from its folder.")
+        raise WhestError(
+            f"Estimator file not found: {path}. Check the path, or run from its folder.",
+            "SCORING_RUNTIME_ERROR",
+        )
     sys.path[:] = [str(path.parent), *(folder for folder in sys.path if folder != str(path.parent))]
     name = SUBMISSION + hashlib.sha1(str(path).encode()).hexdigest()[:12]
     module = sys.modules[name] = types.ModuleType(name)
@@ -3176,46 +3165,33 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
         return find_estimator_class(module, path.name, class_name)()
     except (WhestError, TimeExhaustedError):
         raise
-    except SyntaxError as exc:
-        raise failed(f"{path.name}, line {exc.lineno}: {exc.msg}.") from exc
-    except ModuleNotFoundError as exc:
-        raise WhestError(
-            f"{path.name} imports {exc.name!r}, which is not installed: install it or drop the import.",
-            "ESTIMATOR_MISSING_MODULE",
-        ) from exc
     except Exception as exc:
-        where = participant_line(exc, path)
-        raise failed(
-            f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({where}); "
-            "--debug shows the traceback."
+        missing = isinstance(exc, ModuleNotFoundError)
+        raise WhestError(
+            f"{participant_line(exc, path)}, while it was loaded: {type(exc).__name__}: {exc}; "
+            + ("install it, or drop the import." if missing else "--debug shows the traceback."),
+            "ESTIMATOR_MISSING_MODULE" if missing else "SCORING_RUNTIME_ERROR",
         ) from exc
 
 
 def find_estimator_class(module, file, class_name):
-    """Apply the loader's rules to a file's module; a WhestError names the nearest class where none fits."""
+    """Apply the loader's rules to a file's module; a WhestError names the classes that there are."""
     known = {
         name: c
         for name, c in vars(module).items()
         if inspect.isclass(c) and issubclass(c, BaseEstimator) and c is not BaseEstimator
     }
-    own = list({c: name for name, c in known.items() if c.__module__ == module.__name__}.values())
+    own = [name for name, c in known.items() if c.__module__ == module.__name__]
     name = class_name or (own[0] if len(own) == 1 else "Estimator")
     if name in known:
         return known[name]
-    if class_name:
-        near = difflib.get_close_matches(class_name, own, 1, 0)
-        raise WhestError(
-            f"{file} has no estimator class named {class_name!r}"
-            + (f"; did you mean --class {near[0]}?" if near else ".")
-        )
-    if own:
-        raise WhestError(
-            f"{file} has several estimator classes ({', '.join(own)}): "
-            "name one of them Estimator, or choose with --class."
-        )
     raise WhestError(
-        f"{file} defines no estimator class: "
-        "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method."
+        f"{file} has no estimator class named {name}: "
+        + (
+            f"choose one of {', '.join(own)} with --class."
+            if own
+            else "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method."
+        )
     )
 
 
