@@ -1375,11 +1375,10 @@ def test_a_suite_survives_being_written_and_read(suite_file):
     path, mlps, truths = suite_file
     about = wb.describe_dataset(path)
     assert (about["seed"], about["n_mlps"], about["path"]) == (5, 2, str(path.resolve()))
-    for read in (wb.read_suite, wb.read_dataset):
-        for old, a, (new, b) in zip(mlps, truths, read(path), strict=True):
-            assert (old.name, old.seed, old.width, old.depth) == (new.name, new.seed, new.width, new.depth)
-            np.testing.assert_array_equal(old.weights, new.weights)
-            assert same(a, b)
+    for old, a, (new, b) in zip(mlps, truths, wb.read_dataset(path), strict=True):
+        assert (old.name, old.seed, old.width, old.depth) == (new.name, new.seed, new.width, new.depth)
+        np.testing.assert_array_equal(old.weights, new.weights)
+        assert same(a, b)
     assert len(list(wb.read_dataset(path, n_mlps=1))) == 1
 
 def with_other(path, key, change, target):
@@ -1432,7 +1431,7 @@ def test_a_baked_suite_is_run_and_resumed(zeros_file, tmp_path):
         assert len(run["per_mlp"]) == scored
     assert "exists" in whest_with("bake", suite, *shape, cache=cache, code=2).stderr
     whest_with("bake", suite, "--resume", "--n-samples", 50_000, cache=cache)
-    for mlp, truth in wb.read_suite(suite):
+    for mlp, truth in wb.read_dataset(suite):
         assert truth.n_samples == 50_000 and same(truth, wb.TruthSource(mlp.weights).at(50_000))
     suite.write_bytes(suite.read_bytes()[:-500])
     done = whest_with("run", zeros_file, "--dataset", suite, cache=cache, code=1)
