@@ -3745,14 +3745,6 @@ class WhiteBox:
         )
 
 
-def checkpoints(width, depth, max_work):
-    """Numbers of samples at which `auto` may stop: CHUNK * 2^k, up to max_work dense FLOPs of sampling."""
-    n = CHUNK
-    while n == CHUNK or 2 * _padded(width) ** 2 * depth * n <= max_work:
-        yield n
-        n *= 2
-
-
 # ======================================================================================
 # Truth: grown, remembered, shared
 #
@@ -3899,13 +3891,15 @@ def grow_together(
     Gives up at `max_work` dense FLOPs a network. Returns the truths and their error; `progress` gets samples
     done, samples to do, and the error so far. What an interruption leaves is in the store.
     """
-    error = None
+    goal, error = n_samples or CHUNK, None
+    work = 2 * _padded(sources[0].width) ** 2 * sources[0].depth
     try:
-        for goal in [n_samples] if n_samples else checkpoints(sources[0].width, sources[0].depth, max_work):
+        while True:
             truths = grow(sources, goal, executor, progress, error)
             error = error_of(truths)
-            if error and error.precise(precision):
+            if n_samples or error.precise(precision) or 2 * goal * work > max_work:
                 break
+            goal *= 2
     except KeyboardInterrupt as exc:
         exc.kept = sum(source.whole.total for source in sources if source.store and source.whole)
         raise
@@ -3916,20 +3910,17 @@ def grow_together(
 
 
 def grow(sources, goal, executor, progress, error):
-    """Sample what these sources lack up to `goal`, a few units in flight at a time, and add it in order."""
+    """Sample what these sources lack up to `goal`, and add it in order."""
     truths = [source.stored(goal, Truth) for source in sources]
     wanted = [source for source, truth in zip(sources, truths) if not truth]
-    todo = ((source, unit) for source in wanted for unit in source.lacking(goal))
     threads = concurrent.futures.ThreadPoolExecutor(_n_threads)
-    pool, saved_at = executor or threads, time.monotonic()
-    pending: deque = deque()
+    submit, saved_at = (executor or threads).submit, time.monotonic()
     try:
         list(threads.map(TruthSource.prepare, wanted))
-        while True:
-            for source, unit in islice(todo, pool._max_workers + 2 - len(pending)):
-                pending.append((source, pool.submit(source.sample, *unit)))
-            if not pending:
-                break
+        pending = deque(
+            (source, submit(source.sample, *unit)) for source in wanted for unit in source.lacking(goal)
+        )
+        while pending:
             source, future = pending.popleft()
             source.add(future.result())
             progress(sources.index(source) * goal + source.sums.total, len(sources) * goal, error)
@@ -3956,15 +3947,14 @@ class DaskExecutor:
         connect = need("distributed", "cluster").Client
         try:
             self.client = connect(address, timeout=5)
+            if not self.client.nthreads():
+                self.client.close()
+                raise ValueError("it has no workers")
         except (OSError, ValueError) as exc:
             raise WhestError(
                 f"No Dask cluster answers at {address} ({exc}): start one, or leave out --dask."
             ) from exc
         self.client.upload_file(__file__, load=False)
-        self._max_workers = sum(self.client.nthreads().values())
-        if not self._max_workers:
-            self.client.close()
-            raise WhestError(f"The Dask cluster at {address} has no workers: start some, or do without.")
 
     def submit(self, sample, *unit):
         if sample.__self__ is not self.source:
@@ -4190,15 +4180,21 @@ def sampling(mlp: MLP, budget: int) -> np.ndarray:
     return fnp.stack([fnp.mean(layer, axis=0) for layer in run_mlp_all_layers(mlp, x)], axis=0)
 
 
+def rectified(m, v):
+    """Mean and variance of relu(z) for z ~ N(m, v); then s = sqrt(v), and the density and distribution at m / s."""
+    v = fnp.maximum(v, 1e-12)
+    s = fnp.sqrt(v)
+    density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
+    mean, variance = relu_moments(m, v, s, density, below)
+    return mean, fnp.maximum(variance, 0.0), s, density, below
+
+
 def mean_propagation(mlp: MLP, budget: int) -> np.ndarray:
     """Carry each neuron's mean and variance from layer to layer, as if neurons were independent Gaussians."""
     mean, variance, rows = fnp.zeros(mlp.width), fnp.ones(mlp.width), []
     for weight in mlp.weights:
-        m = fnp.matmul(mean, weight)
-        v = fnp.maximum(fnp.matmul(variance, weight * weight), 1e-12)
-        s = fnp.sqrt(v)
-        mean, variance = relu_moments(m, v, s, flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s))
-        variance = fnp.maximum(variance, 0.0)
+        m, v = fnp.matmul(mean, weight), fnp.matmul(variance, weight * weight)
+        mean, variance, *_ = rectified(m, v)
         rows.append(mean)
     return fnp.stack(rows, axis=0)
 
@@ -4211,15 +4207,11 @@ def covariance_propagation(mlp: MLP, budget: int) -> np.ndarray:
     """
     mean, covariance, rows = fnp.zeros(mlp.width), fnp.eye(mlp.width), []
     for weight in mlp.weights:
-        m = fnp.matmul(mean, weight)
         k = fnp.matmul(fnp.matmul(weight.T, covariance), weight)
-        v = fnp.maximum(fnp.diag(k), 1e-12)
-        s = fnp.sqrt(v)
-        density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
-        mean, variance = relu_moments(m, v, s, density, below)
+        mean, variance, s, density, below = rectified(fnp.matmul(mean, weight), fnp.diag(k))
         slope = density / s
         covariance = k * fnp.outer(below, below) + k * k * fnp.outer(slope, slope) * 0.5
-        fnp.fill_diagonal(covariance, fnp.maximum(variance, 0.0))
+        fnp.fill_diagonal(covariance, variance)
         rows.append(mean)
     return fnp.stack(rows, axis=0)
 
