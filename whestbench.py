@@ -3156,8 +3156,8 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
             f"Estimator file not found: {path}. Check the path, or run from its folder.",
             "SCORING_RUNTIME_ERROR",
         )
-    sys.path[:] = [str(path.parent), *(folder for folder in sys.path if folder != str(path.parent))]
-    name = SUBMISSION + hashlib.sha1(str(path).encode()).hexdigest()[:12]
+    sys.path.insert(0, str(path.parent))
+    name = f"{SUBMISSION}{path}"
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(path)
     try:
@@ -3206,10 +3206,10 @@ def is_participants(file, home):
 def participant_line(exc, path):
     """`file.py, line 12` of the innermost frame of the participant's own folder in a traceback."""
     home = str(Path(path).parent) + os.sep
-    frames = [
-        f for f in traceback.extract_tb(exc.__traceback__, limit=-100) if is_participants(f.filename, home)
-    ]
-    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else Path(path).name
+    for frame in reversed(traceback.extract_tb(exc.__traceback__, limit=-100)):
+        if is_participants(frame.filename, home):
+            return f"{Path(frame.filename).name}, line {frame.lineno}"
+    return Path(path).name
 
 
 # ======================================================================================
@@ -3234,8 +3234,8 @@ def limit_threads(n_threads: int | None) -> None:
     if n_threads:
         import ctypes
 
-        _n_threads, folder = n_threads, Path(np.__file__).parent
-        for library in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
+        _n_threads = n_threads
+        for library in Path(np.__file__).parents[1].glob("numpy*/**/*openblas*64*"):
             with suppress(AttributeError):
                 ctypes.CDLL(str(library)).scipy_openblas_set_num_threads64_(n_threads)
 
