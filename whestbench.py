@@ -23,7 +23,6 @@ import abc
 import bisect
 import concurrent.futures
 import copy
-import difflib
 import errno
 import faulthandler
 import hashlib
@@ -89,9 +88,9 @@ __version__ = "1.0.0"
 __all__ = """
     ROUNDS Round PRICES OPERATIONS LEFT_OUT price explain BudgetContext BudgetExhaustedError TimeExhaustedError
     namespace budget_summary budget_summary_dict budget_reset use_prices flops fnp MLP BaseEstimator SetupContext
-    WhestError sample_mlp sample_suite build_mlp relu run_mlp run_mlp_all_layers sample_layer_statistics
+    WhestError sample_mlp sample_suite build_mlp relu run_mlp run_mlp_all_layers
     monte_carlo_layer_means load_estimator limit_threads pack_weights samples_per_block simulate_block Truth
-    TruthSource TruthStore read_suite write_suite read_dataset InvalidDatasetError BASELINES Outcome TruthError
+    TruthSource TruthStore write_suite read_dataset InvalidDatasetError BASELINES Outcome TruthError
     final_error score_suite compare compare_against_monte_carlo LocalRunner SubprocessRunner main
 """.split()
 
@@ -3218,30 +3217,18 @@ def run_mlp(mlp: MLP, inputs: np.ndarray) -> np.ndarray:
     return run_mlp_all_layers(mlp, inputs)[-1]
 
 
-def sample_layer_statistics(
-    mlp: MLP, n_samples: int, rng: Any = None
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Plain Monte Carlo: `(means (depth, width) float32, last layer's means, its mean variance)`; counted.
+def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -> np.ndarray:
+    """Plain sampling means of every layer, `(depth, width)` float32; counted.
 
-    Draws what the real package draws, in chunks of as many rows, so that a seeded `rng` gives its numbers.
+    Draws what the real package draws, in chunks of as many rows, so that a seed gives its numbers.
     """
-    rng = fnp.random.default_rng() if rng is None else rng
+    rng, sums = fnp.random.default_rng(seed), np.zeros((mlp.depth, mlp.width))
     chunk = max(1024, min(16384, 2**20 // mlp.width))
-    sums, squares = np.zeros((mlp.depth, mlp.width)), np.zeros(mlp.width)
     for start in range(0, n_samples, chunk):
         inputs = rng.standard_normal((min(chunk, n_samples - start), mlp.width), dtype=np.float32)
         layers = run_mlp_all_layers(mlp, inputs)
         sums += [np.asarray(fnp.sum(x, axis=0, dtype=np.float64)) for x in layers]
-        squares += np.asarray(fnp.sum(fnp.square(fnp.asarray(layers[-1], dtype=np.float64)), axis=0))
-    with np.errstate(invalid="ignore"):
-        means = (sums / n_samples).astype(np.float32)
-        variance = np.mean(squares / n_samples - means[-1].astype(np.float64) ** 2)
-    return fnp.asarray(means), fnp.asarray(means[-1].copy()), float(variance)
-
-
-def monte_carlo_layer_means(mlp: MLP, n_samples: int, seed: int | None = None) -> np.ndarray:
-    """Plain sampling means of every layer, `(depth, width)`; counted."""
-    return sample_layer_statistics(mlp, n_samples, fnp.random.default_rng(seed))[0]
+    return fnp.asarray((sums / n_samples).astype(np.float32))
 
 
 SUBMISSION = "_whestbench_submission_"  # how the module names of loaded files begin
@@ -3254,11 +3241,13 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
     The file's folder goes first on `sys.path`, so it may import its siblings. Raises WhestError.
     """
     path = Path(path).expanduser().resolve()
-    failed = partial(WhestError, code="SCORING_RUNTIME_ERROR")
     if not path.is_file():
-        raise failed(f"Estimator file not found: {path}. Check the path, or run from its folder.")
-    sys.path[:] = [str(path.parent), *(folder for folder in sys.path if folder != str(path.parent))]
-    name = SUBMISSION + hashlib.sha1(str(path).encode()).hexdigest()[:12]
+        raise WhestError(
+            f"Estimator file not found: {path}. Check the path, or run from its folder.",
+            "SCORING_RUNTIME_ERROR",
+        )
+    sys.path.insert(0, str(path.parent))
+    name = f"{SUBMISSION}{path}"
     module = sys.modules[name] = types.ModuleType(name)
     module.__file__ = str(path)
     try:
@@ -3266,46 +3255,33 @@ def load_estimator(path: str | os.PathLike, class_name: str | None = None) -> Ba
         return find_estimator_class(module, path.name, class_name)()
     except (WhestError, TimeExhaustedError):
         raise
-    except SyntaxError as exc:
-        raise failed(f"{path.name}, line {exc.lineno}: {exc.msg}.") from exc
-    except ModuleNotFoundError as exc:
-        raise WhestError(
-            f"{path.name} imports {exc.name!r}, which is not installed: install it or drop the import.",
-            "ESTIMATOR_MISSING_MODULE",
-        ) from exc
     except Exception as exc:
-        where = participant_line(exc, path)
-        raise failed(
-            f"{path.name} could not be loaded: {type(exc).__name__}: {exc} ({where}); "
-            "--debug shows the traceback."
+        missing = isinstance(exc, ModuleNotFoundError)
+        raise WhestError(
+            f"{participant_line(exc, path)}, while it was loaded: {type(exc).__name__}: {exc}; "
+            + ("install it, or drop the import." if missing else "--debug shows the traceback."),
+            "ESTIMATOR_MISSING_MODULE" if missing else "SCORING_RUNTIME_ERROR",
         ) from exc
 
 
 def find_estimator_class(module, file, class_name):
-    """Apply the loader's rules to a file's module; a WhestError names the nearest class where none fits."""
+    """Apply the loader's rules to a file's module; a WhestError names the classes that there are."""
     known = {
         name: c
         for name, c in vars(module).items()
         if inspect.isclass(c) and issubclass(c, BaseEstimator) and c is not BaseEstimator
     }
-    own = list({c: name for name, c in known.items() if c.__module__ == module.__name__}.values())
+    own = [name for name, c in known.items() if c.__module__ == module.__name__]
     name = class_name or (own[0] if len(own) == 1 else "Estimator")
     if name in known:
         return known[name]
-    if class_name:
-        near = difflib.get_close_matches(class_name, own, 1, 0)
-        raise WhestError(
-            f"{file} has no estimator class named {class_name!r}"
-            + (f"; did you mean --class {near[0]}?" if near else ".")
-        )
-    if own:
-        raise WhestError(
-            f"{file} has several estimator classes ({', '.join(own)}): "
-            "name one of them Estimator, or choose with --class."
-        )
     raise WhestError(
-        f"{file} defines no estimator class: "
-        "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method."
+        f"{file} has no estimator class named {name}: "
+        + (
+            f"choose one of {', '.join(own)} with --class."
+            if own
+            else "write `class Estimator(BaseEstimator)` with a predict(self, mlp, budget) method."
+        )
     )
 
 
@@ -3320,10 +3296,10 @@ def is_participants(file, home):
 def participant_line(exc, path):
     """`file.py, line 12` of the innermost frame of the participant's own folder in a traceback."""
     home = str(Path(path).parent) + os.sep
-    frames = [
-        f for f in traceback.extract_tb(exc.__traceback__, limit=-100) if is_participants(f.filename, home)
-    ]
-    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else Path(path).name
+    for frame in reversed(traceback.extract_tb(exc.__traceback__, limit=-100)):
+        if is_participants(frame.filename, home):
+            return f"{Path(frame.filename).name}, line {frame.lineno}"
+    return Path(path).name
 
 
 # ======================================================================================
@@ -3348,8 +3324,8 @@ def limit_threads(n_threads: int | None) -> None:
     if n_threads:
         import ctypes
 
-        _n_threads, folder = n_threads, Path(np.__file__).parent
-        for library in [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]:
+        _n_threads = n_threads
+        for library in Path(np.__file__).parents[1].glob("numpy*/**/*openblas*64*"):
             with suppress(AttributeError):
                 ctypes.CDLL(str(library)).scipy_openblas_set_num_threads64_(n_threads)
 
@@ -3693,8 +3669,8 @@ def times(vector, matrix):
 def control_variates(weights):
     """What the weights alone say of the features |z1| and z2^2 (depth >= 2).
 
-    Returns their exact means (2 * width,); the coefficients (2 * width, width) float32, change of the final
-    means per unit of each feature; and `centre` (width,), rough final means.
+    Returns (3 * width,), rough final means and then the features' exact ones; and the coefficients
+    (2 * width, width) float32, change of the final means per unit of each feature.
 
     E|z1_j| = |w_j| sqrt(2/pi); E z2_i^2 = (W2' M W2)_ii with M the arc-cosine kernel (Cho and Saul 2009).
     A pair's mean of z2 is |z1| @ W2 / 2, so a group's features give mean and variance of its z2; mean
@@ -3737,7 +3713,7 @@ def control_variates(weights):
         by_variance = mv[:, None] * of_mean + vv[:, None] * of_variance
     by_abs_z1 = matrix_product(weights[1], by_mean / 2 - mean_z2[:, None].astype(np.float32) * by_variance)
     coefficients = np.nan_to_num(np.concatenate([by_abs_z1, by_variance]), posinf=0, neginf=0)
-    return np.concatenate([abs_z1, square_z2]), coefficients, centre
+    return np.concatenate([centre, abs_z1, square_z2]), coefficients
 
 
 @dataclass(frozen=True)
@@ -3769,10 +3745,10 @@ class Sums:
     layer_sums: np.ndarray  # (depth, width)
     layer_squares: np.ndarray  # (depth, width), of squared group sums
     final_squares: np.ndarray  # (width,), of the last layer's squares
-    final: Any = 0.0  # (2, width), by fold; 0 for a single layer, and so the others
-    features: Any = 0.0  # (2, 2 * width), by fold
-    final_by_predicted: Any = 0.0  # (2,), traces of pool products, by fold
-    predicted_by_predicted: Any = 0.0
+    observed: Any = (
+        0.0  # (2, 3 * width), by fold: final activations, features; 0 for a single layer, as the rest
+    )
+    traces: Any = 0.0  # (2, 2), of pool products: final by predicted, and predicted by itself; by fold
     products: Any = 0.0  # (3, width, width), of pool sums: final, predicted, and what is left
 
     def __add__(self, other):
@@ -3788,14 +3764,16 @@ class WhiteBox:
     """What a network's weights, float32 matrices, say of its truth, and how sums over samples make it one."""
 
     def __init__(self, weights):
+        self.network = pack_weights(weights)
         self.controls = control_variates(weights) if len(weights) > 1 else None
         self.first_mean = np.linalg.norm(weights[0].astype(np.float64), axis=0) / math.sqrt(2 * math.pi)
 
-    def centred(self, sizes, final, features):
+    def centred(self, sizes, observed):
         """Final sums over so many samples less their rough means; and what the features predict of these."""
-        means, coefficients, centre = self.controls
-        predicted = matrix_product(features - np.outer(sizes, means).astype(features.dtype), coefficients)
-        return final - np.outer(sizes, centre).astype(final.dtype), predicted
+        means, coefficients = self.controls
+        surplus = observed - np.outer(sizes, means).astype(observed.dtype)
+        final, features = np.split(surplus, coefficients.shape[1:], axis=1)
+        return final, matrix_product(features, coefficients)
 
     def sums(self, blocks):
         """The sums over one chunk; of its blocks only the last may be cut short."""
@@ -3804,8 +3782,8 @@ class WhiteBox:
         starts = np.arange(0, len(groups), POOL)
         size = np.add.reduceat(groups, starts)
 
-        def by_fold(x, **kwargs):
-            return np.array([x[fold::2].sum(0, **kwargs) for fold in (0, 1)])
+        def by_fold(x):
+            return np.array([x[fold::2].sum(0, dtype=np.float64) for fold in (0, 1)])
 
         layers = [
             sum(getattr(b, key) for b in blocks) for key in ("layer_sums", "layer_squares", "final_squares")
@@ -3813,15 +3791,12 @@ class WhiteBox:
         plain = by_fold(size), np.array([groups @ groups, size @ size]), *layers
         if self.controls is None:
             return Sums(*plain)
-        sums = np.block([[b.final, b.abs_z1, b.square_z2] for b in blocks])
-        final, features = np.split(np.add.reduceat(sums, starts), [len(self.first_mean)], axis=1)
+        pools = np.add.reduceat(np.block([[b.final, b.abs_z1, b.square_z2] for b in blocks]), starts)
         # Float32 is enough here: products carry the error bars and the scale, never the mean.
-        centred, predicted = self.centred(size, final, features)
-        traces = [by_fold((x * predicted).sum(1, dtype=np.float64)) for x in (centred, predicted)]
-        products = np.array([matrix_product(x.T, x) for x in (centred, predicted, centred - predicted)])
-        return Sums(
-            *plain, by_fold(final, dtype=np.float64), by_fold(features, dtype=np.float64), *traces, products
-        )
+        final, predicted = self.centred(size, pools)
+        traces = [by_fold((x * predicted).sum(1, dtype=np.float64)) for x in (final, predicted)]
+        products = [matrix_product(x.T, x) for x in (final, predicted, final - predicted)]
+        return Sums(*plain, by_fold(pools), np.array(traces), np.array(products))
 
     def truth(self, s):
         """The Truth that these sums make."""
@@ -3838,15 +3813,15 @@ class WhiteBox:
         mean[0], variance[0] = self.first_mean, 0
         covariance, scales = np.zeros((len(mean[0]),) * 2), np.zeros(2)
         if self.controls is not None:
-            final, predicted = self.centred(folds, s.final, s.features)
+            final, predicted = self.centred(folds, s.observed)
             if folds.min() >= MIN_FOLD_GROUPS * POOL * GROUP:
                 # Least squares of final on predicted, one number for all neurons, each fold's from the other:
                 # no sample judges its own scale. 1 where mean propagation is right, 0 where it says nothing.
                 # Rounded, so that the last bits of a product do not reach the mean.
-                shared = s.final_by_predicted - (final * predicted).sum(1) * POOL * GROUP / folds
-                slope = shared / np.maximum(s.predicted_by_predicted, 1e-30)
+                shared = s.traces[0] - (final * predicted).sum(1) * POOL * GROUP / folds
+                slope = shared / np.maximum(s.traces[1], 1e-30)
                 scales = np.nan_to_num(np.round(slope * 64) / 64)[::-1]
-            mean[-1] = (s.final - scales[:, None] * predicted).sum(0) / n
+            mean[-1] = (s.observed[:, : len(final[0])] - scales[:, None] * predicted).sum(0) / n
             # F - aP has covariance (1 - a) FF + (a^2 - a) PP + a RR, R = F - P, as FP + PF = FF + PP - RR.
             final, predicted = final.sum(0) / n, predicted.sum(0) / n
             parts = np.array([1 - scales, scales**2 - scales, scales]) @ folds / n
@@ -3860,14 +3835,6 @@ class WhiteBox:
         )
 
 
-def checkpoints(width, depth, max_work):
-    """Numbers of samples at which `auto` may stop: CHUNK * 2^k, up to max_work dense FLOPs of sampling."""
-    n = CHUNK
-    while n == CHUNK or 2 * _padded(width) ** 2 * depth * n <= max_work:
-        yield n
-        n *= 2
-
-
 # ======================================================================================
 # Truth: grown, remembered, shared
 #
@@ -3876,7 +3843,7 @@ def checkpoints(width, depth, max_work):
 # and published datasets are read here. Way in: `grow_together`, `read_dataset`; way out: Truths.
 # ======================================================================================
 
-STREAM = "4"  # of random numbers, their sums and files; the store never mixes two versions
+STREAM = "5"  # of random numbers, their sums and files; the store never mixes two versions
 STORE_LIMIT = 2 * 10**9  # bytes that the store may hold
 
 
@@ -3923,7 +3890,7 @@ class TruthSource:
 
     whole: Sums | None = None
     sums: Sums | None = None
-    prepared: tuple[PackedNetwork, WhiteBox] | None = None
+    white_box: WhiteBox | None = None
 
     def __init__(self, weights: Iterable, store: TruthStore | None = None):
         self.weights, self.store = [np.asarray(w, np.float32) for w in weights], store
@@ -3931,12 +3898,12 @@ class TruthSource:
         self.name, self.key = f"{self.width}x{self.depth}-{sha256[:32]}", int(sha256[:16], 16)
 
     def __reduce__(self):
-        return revived, (self.name, self.weights)  # all that another process must know
+        return TruthSource, (self.weights,)  # all that another process must know
 
-    def prepare(self) -> tuple[PackedNetwork, WhiteBox]:
+    def prepare(self) -> WhiteBox:
         """What sampling takes, worked out once in each process."""
-        self.prepared = self.prepared or (pack_weights(self.weights), WhiteBox(self.weights))
-        return self.prepared
+        self.white_box = self.white_box or WhiteBox(self.weights)
+        return self.white_box
 
     def at(self, n_samples: int) -> Truth:
         """The truth of exactly `n_samples`; samples only what is neither here nor in the store."""
@@ -3949,13 +3916,12 @@ class TruthSource:
 
     def sample(self, start: int, n_samples: int) -> Sums:
         """The sums over a unit of work, or the first `n_samples` of it."""
-        network, white_box = self.prepare()
-        end, size = start + n_samples, samples_per_block(self.width)
+        white_box, end, size = self.prepare(), start + n_samples, samples_per_block(self.width)
 
         def chunk(first):
             return white_box.sums(
                 [
-                    simulate_block(network, self.key, i // size, min(size, end - i))
+                    simulate_block(white_box.network, self.key, i // size, min(size, end - i))
                     for i in range(first, min(first + CHUNK, end), size)
                 ]
             )
@@ -3964,7 +3930,7 @@ class TruthSource:
 
     def lacking(self, n_samples: int) -> Iterator[tuple[int, int]]:
         """What is yet to be sampled, as arguments of `sample`."""
-        known = [sums for sums in (self.whole, self.stored()) if sums and sums.total <= n_samples]
+        known = [sums for sums in (self.whole, self.stored("sums", Sums)) if sums and sums.total <= n_samples]
         self.sums = max(known, key=lambda sums: sums.total, default=None)
         start = self.sums.total if self.sums else 0
         while start < n_samples:
@@ -3980,36 +3946,22 @@ class TruthSource:
 
     def conclude(self) -> Truth:
         """The truth of all that is sampled, remembered."""
-        truth = self.prepare()[1].truth(self.sums)
+        truth = self.prepare().truth(self.sums)
         truth = replace(truth, covariance=truth.covariance.astype(np.float32))  # most of the file
         if self.store:
             self.store.put(f"{self.name}/{truth.n_samples}", vars(truth))
         return truth
 
-    def recall(self, n_samples: int) -> Truth | None:
-        """The truth of `n_samples`, if it is remembered."""
-        return self.store.get(f"{self.name}/{n_samples}", Truth) if self.store else None
-
-    def stored(self) -> Sums | None:
-        return self.store.get(f"{self.name}/sums", Sums) if self.store else None
+    def stored(self, what: Any, kind: type) -> Any:
+        """The Sums, under "sums", or the Truth of so many samples that the store holds, or None."""
+        return self.store and self.store.get(f"{self.name}/{what}", kind)
 
     def save(self) -> None:
         """Keep the sums: another run goes on from here."""
         if self.store and self.whole:
-            stored = self.stored()
+            stored = self.stored("sums", Sums)
             if not stored or stored.total < self.whole.total:
                 self.store.put(f"{self.name}/sums", vars(self.whole))
-
-
-_revived: dict[str, TruthSource] = {}
-
-
-def revived(name, weights):
-    """The source in another process: one at a time, so that its units of work share what sampling takes."""
-    if name not in _revived:
-        _revived.clear()
-        _revived[name] = TruthSource(weights)
-    return _revived[name]
 
 
 MAX_WORK = 2**40  # dense FLOPs of sampling a network that `auto` may spend
@@ -4029,13 +3981,15 @@ def grow_together(
     Gives up at `max_work` dense FLOPs a network. Returns the truths and their error; `progress` gets samples
     done, samples to do, and the error so far. What an interruption leaves is in the store.
     """
-    error = None
+    goal, error = n_samples or CHUNK, None
+    work = 2 * _padded(sources[0].width) ** 2 * sources[0].depth
     try:
-        for goal in [n_samples] if n_samples else checkpoints(sources[0].width, sources[0].depth, max_work):
+        while True:
             truths = grow(sources, goal, executor, progress, error)
             error = error_of(truths)
-            if error and error.precise(precision):
+            if n_samples or error.precise(precision) or 2 * goal * work > max_work:
                 break
+            goal *= 2
     except KeyboardInterrupt as exc:
         exc.kept = sum(source.whole.total for source in sources if source.store and source.whole)
         raise
@@ -4046,36 +4000,31 @@ def grow_together(
 
 
 def grow(sources, goal, executor, progress, error):
-    """Sample what these sources lack up to `goal`, a few units in flight at a time, and add it in order."""
-    truths = [source.recall(goal) for source in sources]
+    """Sample what these sources lack up to `goal`, and add it in order."""
+    truths = [source.stored(goal, Truth) for source in sources]
     wanted = [source for source, truth in zip(sources, truths) if not truth]
-    pending: deque = deque()
-    with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:
-        pool = executor or threads
+    threads = concurrent.futures.ThreadPoolExecutor(_n_threads)
+    submit, saved_at = (executor or threads).submit, time.monotonic()
+    try:
         list(threads.map(TruthSource.prepare, wanted))
-        todo = ((source, unit) for source in wanted for unit in source.lacking(goal))
-        saved_at = time.monotonic()
-        try:
-            while True:
-                for source, unit in islice(todo, pool._max_workers + 2 - len(pending)):
-                    pending.append((source, pool.submit(source.sample, *unit)))
-                if not pending:
-                    break
-                source, future = pending.popleft()
-                source.add(future.result())
-                progress(sources.index(source) * goal + source.sums.total, len(sources) * goal, error)
-                if time.monotonic() > saved_at + 60:  # no more is lost to a kill
-                    saved_at = time.monotonic()
-                    for each in sources:
-                        each.save()
-        except Exception as exc:
-            if not executor:
-                raise
-            print(f"whest: the cluster is lost ({type(exc).__name__}); going on without it.", file=sys.stderr)
-            return grow(sources, goal, None, progress, error)
-        finally:
-            for _, future in pending:
-                future.cancel()
+        pending = deque(
+            (source, submit(source.sample, *unit)) for source in wanted for unit in source.lacking(goal)
+        )
+        while pending:
+            source, future = pending.popleft()
+            source.add(future.result())
+            progress(sources.index(source) * goal + source.sums.total, len(sources) * goal, error)
+            if time.monotonic() > saved_at + 60:  # no more is lost to a kill
+                saved_at = time.monotonic()
+                for each in sources:
+                    each.save()
+    except Exception as exc:
+        if not executor:
+            raise
+        print(f"whest: the cluster is lost ({type(exc).__name__}); going on without it.", file=sys.stderr)
+        return grow(sources, goal, None, progress, error)
+    finally:
+        threads.shutdown(cancel_futures=True)
     return [truth or source.conclude() for source, truth in zip(sources, truths)]
 
 
@@ -4088,15 +4037,14 @@ class DaskExecutor:
         connect = need("distributed", "cluster").Client
         try:
             self.client = connect(address, timeout=5)
+            if not self.client.nthreads():
+                self.client.close()
+                raise ValueError("it has no workers")
         except (OSError, ValueError) as exc:
             raise WhestError(
                 f"No Dask cluster answers at {address} ({exc}): start one, or leave out --dask."
             ) from exc
         self.client.upload_file(__file__, load=False)
-        self._max_workers = sum(self.client.nthreads().values())
-        if not self._max_workers:
-            self.client.close()
-            raise WhestError(f"The Dask cluster at {address} has no workers: start some, or do without.")
 
     def submit(self, sample, *unit):
         if sample.__self__ is not self.source:
@@ -4132,13 +4080,9 @@ class TruthStore:
 
     def __init__(self, folder: str | os.PathLike | None = None, limit: int = STORE_LIMIT):
         usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-        base = os.environ.get("XDG_CACHE_HOME") or usual
-        folder = folder or os.environ.get("WHESTBENCH_CACHE") or Path(base, "whestbench")
-        self.folder, self.limit, self.trouble = (
-            Path(folder).expanduser().absolute() / f"truth-{STREAM}",
-            limit,
-            "",
-        )
+        base = Path(os.environ.get("XDG_CACHE_HOME") or usual, "whestbench")
+        folder = Path(folder or os.environ.get("WHESTBENCH_CACHE") or base).expanduser().absolute()
+        self.folder, self.limit, self.warned = folder / f"truth-{STREAM}", limit, False
 
     @contextmanager
     def trying(self, name: str) -> Iterator[Path]:
@@ -4147,9 +4091,10 @@ class TruthStore:
         try:
             yield path
         except Exception as exc:  # a damaged file can raise anything
-            if not self.trouble:
-                self.trouble = f"cannot use {path} ({type(exc).__name__}: {exc}); sampling instead."
-                print(f"whest: {self.trouble}", file=sys.stderr)
+            if not self.warned:
+                said = f"cannot use {path} ({type(exc).__name__}: {exc}); sampling instead."
+                print(f"whest: {said}", file=sys.stderr)
+            self.warned = True
 
     def get(self, name: str, kind: type = dict) -> Any:
         """The Truth or Sums that was put under this name, or None."""
@@ -4157,8 +4102,8 @@ class TruthStore:
             if path.exists():
                 with np.load(path, allow_pickle=False) as file:
                     arrays = dict(file)  # each member has a CRC-32
-                if str(arrays.pop("name")) != f"{name} {fingerprint(*arrays.values())}":
-                    raise ValueError("it belongs elsewhere, or was altered")
+                if arrays.pop("name") != name:
+                    raise ValueError("it belongs elsewhere")
                 os.utime(path)
                 return unpacked(kind, arrays)
         return None
@@ -4167,10 +4112,10 @@ class TruthStore:
         with self.trying(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part:
-                np.savez(part, **arrays, name=f"{name} {fingerprint(*map(np.asarray, arrays.values()))}")
-            files = {file: file.stat() for file in self.folder.glob("*/*.npz")}
-            held = sum(about.st_size for about in files.values())
-            for file, about in sorted(files.items(), key=lambda item: item[1].st_mtime):
+                np.savez(part, **arrays, name=name)
+            files = [(file.stat(), file) for file in self.folder.glob("*/*.npz")]
+            held = sum(about.st_size for about, _ in files)
+            for about, file in sorted(files, key=lambda item: item[0].st_mtime):
                 if held <= self.limit:
                     break
                 file.unlink(missing_ok=True)
@@ -4185,144 +4130,124 @@ def write_suite(path: str | os.PathLike, mlps: list[MLP], truths: list[Truth], a
         members = {"weights": np.array([np.asarray(w) for w in mlp.weights]), **vars(truth)}
         networks.append({"name": mlp.name, "seed": mlp.seed, "sha256": fingerprint(*members.values())})
         arrays |= {f"{i}/{name}": a for name, a in members.items()}
-    about = about | {
-        "stream": STREAM,
-        "whestbench_version": __version__,
-        "networks": networks,
-        "created_at_utc": datetime.now(timezone.utc).isoformat(),
-    }
     with replacing(Path(path)) as part, part.open("wb") as file:
-        np.savez(file, **arrays, suite=json.dumps(about))
+        np.savez(file, **arrays, suite=json.dumps(about | {"networks": networks}))
 
 
-def suite_about(path):
-    with reading(path), np.load(path, allow_pickle=False) as file:
-        return json.loads(str(file["suite"]))
-
-
-def read_suite(path: str | os.PathLike) -> Iterator[tuple[MLP, Truth]]:
-    """The networks of a suite file with their truths, one by one. Raises InvalidDatasetError."""
-    about = suite_about(path)
-    with reading(path), np.load(path, allow_pickle=False) as file:
+def suite_networks(path, about):
+    """Name, seed, weights, means and truth of each network of a suite file, as `read_dataset` takes them."""
+    with np.load(path, allow_pickle=False) as file:
         for i, entry in enumerate(about["networks"]):
             members = {key.split("/")[1]: file[key] for key in file.files if key.startswith(f"{i}/")}
             if fingerprint(*members.values()) != entry["sha256"]:
                 raise ValueError(f"network {i} does not have the hash that it was written with")
-            weights, truth = members.pop("weights"), unpacked(Truth, members)
-            if weights.shape != (*truth.mean.shape, truth.mean.shape[-1]):
-                raise ValueError(f"network {i} has weights {weights.shape} and a truth {truth.mean.shape}")
-            if not (np.isfinite(weights).all() and np.isfinite(truth.mean).all()):
-                raise ValueError(f"network {i} is not finite")
-            yield mlp_of(weights, entry["seed"], entry["name"]), truth
+            weights = members.pop("weights")
+            yield entry["name"], entry["seed"], weights, members["mean"], partial(unpacked, Truth, members)
 
 
-def mlp_of(weights, seed, name):
-    """The network of these weights `(depth, width, width)`."""
-    return MLP(weights.shape[-1], len(weights), [fnp.asarray(w) for w in weights], seed, name)
+def published_networks(folder, about, split):
+    """The same of a published dataset, of which no more than a row is ever in memory."""
+    parquet = need("pyarrow.parquet", "parquet").ParquetFile
+    files = sorted((folder / "data").glob(f"{split}-*.parquet"))
+    if not files:
+        raise ValueError(f"no {split}-*.parquet in its data")
+    width = about["width"]
+    for row in (batch for file in files for batch in parquet(file).iter_batches(1)):
+        arrays = []
+        for name in ("weights", "all_layer_means"):
+            column = row.column(name)
+            while column.type.num_fields:
+                column = column.flatten()
+            arrays.append(np.array(column, np.float32).reshape(about["depth"], -1, width))
+        weights, mean = arrays[0], arrays[1][:, 0].astype(np.float64)
+        name, seed, variance = (row.column(c)[0].as_py() for c in ("mlp_name", "mlp_seed", "avg_variance"))
+        truth = partial(published_truth, weights, mean, variance, about["n_samples"])
+        yield name, estimator_seed(seed, about["seed_protocol"]), weights, mean, truth
+
+
+def published_truth(weights, mean, variance, n_samples):
+    """Published targets with error bars: the published variance, spread as in 512 samples of ours."""
+    x = np.random.default_rng(0).standard_normal((512, mean.shape[1]), np.float32)
+    layers = [x := np.maximum(x @ weight, 0) for weight in weights]
+    covariance = np.atleast_2d(np.cov(x, rowvar=False))
+    covariance *= variance / max(covariance.diagonal().mean(), 1e-30)
+    error = np.std(layers, 1) / n_samples**0.5
+    return Truth(n_samples, mean, error, covariance.diagonal(), covariance / n_samples, 0.0)
+
+
+def estimator_seed(seed, protocol):
+    """The seed that the contest derives for an estimator from that of a network."""
+    if protocol["version"] == "2.0":
+        return seed
+    if protocol["version"] == "3.0":
+        return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1)[0])
+    if protocol["version"] != "4.0":
+        raise ValueError("its seed protocol is not known")
+    salt = bytes.fromhex(protocol.get("salt") or os.environ.get("WHEST_SEED_SALT", ""))
+    if hashlib.sha256(salt).hexdigest() != protocol["salt_digest"]:
+        raise ValueError("the salt of its seeds is missing or wrong: if it is withheld, set WHEST_SEED_SALT")
+    derived = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est")
+    return int.from_bytes(derived.digest()[-4:], "big")
 
 
 def open_dataset(path, split=None):
-    """(folder, metadata, split) of a published dataset, fetched if it is hf://owner/name[@revision]."""
-    path, folder = str(path), Path(path).expanduser()
+    """Where it is, what it says of itself, and the split, of a suite file or of a published dataset.
+
+    Fetches what is at hf://owner/name[@revision].
+    """
+    path, place = str(path), Path(path).expanduser()
     if path.startswith("hf://"):
         repo, _, revision = path[5:].partition("@")
         download = need("huggingface_hub", "hub").snapshot_download
-        folder = Path(download(repo, repo_type="dataset", revision=revision or None))
-    about = json.loads((folder / "metadata.json").read_text())
-    if about["schema_version"] != "3.0" or about["seed_protocol"]["version"] not in ("2.0", "3.0", "4.0"):
-        raise ValueError("its schema or seed protocol is not known")
-    if not about["n_samples"] >= 1:
-        raise ValueError(f"n_samples is {about['n_samples']}")
-    if about.get("is_partial"):
-        raise ValueError("it is a part, to be merged with the others")
+        place = Path(download(repo, repo_type="dataset", revision=revision or None))
+    if place.is_file():
+        with np.load(place, allow_pickle=False) as file:
+            text = str(file["suite"]).encode()
+    else:
+        text = (place / "metadata.json").read_bytes()
+    about = {"sha256": hashlib.sha256(text).hexdigest()} | json.loads(text)
+    if place.is_file():
+        about["n_mlps"] = len(about["networks"])
+    elif about["schema_version"] != "3.0" or about.get("is_partial"):
+        raise ValueError("its schema is not known, or it is a part, to be merged with the others")
     about = {"splits": {about.get("split"): about}} | about
-    names = ", ".join(sorted(map(str, about["splits"])))
-    if split and split not in about["splits"]:
-        raise InvalidDatasetError(f"Unknown split {split!r}: choose one of {names}.")
     split = split or about.get("split") or about.get("default_split")
     if split not in about["splits"]:
-        raise Misuse(f"{path} has the splits {names}: choose one with --split.")
-    return folder, about, split
+        names = ", ".join(map(str, about["splits"]))
+        raise InvalidDatasetError(f"Unknown split {split!r}: choose one with --split: {names}.")
+    return place, about, split
 
 
 def describe_dataset(path, split=None):
-    """What the document of a run says of its dataset: path, seed, sha256, n_mlps; of a suite all it is told."""
-    path = str(path)
-    if Path(path).is_file():
-        about = suite_about(path)
-        return about | {"path": str(Path(path).resolve()), "n_mlps": len(about["networks"])}
+    """What the document of a run says of its dataset."""
     with reading(path):
-        folder, about, split = open_dataset(path, split)
+        place, about, split = open_dataset(path, split)
         return {
-            "path": path if path.startswith("hf://") else str(folder.resolve()),
+            "path": path if str(path).startswith("hf://") else str(place.resolve()),
             "seed": about.get("seed"),
-            "sha256": hashlib.sha256((folder / "metadata.json").read_bytes()).hexdigest(),
+            "sha256": about["sha256"],
             "n_mlps": about["splits"][split]["n_mlps"],
         }
 
 
 def read_dataset(
-    path: str, split: str | None = None, n_mlps: int | None = None, with_truths: bool = True
+    path: str | os.PathLike, split: str | None = None, n_mlps: int | None = None, with_truths: bool = True
 ) -> Iterator[tuple[MLP, Any]]:
     """The networks of a suite file, or of a published dataset, and their truths (or None), one by one.
 
-    So memory does not grow with the dataset. Raises InvalidDatasetError, and Misuse for a split that is not.
+    So memory does not grow with the dataset. Raises InvalidDatasetError.
     """
-    if Path(path).is_file():
-        yield from islice(read_suite(path), n_mlps)
-        return
     with reading(path):
-        folder, about, split = open_dataset(path, split)
-        shape = about["depth"], about["width"], about["width"]
-        parquet = need("pyarrow.parquet", "parquet").ParquetFile
-        files = sorted((folder / "data").glob(f"{split}-*.parquet"))
-        if not files:
-            raise InvalidDatasetError(f"{folder / 'data'} has no {split}-*.parquet.")
-        batches = (batch for file in files for batch in parquet(file).iter_batches(1))
-        for batch in islice(batches, n_mlps):
-            row = dict(zip(batch.schema.names, batch.columns))
-            for name, form in {
-                "weights": shape,
-                "all_layer_means": shape[:2],
-                "final_means": shape[2:],
-            }.items():
-                while row[name].type.num_fields:
-                    row[name] = row[name].flatten()
-                row[name] = np.array(row[name], np.float32).reshape(form)
-                if not np.isfinite(row[name]).all():
-                    raise InvalidDatasetError(f"{path}: {name} of {row['mlp_name'][0]} are not all finite.")
-            seed = estimator_seed(row["mlp_seed"][0].as_py(), about["seed_protocol"])
-            yield (
-                mlp_of(row["weights"], seed, row["mlp_name"][0].as_py()),
-                published_truth(row, about["n_samples"]) if with_truths else None,
-            )
-
-
-def estimator_seed(seed, protocol):
-    """The seed that the contest derives for an estimator from that of a network."""
-    if protocol["version"] == "3.0":
-        return int(np.random.SeedSequence(seed).spawn(3)[2].generate_state(1)[0])
-    if protocol["version"] == "4.0":
-        withheld = protocol.get("salt_source") == "env"
-        salt = bytes.fromhex((os.environ.get("WHEST_SEED_SALT") if withheld else protocol.get("salt")) or "")
-        if not salt or protocol.get("salt_digest") not in (None, hashlib.sha256(salt).hexdigest()):
-            raise InvalidDatasetError(
-                "The seeds' salt is missing or wrong: if it is withheld, set WHEST_SEED_SALT."
-            )
-        derived = hashlib.blake2b(seed.to_bytes(8, "big"), digest_size=8, key=salt, person=b"whest-4.0-est")
-        return int.from_bytes(derived.digest()[-4:], "big")
-    return seed
-
-
-def published_truth(row, n_samples):
-    """Published targets with error bars: the published variance, spread as in 512 samples of ours."""
-    x = np.random.default_rng(0).standard_normal((512, len(row["final_means"])), np.float32)
-    layers = [x := np.maximum(x @ weight, 0) for weight in row["weights"]]
-    covariance = np.atleast_2d(np.cov(x, rowvar=False))
-    covariance *= row["avg_variance"][0].as_py() / max(covariance.diagonal().mean(), 1e-30)
-    mean = np.array([*row["all_layer_means"][:-1], row["final_means"]], np.float64)
-    error = np.std(layers, 1) / n_samples**0.5
-    return Truth(n_samples, mean, error, covariance.diagonal(), covariance / n_samples, 0.0)
+        place, about, split = open_dataset(path, split)
+        is_suite = place.is_file()
+        found = suite_networks(place, about) if is_suite else published_networks(place, about, split)
+        for name, seed, weights, mean, truth in islice(found, n_mlps):
+            if weights.shape != (*mean.shape, mean.shape[-1]):
+                raise ValueError(f"{name} has weights {weights.shape} and a truth {mean.shape}")
+            if not (np.isfinite(weights).all() and np.isfinite(mean).all()):
+                raise ValueError(f"{name} is not finite")
+            mlp = MLP(mean.shape[1], len(mean), [fnp.asarray(w) for w in weights], seed, name)
+            yield mlp, truth() if with_truths else None
 
 
 # ======================================================================================
@@ -4345,15 +4270,21 @@ def sampling(mlp: MLP, budget: int) -> np.ndarray:
     return fnp.stack([fnp.mean(layer, axis=0) for layer in run_mlp_all_layers(mlp, x)], axis=0)
 
 
+def rectified(m, v):
+    """Mean and variance of relu(z) for z ~ N(m, v); then s = sqrt(v), and the density and distribution at m / s."""
+    v = fnp.maximum(v, 1e-12)
+    s = fnp.sqrt(v)
+    density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
+    mean, variance = relu_moments(m, v, s, density, below)
+    return mean, fnp.maximum(variance, 0.0), s, density, below
+
+
 def mean_propagation(mlp: MLP, budget: int) -> np.ndarray:
     """Carry each neuron's mean and variance from layer to layer, as if neurons were independent Gaussians."""
     mean, variance, rows = fnp.zeros(mlp.width), fnp.ones(mlp.width), []
     for weight in mlp.weights:
-        m = fnp.matmul(mean, weight)
-        v = fnp.maximum(fnp.matmul(variance, weight * weight), 1e-12)
-        s = fnp.sqrt(v)
-        mean, variance = relu_moments(m, v, s, flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s))
-        variance = fnp.maximum(variance, 0.0)
+        m, v = fnp.matmul(mean, weight), fnp.matmul(variance, weight * weight)
+        mean, variance, *_ = rectified(m, v)
         rows.append(mean)
     return fnp.stack(rows, axis=0)
 
@@ -4366,15 +4297,11 @@ def covariance_propagation(mlp: MLP, budget: int) -> np.ndarray:
     """
     mean, covariance, rows = fnp.zeros(mlp.width), fnp.eye(mlp.width), []
     for weight in mlp.weights:
-        m = fnp.matmul(mean, weight)
         k = fnp.matmul(fnp.matmul(weight.T, covariance), weight)
-        v = fnp.maximum(fnp.diag(k), 1e-12)
-        s = fnp.sqrt(v)
-        density, below = flops.stats.norm.pdf(m / s), flops.stats.norm.cdf(m / s)
-        mean, variance = relu_moments(m, v, s, density, below)
+        mean, variance, s, density, below = rectified(fnp.matmul(mean, weight), fnp.diag(k))
         slope = density / s
         covariance = k * fnp.outer(below, below) + k * k * fnp.outer(slope, slope) * 0.5
-        fnp.fill_diagonal(covariance, fnp.maximum(variance, 0.0))
+        fnp.fill_diagonal(covariance, variance)
         rows.append(mean)
     return fnp.stack(rows, axis=0)
 
@@ -7032,10 +6959,7 @@ def bake_command(options, screen):
         )
     if not os.access(output.parent, os.W_OK):
         raise Misuse(f"{output.parent} cannot be written to: choose another place.")
-    old, about = (
-        list(read_suite(output)) if options.resume else [],
-        suite_about(output) if options.resume else {},
-    )
+    old = list(read_dataset(output)) if options.resume else []
     mlps = [mlp for mlp, _ in old] or list(
         sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed)
     )
@@ -7055,7 +6979,7 @@ def bake_command(options, screen):
         )[0]
     told = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
     try:
-        write_suite(output, mlps, truths, about | told)
+        write_suite(output, mlps, truths, told)
     except Misuse as exc:
         kept = "the store has the samples: give another --output" if store else "the samples are lost"
         raise Misuse(f"{exc}; {kept}.") from exc
