@@ -4405,13 +4405,9 @@ def failure_of(outcome, rules):
     if not outcome.failed:
         return None
     if outcome.flag is None:
-        error = outcome.error or {"message": "no prediction", "details": {}}
-        details, said = error["details"], f"{error.get('type', outcome.error_code)}: {error['message']}"
-        hints = tuple(details.get("cause_hints", ()))
-        if "expected_shape" in details:
-            got, expected = (", ".join(map(str, details[key])) for key in ("got_shape", "expected_shape"))
-            hints = (*[f"expected shape ({expected}), got ({got})."] * (got != expected), *hints)
-        return Failure("error", said, details.get("line", outcome.line), hints)
+        said = f"{outcome.error.get('type', outcome.error_code)}: {outcome.error['message']}"
+        hints = outcome.error["details"].get("cause_hints", ())
+        return Failure("error", said, outcome.line, tuple(hints))
     budget, spent = readable(rules.flop_budget), readable(outcome.effective_compute(rules))
     said = {
         "budget_exhausted": f"the next operation would have crossed the FLOP budget of {budget}; "
@@ -4775,16 +4771,11 @@ def compare_against_monte_carlo(
 
 
 class InvalidPrediction(ValueError):
-    """A prediction that cannot be scored, with the real package's `details`."""
+    """A prediction that cannot be scored, with a hint where to look."""
 
-    def __init__(self, message, mlp, got, hint):
+    def __init__(self, message, hint):
         super().__init__(message)
-        self.details = {
-            "expected_shape": [mlp.depth, mlp.width],
-            "got_shape": list(got),
-            "cause_hints": [hint],
-            "hint": hint,
-        }
+        self.hint = hint
 
 
 def materialise(raw, mlp):
@@ -4805,8 +4796,6 @@ def materialise(raw, mlp):
             hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
         raise InvalidPrediction(
             f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
-            mlp,
-            shape,
             hint,
         )
     for layer, neuron in np.argwhere(~np.isfinite(prediction)):
@@ -4818,8 +4807,6 @@ def materialise(raw, mlp):
         )
         raise InvalidPrediction(
             "Predictions must contain only finite values.",
-            mlp,
-            shape,
             f"{value} first in layer {layer + 1}, neuron {neuron}: look there for {cause}.",
         )
     return prediction
@@ -5064,15 +5051,14 @@ def describe_failure(outcome, exc, home):
     if isinstance(exc, (BudgetExhaustedError, TimeExhaustedError)):
         outcome.flag = "budget_exhausted" if isinstance(exc, BudgetExhaustedError) else "time_exhausted"
         return
-    kind, outcome.error_code = type(exc).__name__, "PREDICT_ERROR"
-    details = {"line": outcome.line}
+    kind, hints, outcome.error_code = type(exc).__name__, (), "PREDICT_ERROR"
     if isinstance(exc, InvalidPrediction):
         kind = outcome.error_code = "ValueError"
-        details = exc.details | {"line": f"{Path(home).name}, the return value of predict()"}
+        hints, outcome.line = [exc.hint], f"{Path(home).name}, the return value of predict()"
     elif isinstance(exc, UnsupportedDtypeError):
         outcome.error_code = kind
     # str(text): that of an exception may raise in its turn
-    outcome.error = {"message": str(text) or kind, "type": kind, "details": details}
+    outcome.error = error_of(str(text) or kind, kind, hints)
 
 
 class Networks:
@@ -5096,6 +5082,7 @@ class Networks:
         return Networks, (self.n_mlps, self.make, *self.arguments)
 
 
+@dataclass
 class LocalRunner:
     """Runs the estimator in this process: the fastest, and the one to debug in; what kills it ends the run.
 
@@ -5104,21 +5091,18 @@ class LocalRunner:
     as a rival's may have the same names.
     """
 
+    path: str
+    class_name: str | None
+    rules: Round
+    seed: int
+    fail_fast: bool = False
+    profile: Profile | None = None
+    max_threads: int | None = None
     class_found = ""  # the class that the loader chose
 
-    def __init__(
-        self,
-        path: str,
-        class_name: str | None,
-        rules: Round,
-        seed: int,
-        fail_fast: bool = False,
-        profile: Profile | None = None,
-    ):
-        # absolute, wherever the estimator may chdir to
-        self.path = path if path in BASELINES else str(Path(path).expanduser().resolve())
-        self.class_name, self.rules, self.seed, self.fail_fast = class_name, rules, seed, fail_fast
-        self.profile = profile
+    def __post_init__(self):
+        if self.path not in BASELINES:  # absolute, wherever the estimator may chdir to
+            self.path = str(Path(self.path).expanduser().resolve())
 
     def __enter__(self):
         rules, limit = self.rules, self.rules.setup_timeout
@@ -5138,23 +5122,17 @@ class LocalRunner:
                 self.estimator.setup(context)
             if alarm.left < 0:  # where it could not strike
                 raise TimeExhaustedError("setup", elapsed_s=limit - alarm.left, limit_s=limit)
-        except (WhestError, KeyboardInterrupt):
-            raise
         except BaseException as exc:
-            if self.fail_fast:
+            if self.fail_fast or isinstance(exc, (WhestError, KeyboardInterrupt)):
                 raise
+            where = participant_line(exc, self.path)
+            said, code = f"raised {type(exc).__name__}: {exc} ({where}); --debug shows the traceback", "ERROR"
             if isinstance(exc, TimeExhaustedError):
-                raise WhestError(
-                    f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
-                    "SETUP_TIMEOUT",
-                    "setup",
-                ) from exc
-            raise WhestError(
-                f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)}); "
-                "--debug shows the traceback.",
-                "SETUP_ERROR",
-                "setup",
-            ) from exc
+                said, code = (
+                    f"exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout",
+                    "TIMEOUT",
+                )
+            raise WhestError(f"setup() {said}.", f"SETUP_{code}", "setup") from exc
         self.class_found = type(self.estimator).__name__
         return self
 
@@ -5187,51 +5165,46 @@ ENVIRONMENT = re.compile(  # what a worker gets of ours
 MEMORY_LIMIT = 8 * 2**30  # bytes of a worker
 
 
-def read_outcome(line, shape):
-    """The Outcome that a worker's line of JSON tells, field by field; whatever does not convert raises."""
+def amount(value):
+    """A number of JSON's that nothing overflows on; what is none raises."""
+    if not 0 <= value <= 2**63:
+        raise ValueError(f"{value} is no amount")
+    return value
 
-    def amount(value):
-        if not 0 <= float(value) < inf:
-            raise ValueError(f"{value} is no amount")
-        return int(value) if type(value) is int else float(value)
 
-    def text(value):
-        return None if value is None else str(value)
-
-    said = json.loads(line)
+def read_outcome(said, shape):
+    """The Outcome that a worker tells in JSON, field by field; whatever does not convert raises."""
     outcome = Outcome(
         **{name: amount(said[name]) for name in ("flops_used", "flops_charged", *TIMES)},
-        traceback=text(said["traceback"]),
-        line=str(said["line"]),
+        **{name: said[name] and str(said[name]) for name in ("traceback", "line")},
+        outside={(str(file), amount(line)): amount(seconds) for file, line, seconds in said["outside"]},
+        warned=Counter({text: amount(times) for text, times in said["warned"].items()}),
     )
     if said["flag"]:
         outcome.flag = FLAGS[FLAGS.index(said["flag"])]
     elif said["error"]:
         error, outcome.error_code = said["error"], str(said["error_code"])
-        details = {
-            str(key): [*map(str, value)] if type(value) is list else str(value)
-            for key, value in error["details"].items()
-        }
-        outcome.error = {"message": str(error["message"]), "type": str(error["type"]), "details": details}
+        outcome.error = error_of(error["message"], error["type"], error["details"]["cause_hints"])
     else:
         outcome.prediction = np.array(said["prediction"], np.float32).reshape(shape)
         if not np.isfinite(outcome.prediction).all():
             raise ValueError("a prediction that is not finite")
-    for name, cost, dtype, space, backend, overhead, stack, calls in said["charges"]:
+    for (name, cost, dtype, *_), _, space, _, *times, stack, calls in said["charges"]:
         bill = Bill(str(name), amount(cost), dtype and np.dtype(str(dtype)))
-        lines = [int(part) if i % 2 else str(part) for i, part in enumerate(stack)]
+        lines = tuple(amount(part) if i % 2 else str(part) for i, part in enumerate(stack))
         outcome.charges.append(
-            Charge(bill, 0, text(space), 0.0, amount(backend), amount(overhead), tuple(lines), amount(calls))
+            Charge(bill, 0, space and str(space), 0.0, *map(amount, times), lines, amount(calls))
         )
-    outcome.outside = {(str(file), int(number)): amount(seconds) for file, number, seconds in said["outside"]}
-    outcome.warned = Counter({str(text): amount(times) for text, times in said["warned"].items()})
     return outcome
 
 
+def error_of(message, kind, hints=()):
+    """What an Outcome and the document say of an error."""
+    return {"message": str(message), "type": str(kind), "details": {"cause_hints": [*map(str, hints)]}}
+
+
 def failed_outcome(message, code):
-    return Outcome(
-        error={"message": message, "type": code, "details": {}}, error_code=code, traceback=message
-    )
+    return Outcome(error=error_of(message, code), error_code=code, traceback=message)
 
 
 class SubprocessRunner(LocalRunner):
@@ -5243,7 +5216,6 @@ class SubprocessRunner(LocalRunner):
 
     GRACE = 2.0  # seconds beyond the wall limit, in which the worker's own alarm may still answer
     START_UP = 30.0  # and beyond the set-up time, to start Python and import this module
-    max_threads = None
 
     def __enter__(self):
         return self
@@ -5253,143 +5225,112 @@ class SubprocessRunner(LocalRunner):
 
     def outcomes(self, networks: Networks) -> Iterator[Outcome]:
         """The outcome on each network, or what became of the worker. Raises WhestError if none can be set up."""
-        done, shape = 0, (self.rules.depth, self.rules.width)
+        done = 0
         while done < len(networks):
-            first = done
-            try:
-                for line in self._answers(networks, first):
-                    outcome = read_outcome(line, shape).apply_limits(self.rules)
-                    done += 1
-                    yield self._checked(outcome)
-            except WhestError as exc:
-                if not self.class_found or exc.stage == "predict":
-                    raise
-                if done > first and exc.code == "WORKER_EOF":
-                    continue  # who knows what killed it: once more, in a fresh one
-                outcome = failed_outcome(str(exc), exc.code)
-                if exc.code == "TIMEOUT":
-                    limit = (self.rules.wall_time_limit or 0) + self.GRACE
-                    outcome = Outcome(flag="time_exhausted", traceback=str(exc), wall_time_s=limit)
-            except Exception:  # what it said can be anything
-                outcome = failed_outcome("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
-            if done < len(networks):
+            for outcome in self._work(networks, done):
                 done += 1
-                yield self._checked(outcome)
+                if self.fail_fast and outcome.failed:
+                    said = outcome.traceback or failure_of(outcome, self.rules).text
+                    raise WhestError(said, outcome.error_code or "PREDICT_ERROR", "predict")
+                yield outcome
 
-    def _checked(self, outcome):
-        if self.fail_fast and outcome.failed:
-            code = outcome.error_code or "PREDICT_ERROR"
-            raise WhestError(outcome.traceback or outcome.error["message"], code, "predict")
-        return outcome
-
-    def _answers(self, networks, first):
-        """The lines of a new worker that starts with network `first`. Raises WhestError on silence or death."""
-        code = (
-            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-            "import whestbench; whestbench.serve()"
-        )
-        environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
-        arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile
-        with tempfile.TemporaryFile() as told:
-            pickle.dump((arguments, self.max_threads, networks, first), told)
-            told.seek(0)
-            process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                env=environment,
-                start_new_session=True,
-                stdin=told,
-                stdout=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",
-            )
-        said = queue.SimpleQueue()
+    def _work(self, networks, first):
+        """The outcomes of a new worker that starts with network `first`, until it falls silent or dies."""
+        process, said, answered = self._started(networks, first), queue.SimpleQueue(), 0
 
         def listen():
             for line in iter(lambda: process.stdout.readline(2**26), ""):
                 said.put(line)
             said.put("")
 
-        threading.Thread(target=listen, daemon=True).start()
-        limits = self.rules.setup_timeout, self.rules.wall_time_limit
-        waits = (
-            limit and limit + more
-            for limit, more in chain([(limits[0], self.START_UP)], repeat((limits[1], self.GRACE)))
-        )
-        try:
-            for i, wait in enumerate(waits):
-                line = said.get(timeout=wait)
-                if not line:
-                    break
-                if i == 0 or '"code"' in line[:9]:
-                    self._introduced(json.loads(line))
-                else:
-                    yield line
-            status = process.wait(1.0)
-            if status or i == 0:
+        def heard(limit, grace):
+            """Its next answer, within so many seconds. Raises WhestError if there is none, or if it is one."""
+            try:
+                answer = said.get(timeout=limit and limit + grace)
+            except queue.Empty:
+                late = f"The worker gave no answer within {limit + grace:.0f} s."
+                raise WhestError(late, "TIMEOUT", "setup") from None
+            if not answer:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1.0)
+                status = process.returncode or 0
                 how = signal.strsignal(-status) if status < 0 else f"exit status {status}"
                 raise WhestError(f"The worker process died ({how}).", "WORKER_EOF", "setup")
-        except queue.Empty:
-            raise WhestError(f"The worker gave no answer within {wait:.0f} s.", "TIMEOUT", "setup") from None
-        except subprocess.TimeoutExpired:
-            raise WhestError("The worker fell silent.", "WORKER_EOF", "setup") from None
+            answer = json.loads(answer)
+            if "code" in answer:
+                raise WhestError(*(str(answer[key]) for key in ("message", "code", "stage")))
+            return answer
+
+        threading.Thread(target=listen, daemon=True).start()
+        rules = self.rules
+        try:
+            self.class_found = str(heard(rules.setup_timeout, self.START_UP)["class"])
+            for _ in range(first, len(networks)):
+                answer = heard(rules.wall_time_limit, self.GRACE)
+                yield read_outcome(answer, (rules.depth, rules.width)).apply_limits(rules)
+                answered += 1
+        except WhestError as exc:
+            if not self.class_found:
+                raise
+            if exc.code == "TIMEOUT":
+                limit = (rules.wall_time_limit or 0) + self.GRACE
+                yield Outcome(flag="time_exhausted", traceback=str(exc), wall_time_s=limit)
+            elif exc.code != "WORKER_EOF" or not answered:  # else who knows what killed it: once more
+                yield failed_outcome(str(exc), exc.code)
+        except Exception:  # what it said can be anything
+            yield failed_outcome("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
         finally:
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
             process.wait()
 
-    def _introduced(self, said):
-        """Take a worker's first line: the class that it found, or why it found none."""
-        if "code" in said:
-            raise WhestError(*(str(said[key]) for key in ("message", "code", "stage")))
-        self.class_found = str(said["class"])
+    def _started(self, networks, first):
+        """A worker process, which is told what to do."""
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+            "import whestbench; whestbench.serve()"
+        )
+        arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile, self.max_threads
+        with tempfile.TemporaryFile() as told:
+            pickle.dump((LocalRunner(*arguments), networks, first), told)
+            told.seek(0)
+            return subprocess.Popen(
+                [sys.executable, "-c", code],
+                env={k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)},
+                start_new_session=True,
+                stdin=told,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+            )
 
 
 def serve():
     """The worker's side: what standard input tells is done, a line of JSON a network."""
     import pdb
 
-    arguments, max_threads, networks, first = pickle.load(sys.stdin.buffer)
+    runner, networks, first = pickle.load(sys.stdin.buffer)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what the estimator prints is no answer
-    pdb.set_trace = _no_debugger_here
-    if os.environ.get("PYTHONBREAKPOINT") != "0":
-        sys.breakpointhook = _no_debugger_here
+    pdb.set_trace = _no_debugger_here  # breakpoint() goes there too
 
     def say(what):
-        print(json.dumps(what), file=answers, flush=True)
+        print(json.dumps(what, default=str), file=answers, flush=True)
 
-    limit_threads(max_threads)
-    if importlib.util.find_spec("resource"):
+    limit_threads(runner.max_threads)
+    with suppress(ImportError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     try:
-        with LocalRunner(*arguments) as runner:
+        with runner:
             say({"class": runner.class_found})
             for mlp in islice(networks, first, None):
                 outcome = runner.predict(mlp)
-                charges = [
-                    (
-                        c.bill.op_name,
-                        c.bill.cost,
-                        c.bill.dtype and str(c.bill.dtype),
-                        c.namespace,
-                        c.backend,
-                        c.overhead,
-                        c.stack,
-                        c.calls,
-                    )
-                    for c in outcome.charges
-                ]
-                say(
-                    vars(outcome)
-                    | {
-                        "charges": charges,
-                        "outside": [(*place, s) for place, s in outcome.outside.items()],
-                        "prediction": None if outcome.failed else outcome.prediction.tolist(),
-                    }
-                )
+                outside = [(*place, seconds) for place, seconds in outcome.outside.items()]
+                prediction = None if outcome.failed else outcome.prediction.tolist()
+                say(vars(outcome) | {"outside": outside, "prediction": prediction})
     except WhestError as exc:
         say({"code": exc.code, "message": str(exc), "stage": exc.stage})
 
@@ -6172,7 +6113,7 @@ def kind_of(failure, outcome):
     """Which question a failure answers."""
     if failure.kind != "error":
         return "limit"
-    if "got_shape" not in outcome.error["details"]:
+    if outcome.error_code != "ValueError":
         return "raised"
     return "finite" if "finite" in failure.said else "shape"
 
