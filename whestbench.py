@@ -4373,17 +4373,20 @@ class Outcome:
                 self.prediction, self.flag = None, flag
         return self
 
-    def breakdown(self, rules: Round) -> dict | None:
-        """The bill as in the real report, by namespace; None after an error."""
-        if self.error:
-            return None
-        summary = summary_of(rules.flop_budget, self.charges, self.wall_time_s, True)
-        del summary["operations"]
-        summary["by_namespace"] = {
-            "estimator." + (name or "estimator-client").removeprefix("estimator."): row
-            for name, row in summary["by_namespace"].items()
-        }
-        return summary
+
+def breakdown_of(outcomes, rules):
+    """The bill of outcomes as in the real report, by namespace; None where all ended in an error."""
+    billed = [outcome for outcome in outcomes if not outcome.error]
+    if not billed:
+        return None
+    charges = [charge for outcome in billed for charge in outcome.charges]
+    wall = sum(outcome.wall_time_s for outcome in billed)
+    summary = summary_of(rules.flop_budget * len(billed), charges, wall, True)
+    summary["by_namespace"] = {
+        "estimator." + (name or "estimator-client").removeprefix("estimator."): row
+        for name, row in summary["by_namespace"].items()
+    }
+    return summary
 
 
 class Failure(NamedTuple):
@@ -4506,12 +4509,12 @@ def suite_error(errors):
     return TruthError(raw, floor, variance / n, between, n)
 
 
-def suite_score(outcomes, truths, multipliers):
+def suite_score(outcomes, truths, rules):
     """The score of these outcomes against these truths."""
     return suite_error(
         [
-            final_error(outcome.scored(truth)[-1], truth, multiplier)
-            for outcome, truth, multiplier in zip(outcomes, truths, multipliers)
+            final_error(outcome.scored(truth)[-1], truth, outcome.multiplier(rules))
+            for outcome, truth in zip(outcomes, truths)
         ]
     )
 
@@ -4589,7 +4592,7 @@ def score_mlp(index, mlp, outcome, truth, rules):
         "effective_compute": outcome.effective_compute(rules),
         **{flag: outcome.flag == flag for flag in FLAGS},
         **{t: getattr(outcome, t) for t in TIMES},
-        "breakdowns": {"estimator": outcome.breakdown(rules)},
+        "breakdowns": {"estimator": breakdown_of([outcome], rules)},
         "truth_n_samples": truth.n_samples,
         "noise_floor": final.noise_floor,
         "corrected_final_layer_mse": final.corrected,
@@ -4618,12 +4621,11 @@ def score_suite(
     for key in ("standard_error", "noise_floor", "truth_interval", "network_interval"):
         corrected[key] = getattr(error, key)
     failures = Counter("error" if o.error_code else o.flag for o in outcomes if o.failed)
-    means = ("adjusted_final_layer_score", "final_layer_mse", "all_layers_mse", "per_layer_mse")
-    return {key: mean(key) for key in means} | {
+    means = """adjusted_final_layer_score final_layer_mse all_layers_mse per_layer_mse
+        mean_score_multiplier mean_effective_compute""".split()
+    return {key: mean(key.removeprefix("mean_")) for key in means} | {
         "best_mlp_adjusted_final_layer_score": min(scores),
         "worst_mlp_adjusted_final_layer_score": max(scores),
-        "mean_score_multiplier": mean("score_multiplier"),
-        "mean_effective_compute": mean("effective_compute"),
         "mean_compute_utilization": mean("effective_compute") / rules.flop_budget,
         "n_failed_mlps": failures.total(),
         "failure_breakdown": {key: failures[key] for key in (*FLAGS, "error")},
@@ -4631,10 +4633,7 @@ def score_suite(
         "warnings": sum((o.warned for o in outcomes), Counter()),
         "final_layer_of_mlp_0": dict(zip(("true", "predicted"), final_of_first)),
         "per_mlp": per_mlp,
-        "breakdowns": {
-            "sampling": None,
-            "estimator": add_breakdowns([entry["breakdowns"]["estimator"] for entry in per_mlp]),
-        },
+        "breakdowns": {"sampling": None, "estimator": breakdown_of(outcomes, rules)},
     }
 
 
@@ -4657,9 +4656,7 @@ def zeros_score(per_mlp):
 def standings(per_mlp, propagated, truths, rules):
     """{baseline: {score, note}}: what zeros, mean propagation (its outcomes are given) and sampling would score."""
     sampled, n = sampling_score(per_mlp, rules)
-    mean = suite_score(
-        propagated, truths, [o.multiplier(replace(rules, lambda_flops_per_second=0.0)) for o in propagated]
-    )
+    mean = suite_score(propagated, truths, replace(rules, lambda_flops_per_second=0.0))
     return {
         "zeros": {"score": zeros_score(per_mlp)},
         "mean_propagation": {"score": mean.corrected},
@@ -4670,15 +4667,6 @@ def standings(per_mlp, propagated, truths, rules):
     }
 
 
-def add_breakdowns(breakdowns):
-    """Sum dictionaries of numbers, key by key and all the way down; None where there is nothing to sum."""
-    present = [b for b in breakdowns if b is not None]
-    if not present or not isinstance(present[0], dict):
-        return sum(present) if present else None
-    keys = dict.fromkeys(chain(*present))
-    return {key: add_breakdowns([b.get(key) for b in present]) for key in keys}
-
-
 def grow_truths(suite, rivals, rules, n_samples, precision, store, progress):
     """Truths for estimators' outcomes: `n_samples` exactly, or as many as make each suite score precise.
 
@@ -4687,7 +4675,7 @@ def grow_truths(suite, rivals, rules, n_samples, precision, store, progress):
     timeless = replace(rules, lambda_flops_per_second=0.0)
 
     def least_precise(truths):
-        scores = [suite_score(each, truths, [o.multiplier(timeless) for o in each]) for each in rivals]
+        scores = [suite_score(each, truths, timeless) for each in rivals]
         return min(scores, key=lambda score: score.precise(precision))
 
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:  # hashing is half of a second run
@@ -4878,17 +4866,14 @@ class Profile:
         """Before the context is entered."""
         context.profile, self.context, self.outside = self, context, Counter()
 
-    def owns(self, file, module=""):
-        """Whether a file is the participant's, wherever it was loaded from."""
-        return module.startswith(SUBMISSION) or is_participants(file, self.home)
-
     def stack(self, frame):
         """The participant's lines from this frame outwards, innermost first: (file, line, file, line ...)."""
         found = []
         while frame is not None and frame.f_code is not metered_predict.__code__:
             file = frame.f_code.co_filename
             if file not in self.files:
-                self.files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
+                module = frame.f_globals.get("__name__") or ""
+                self.files[file] = module.startswith(SUBMISSION) or is_participants(file, self.home)
             if self.files[file]:
                 found += file, frame.f_lineno
             frame = frame.f_back
@@ -4926,46 +4911,42 @@ def lines_of(outcomes, home):
     """The participant's lines in order: what each cost itself, with all that it called, and outside fnp."""
     linecache.checkcache()
     charges, outside = [], Counter()
+    operations, with_callees = defaultdict(list), defaultdict(Counter)
     for outcome in outcomes:
         outside.update(outcome.outside)
         for charge in outcome.charges:
             places = list(zip(charge.stack[::2], charge.stack[1::2])) or [OUTSIDE]
-            charges.append(charge._replace(stack=tuple(dict.fromkeys(places))))
-    own, with_callees = summed(charges, lambda charge: charge.stack[0]), defaultdict(Counter)
-    for charge in charges:
-        for place in charge.stack:
-            with_callees[place].update(charge.amounts)
-    operations = defaultdict(list)
-    for charge in condensed(charge._replace(stack=charge.stack[0]) for charge in charges):
-        operations[charge.stack].append(operation_row(charge))
+            charges.append(charge._replace(stack=places[0]))
+            for place in {*places}:
+                with_callees[place].update(amounts_of(charge))
+    for charge in condensed(charges):
+        operations[charge.stack].append(
+            {
+                "namespace": charge.namespace,
+                "operation": charge.bill.op_name,
+                "dtype": charge.bill.dtype and str(charge.bill.dtype),
+                **amounts_of(charge),
+            }
+        )
     return [
         {
             "file": place[0].removeprefix(home),
             "line": place[1],
             "source": linecache.getline(*place).strip(),
-            **amounts_of(own[place]),
             "charges": operations[place],
             "outside_s": outside[place],
-            **{f"cumulative_{key}": value for key, value in amounts_of(with_callees[place]).items()},
+            **{key: sum(row[key] for row in operations[place]) for key in AMOUNTS},
+            **{f"cumulative_{key}": with_callees[place][key] for key in AMOUNTS},
         }
         for place in sorted({*with_callees, *outside}, key=lambda place: (not place[1], place))
     ]
 
 
-def amounts_of(row):
-    times = row["flopscope_backend_time_s"] + row["flopscope_overhead_time_s"]
-    return {"calls": row["calls"], "flops_used": row["flop_cost"], "time_s": times}
+AMOUNTS = "calls", "flops_used", "time_s"
 
 
-def operation_row(charge):
-    """A condensed charge as the document has it."""
-    bill = charge.bill
-    return {
-        "namespace": charge.namespace,
-        "operation": bill.op_name,
-        "dtype": bill.dtype and str(bill.dtype),
-        **amounts_of(charge.amounts),
-    }
+def amounts_of(charge):
+    return dict(zip(AMOUNTS, (charge.calls, charge.bill.cost, charge.backend + charge.overhead)))
 
 
 @contextmanager
@@ -5022,16 +5003,10 @@ def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
             raise KeyboardInterrupt from exc
         if fail_fast or isinstance(exc, KeyboardInterrupt):
             raise
-        describe_failure(outcome, exc, home)
+        describe_failure(outcome, exc, home, rules)
     outcome.flops_charged = context.flops_used
-    # As in the real report: a blown budget counts as all of it, a blown clock and an error as nothing.
-    outcome.flops_used = (
-        context.flops_used
-        if not outcome.failed
-        else rules.flop_budget
-        if outcome.flag == "budget_exhausted"
-        else 0
-    )
+    if not outcome.failed:
+        outcome.flops_used = context.flops_used
     outcome.charges = condensed(context._log)
     if outcome.error is None:
         for name in TIMES:
@@ -5041,7 +5016,7 @@ def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
     return outcome.apply_limits(rules)
 
 
-def describe_failure(outcome, exc, home):
+def describe_failure(outcome, exc, home, rules):
     """Fill in flag or error, the participant's own line, and the traceback without our own frames."""
     text = traceback.TracebackException.from_exception(exc, limit=-100)  # a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
@@ -5049,7 +5024,9 @@ def describe_failure(outcome, exc, home):
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
     outcome.line, outcome.traceback = participant_line(exc, home), header + "".join(text.format())
     if isinstance(exc, (BudgetExhaustedError, TimeExhaustedError)):
-        outcome.flag = "budget_exhausted" if isinstance(exc, BudgetExhaustedError) else "time_exhausted"
+        outcome.flag = "time_exhausted"
+        if isinstance(exc, BudgetExhaustedError):  # counts as all of it, as in the real report
+            outcome.flag, outcome.flops_used = "budget_exhausted", rules.flop_budget
         return
     kind, hints, outcome.error_code = type(exc).__name__, (), "PREDICT_ERROR"
     if isinstance(exc, InvalidPrediction):
@@ -5620,8 +5597,7 @@ def _flops(r):
     breakdown = r.results["breakdowns"]["estimator"]
     if not breakdown:
         return
-    operations = add_breakdowns([row["operations"] for row in breakdown["by_namespace"].values()]) or {}
-    paid = sorted(operations.items(), key=lambda item: -item[1]["flop_cost"])
+    paid = sorted(breakdown["operations"].items(), key=lambda item: -item[1]["flop_cost"])
     for name, row in [item for item in paid if item[1]["flop_cost"]][:8]:
         share = row["flop_cost"] / breakdown["flops_used"]
         yield Bar(
