@@ -4390,17 +4390,20 @@ class Outcome:
                 self.prediction, self.flag = None, flag
         return self
 
-    def breakdown(self, rules: Round) -> dict | None:
-        """The bill as in the real report, by namespace; None after an error."""
-        if self.error:
-            return None
-        summary = summary_of(rules.flop_budget, self.charges, self.wall_time_s, True)
-        del summary["operations"]
-        summary["by_namespace"] = {
-            "estimator." + (name or "estimator-client").removeprefix("estimator."): row
-            for name, row in summary["by_namespace"].items()
-        }
-        return summary
+
+def breakdown_of(outcomes, rules):
+    """The bill of outcomes as in the real report, by namespace; None where all ended in an error."""
+    billed = [outcome for outcome in outcomes if not outcome.error]
+    if not billed:
+        return None
+    charges = [charge for outcome in billed for charge in outcome.charges]
+    wall = sum(outcome.wall_time_s for outcome in billed)
+    summary = summary_of(rules.flop_budget * len(billed), charges, wall, True)
+    summary["by_namespace"] = {
+        "estimator." + (name or "estimator-client").removeprefix("estimator."): row
+        for name, row in summary["by_namespace"].items()
+    }
+    return summary
 
 
 class Failure(NamedTuple):
@@ -4422,13 +4425,9 @@ def failure_of(outcome, rules):
     if not outcome.failed:
         return None
     if outcome.flag is None:
-        error = outcome.error or {"message": "no prediction", "details": {}}
-        details, said = error["details"], f"{error.get('type', outcome.error_code)}: {error['message']}"
-        hints = tuple(details.get("cause_hints", ()))
-        if "expected_shape" in details:
-            got, expected = (", ".join(map(str, details[key])) for key in ("got_shape", "expected_shape"))
-            hints = (*[f"expected shape ({expected}), got ({got})."] * (got != expected), *hints)
-        return Failure("error", said, details.get("line", outcome.line), hints)
+        said = f"{outcome.error.get('type', outcome.error_code)}: {outcome.error['message']}"
+        hints = outcome.error["details"].get("cause_hints", ())
+        return Failure("error", said, outcome.line, tuple(hints))
     budget, spent = readable(rules.flop_budget), readable(outcome.effective_compute(rules))
     said = {
         "budget_exhausted": f"the next operation would have crossed the FLOP budget of {budget}; "
@@ -4527,12 +4526,12 @@ def suite_error(errors):
     return TruthError(raw, floor, variance / n, between, n)
 
 
-def suite_score(outcomes, truths, multipliers):
+def suite_score(outcomes, truths, rules):
     """The score of these outcomes against these truths."""
     return suite_error(
         [
-            final_error(outcome.scored(truth)[-1], truth, multiplier)
-            for outcome, truth, multiplier in zip(outcomes, truths, multipliers)
+            final_error(outcome.scored(truth)[-1], truth, outcome.multiplier(rules))
+            for outcome, truth in zip(outcomes, truths)
         ]
     )
 
@@ -4610,7 +4609,7 @@ def score_mlp(index, mlp, outcome, truth, rules):
         "effective_compute": outcome.effective_compute(rules),
         **{flag: outcome.flag == flag for flag in FLAGS},
         **{t: getattr(outcome, t) for t in TIMES},
-        "breakdowns": {"estimator": outcome.breakdown(rules)},
+        "breakdowns": {"estimator": breakdown_of([outcome], rules)},
         "truth_n_samples": truth.n_samples,
         "noise_floor": final.noise_floor,
         "corrected_final_layer_mse": final.corrected,
@@ -4639,12 +4638,11 @@ def score_suite(
     for key in ("standard_error", "noise_floor", "truth_interval", "network_interval"):
         corrected[key] = getattr(error, key)
     failures = Counter("error" if o.error_code else o.flag for o in outcomes if o.failed)
-    means = ("adjusted_final_layer_score", "final_layer_mse", "all_layers_mse", "per_layer_mse")
-    return {key: mean(key) for key in means} | {
+    means = """adjusted_final_layer_score final_layer_mse all_layers_mse per_layer_mse
+        mean_score_multiplier mean_effective_compute""".split()
+    return {key: mean(key.removeprefix("mean_")) for key in means} | {
         "best_mlp_adjusted_final_layer_score": min(scores),
         "worst_mlp_adjusted_final_layer_score": max(scores),
-        "mean_score_multiplier": mean("score_multiplier"),
-        "mean_effective_compute": mean("effective_compute"),
         "mean_compute_utilization": mean("effective_compute") / rules.flop_budget,
         "n_failed_mlps": failures.total(),
         "failure_breakdown": {key: failures[key] for key in (*FLAGS, "error")},
@@ -4652,10 +4650,7 @@ def score_suite(
         "warnings": sum((o.warned for o in outcomes), Counter()),
         "final_layer_of_mlp_0": dict(zip(("true", "predicted"), final_of_first)),
         "per_mlp": per_mlp,
-        "breakdowns": {
-            "sampling": None,
-            "estimator": add_breakdowns([entry["breakdowns"]["estimator"] for entry in per_mlp]),
-        },
+        "breakdowns": {"sampling": None, "estimator": breakdown_of(outcomes, rules)},
     }
 
 
@@ -4678,9 +4673,7 @@ def zeros_score(per_mlp):
 def standings(per_mlp, propagated, truths, rules):
     """{baseline: {score, note}}: what zeros, mean propagation (its outcomes are given) and sampling would score."""
     sampled, n = sampling_score(per_mlp, rules)
-    mean = suite_score(
-        propagated, truths, [o.multiplier(replace(rules, lambda_flops_per_second=0.0)) for o in propagated]
-    )
+    mean = suite_score(propagated, truths, replace(rules, lambda_flops_per_second=0.0))
     return {
         "zeros": {"score": zeros_score(per_mlp)},
         "mean_propagation": {"score": mean.corrected},
@@ -4691,15 +4684,6 @@ def standings(per_mlp, propagated, truths, rules):
     }
 
 
-def add_breakdowns(breakdowns):
-    """Sum dictionaries of numbers, key by key and all the way down; None where there is nothing to sum."""
-    present = [b for b in breakdowns if b is not None]
-    if not present or not isinstance(present[0], dict):
-        return sum(present) if present else None
-    keys = dict.fromkeys(chain(*present))
-    return {key: add_breakdowns([b.get(key) for b in present]) for key in keys}
-
-
 def grow_truths(suite, rivals, rules, n_samples, precision, store, progress):
     """Truths for estimators' outcomes: `n_samples` exactly, or as many as make each suite score precise.
 
@@ -4708,7 +4692,7 @@ def grow_truths(suite, rivals, rules, n_samples, precision, store, progress):
     timeless = replace(rules, lambda_flops_per_second=0.0)
 
     def least_precise(truths):
-        scores = [suite_score(each, truths, [o.multiplier(timeless) for o in each]) for each in rivals]
+        scores = [suite_score(each, truths, timeless) for each in rivals]
         return min(scores, key=lambda score: score.precise(precision))
 
     with concurrent.futures.ThreadPoolExecutor(_n_threads) as threads:  # hashing is half of a second run
@@ -4792,16 +4776,11 @@ def compare_against_monte_carlo(
 
 
 class InvalidPrediction(ValueError):
-    """A prediction that cannot be scored, with the real package's `details`."""
+    """A prediction that cannot be scored, with a hint where to look."""
 
-    def __init__(self, message, mlp, got, hint):
+    def __init__(self, message, hint):
         super().__init__(message)
-        self.details = {
-            "expected_shape": [mlp.depth, mlp.width],
-            "got_shape": list(got),
-            "cause_hints": [hint],
-            "hint": hint,
-        }
+        self.hint = hint
 
 
 def materialise(raw, mlp):
@@ -4822,8 +4801,6 @@ def materialise(raw, mlp):
             hint = f"It returned a {type(raw).__name__}, not an array. {hint}"
         raise InvalidPrediction(
             f"Predictions must have shape (depth={mlp.depth}, width={mlp.width}); got shape={shape}.",
-            mlp,
-            shape,
             hint,
         )
     for layer, neuron in np.argwhere(~np.isfinite(prediction)):
@@ -4835,8 +4812,6 @@ def materialise(raw, mlp):
         )
         raise InvalidPrediction(
             "Predictions must contain only finite values.",
-            mlp,
-            shape,
             f"{value} first in layer {layer + 1}, neuron {neuron}: look there for {cause}.",
         )
     return prediction
@@ -4908,17 +4883,14 @@ class Profile:
         """Before the context is entered."""
         context.profile, self.context, self.outside = self, context, Counter()
 
-    def owns(self, file, module=""):
-        """Whether a file is the participant's, wherever it was loaded from."""
-        return module.startswith(SUBMISSION) or is_participants(file, self.home)
-
     def stack(self, frame):
         """The participant's lines from this frame outwards, innermost first: (file, line, file, line ...)."""
         found = []
         while frame is not None and frame.f_code is not metered_predict.__code__:
             file = frame.f_code.co_filename
             if file not in self.files:
-                self.files[file] = self.owns(file, frame.f_globals.get("__name__") or "")
+                module = frame.f_globals.get("__name__") or ""
+                self.files[file] = module.startswith(SUBMISSION) or is_participants(file, self.home)
             if self.files[file]:
                 found += file, frame.f_lineno
             frame = frame.f_back
@@ -4956,46 +4928,42 @@ def lines_of(outcomes, home):
     """The participant's lines in order: what each cost itself, with all that it called, and outside fnp."""
     linecache.checkcache()
     charges, outside = [], Counter()
+    operations, with_callees = defaultdict(list), defaultdict(Counter)
     for outcome in outcomes:
         outside.update(outcome.outside)
         for charge in outcome.charges:
             places = list(zip(charge.stack[::2], charge.stack[1::2])) or [OUTSIDE]
-            charges.append(charge._replace(stack=tuple(dict.fromkeys(places))))
-    own, with_callees = summed(charges, lambda charge: charge.stack[0]), defaultdict(Counter)
-    for charge in charges:
-        for place in charge.stack:
-            with_callees[place].update(charge.amounts)
-    operations = defaultdict(list)
-    for charge in condensed(charge._replace(stack=charge.stack[0]) for charge in charges):
-        operations[charge.stack].append(operation_row(charge))
+            charges.append(charge._replace(stack=places[0]))
+            for place in {*places}:
+                with_callees[place].update(amounts_of(charge))
+    for charge in condensed(charges):
+        operations[charge.stack].append(
+            {
+                "namespace": charge.namespace,
+                "operation": charge.bill.op_name,
+                "dtype": charge.bill.dtype and str(charge.bill.dtype),
+                **amounts_of(charge),
+            }
+        )
     return [
         {
             "file": place[0].removeprefix(home),
             "line": place[1],
             "source": linecache.getline(*place).strip(),
-            **amounts_of(own[place]),
             "charges": operations[place],
             "outside_s": outside[place],
-            **{f"cumulative_{key}": value for key, value in amounts_of(with_callees[place]).items()},
+            **{key: sum(row[key] for row in operations[place]) for key in AMOUNTS},
+            **{f"cumulative_{key}": with_callees[place][key] for key in AMOUNTS},
         }
         for place in sorted({*with_callees, *outside}, key=lambda place: (not place[1], place))
     ]
 
 
-def amounts_of(row):
-    times = row["flopscope_backend_time_s"] + row["flopscope_overhead_time_s"]
-    return {"calls": row["calls"], "flops_used": row["flop_cost"], "time_s": times}
+AMOUNTS = "calls", "flops_used", "time_s"
 
 
-def operation_row(charge):
-    """A condensed charge as the document has it."""
-    bill = charge.bill
-    return {
-        "namespace": charge.namespace,
-        "operation": bill.op_name,
-        "dtype": bill.dtype and str(bill.dtype),
-        **amounts_of(charge.amounts),
-    }
+def amounts_of(charge):
+    return dict(zip(AMOUNTS, (charge.calls, charge.bill.cost, charge.backend + charge.overhead)))
 
 
 @contextmanager
@@ -5052,16 +5020,10 @@ def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
             raise KeyboardInterrupt from exc
         if fail_fast or isinstance(exc, KeyboardInterrupt):
             raise
-        describe_failure(outcome, exc, home)
+        describe_failure(outcome, exc, home, rules)
     outcome.flops_charged = context.flops_used
-    # As in the real report: a blown budget counts as all of it, a blown clock and an error as nothing.
-    outcome.flops_used = (
-        context.flops_used
-        if not outcome.failed
-        else rules.flop_budget
-        if outcome.flag == "budget_exhausted"
-        else 0
-    )
+    if not outcome.failed:
+        outcome.flops_used = context.flops_used
     outcome.charges = condensed(context._log)
     if outcome.error is None:
         for name in TIMES:
@@ -5071,7 +5033,7 @@ def metered_predict(estimator, mlp, rules, fail_fast=False, profile=None):
     return outcome.apply_limits(rules)
 
 
-def describe_failure(outcome, exc, home):
+def describe_failure(outcome, exc, home, rules):
     """Fill in flag or error, the participant's own line, and the traceback without our own frames."""
     text = traceback.TracebackException.from_exception(exc, limit=-100)  # a recursion may have millions
     for part in filter(None, (text, text.__cause__, text.__context__)):
@@ -5079,17 +5041,18 @@ def describe_failure(outcome, exc, home):
     header = "" if text.stack else "Traceback (most recent call last):\n  in predict()\n"
     outcome.line, outcome.traceback = participant_line(exc, home), header + "".join(text.format())
     if isinstance(exc, (BudgetExhaustedError, TimeExhaustedError)):
-        outcome.flag = "budget_exhausted" if isinstance(exc, BudgetExhaustedError) else "time_exhausted"
+        outcome.flag = "time_exhausted"
+        if isinstance(exc, BudgetExhaustedError):  # counts as all of it, as in the real report
+            outcome.flag, outcome.flops_used = "budget_exhausted", rules.flop_budget
         return
-    kind, outcome.error_code = type(exc).__name__, "PREDICT_ERROR"
-    details = {"line": outcome.line}
+    kind, hints, outcome.error_code = type(exc).__name__, (), "PREDICT_ERROR"
     if isinstance(exc, InvalidPrediction):
         kind = outcome.error_code = "ValueError"
-        details = exc.details | {"line": f"{Path(home).name}, the return value of predict()"}
+        hints, outcome.line = [exc.hint], f"{Path(home).name}, the return value of predict()"
     elif isinstance(exc, UnsupportedDtypeError):
         outcome.error_code = kind
     # str(text): that of an exception may raise in its turn
-    outcome.error = {"message": str(text) or kind, "type": kind, "details": details}
+    outcome.error = error_of(str(text) or kind, kind, hints)
 
 
 class Networks:
@@ -5113,6 +5076,7 @@ class Networks:
         return Networks, (self.n_mlps, self.make, *self.arguments)
 
 
+@dataclass
 class LocalRunner:
     """Runs the estimator in this process: the fastest, and the one to debug in; what kills it ends the run.
 
@@ -5121,21 +5085,18 @@ class LocalRunner:
     as a rival's may have the same names.
     """
 
+    path: str
+    class_name: str | None
+    rules: Round
+    seed: int
+    fail_fast: bool = False
+    profile: Profile | None = None
+    max_threads: int | None = None
     class_found = ""  # the class that the loader chose
 
-    def __init__(
-        self,
-        path: str,
-        class_name: str | None,
-        rules: Round,
-        seed: int,
-        fail_fast: bool = False,
-        profile: Profile | None = None,
-    ):
-        # absolute, wherever the estimator may chdir to
-        self.path = path if path in BASELINES else str(Path(path).expanduser().resolve())
-        self.class_name, self.rules, self.seed, self.fail_fast = class_name, rules, seed, fail_fast
-        self.profile = profile
+    def __post_init__(self):
+        if self.path not in BASELINES:  # absolute, wherever the estimator may chdir to
+            self.path = str(Path(self.path).expanduser().resolve())
 
     def __enter__(self):
         rules, limit = self.rules, self.rules.setup_timeout
@@ -5155,23 +5116,17 @@ class LocalRunner:
                 self.estimator.setup(context)
             if alarm.left < 0:  # where it could not strike
                 raise TimeExhaustedError("setup", elapsed_s=limit - alarm.left, limit_s=limit)
-        except (WhestError, KeyboardInterrupt):
-            raise
         except BaseException as exc:
-            if self.fail_fast:
+            if self.fail_fast or isinstance(exc, (WhestError, KeyboardInterrupt)):
                 raise
+            where = participant_line(exc, self.path)
+            said, code = f"raised {type(exc).__name__}: {exc} ({where}); --debug shows the traceback", "ERROR"
             if isinstance(exc, TimeExhaustedError):
-                raise WhestError(
-                    f"setup() exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout.",
-                    "SETUP_TIMEOUT",
-                    "setup",
-                ) from exc
-            raise WhestError(
-                f"setup() raised {type(exc).__name__}: {exc} ({participant_line(exc, self.path)}); "
-                "--debug shows the traceback.",
-                "SETUP_ERROR",
-                "setup",
-            ) from exc
+                said, code = (
+                    f"exceeded its limit of {limit:g} s: do less there, or raise --setup-timeout",
+                    "TIMEOUT",
+                )
+            raise WhestError(f"setup() {said}.", f"SETUP_{code}", "setup") from exc
         self.class_found = type(self.estimator).__name__
         return self
 
@@ -5204,51 +5159,46 @@ ENVIRONMENT = re.compile(  # what a worker gets of ours
 MEMORY_LIMIT = 8 * 2**30  # bytes of a worker
 
 
-def read_outcome(line, shape):
-    """The Outcome that a worker's line of JSON tells, field by field; whatever does not convert raises."""
+def amount(value):
+    """A number of JSON's that nothing overflows on; what is none raises."""
+    if not 0 <= value <= 2**63:
+        raise ValueError(f"{value} is no amount")
+    return value
 
-    def amount(value):
-        if not 0 <= float(value) < inf:
-            raise ValueError(f"{value} is no amount")
-        return int(value) if type(value) is int else float(value)
 
-    def text(value):
-        return None if value is None else str(value)
-
-    said = json.loads(line)
+def read_outcome(said, shape):
+    """The Outcome that a worker tells in JSON, field by field; whatever does not convert raises."""
     outcome = Outcome(
         **{name: amount(said[name]) for name in ("flops_used", "flops_charged", *TIMES)},
-        traceback=text(said["traceback"]),
-        line=str(said["line"]),
+        **{name: said[name] and str(said[name]) for name in ("traceback", "line")},
+        outside={(str(file), amount(line)): amount(seconds) for file, line, seconds in said["outside"]},
+        warned=Counter({text: amount(times) for text, times in said["warned"].items()}),
     )
     if said["flag"]:
         outcome.flag = FLAGS[FLAGS.index(said["flag"])]
     elif said["error"]:
         error, outcome.error_code = said["error"], str(said["error_code"])
-        details = {
-            str(key): [*map(str, value)] if type(value) is list else str(value)
-            for key, value in error["details"].items()
-        }
-        outcome.error = {"message": str(error["message"]), "type": str(error["type"]), "details": details}
+        outcome.error = error_of(error["message"], error["type"], error["details"]["cause_hints"])
     else:
         outcome.prediction = np.array(said["prediction"], np.float32).reshape(shape)
         if not np.isfinite(outcome.prediction).all():
             raise ValueError("a prediction that is not finite")
-    for name, cost, dtype, space, backend, overhead, stack, calls in said["charges"]:
+    for (name, cost, dtype, *_), _, space, _, *times, stack, calls in said["charges"]:
         bill = Bill(str(name), amount(cost), dtype and np.dtype(str(dtype)))
-        lines = [int(part) if i % 2 else str(part) for i, part in enumerate(stack)]
+        lines = tuple(amount(part) if i % 2 else str(part) for i, part in enumerate(stack))
         outcome.charges.append(
-            Charge(bill, 0, text(space), 0.0, amount(backend), amount(overhead), tuple(lines), amount(calls))
+            Charge(bill, 0, space and str(space), 0.0, *map(amount, times), lines, amount(calls))
         )
-    outcome.outside = {(str(file), int(number)): amount(seconds) for file, number, seconds in said["outside"]}
-    outcome.warned = Counter({str(text): amount(times) for text, times in said["warned"].items()})
     return outcome
 
 
+def error_of(message, kind, hints=()):
+    """What an Outcome and the document say of an error."""
+    return {"message": str(message), "type": str(kind), "details": {"cause_hints": [*map(str, hints)]}}
+
+
 def failed_outcome(message, code):
-    return Outcome(
-        error={"message": message, "type": code, "details": {}}, error_code=code, traceback=message
-    )
+    return Outcome(error=error_of(message, code), error_code=code, traceback=message)
 
 
 class SubprocessRunner(LocalRunner):
@@ -5260,7 +5210,6 @@ class SubprocessRunner(LocalRunner):
 
     GRACE = 2.0  # seconds beyond the wall limit, in which the worker's own alarm may still answer
     START_UP = 30.0  # and beyond the set-up time, to start Python and import this module
-    max_threads = None
 
     def __enter__(self):
         return self
@@ -5270,143 +5219,112 @@ class SubprocessRunner(LocalRunner):
 
     def outcomes(self, networks: Networks) -> Iterator[Outcome]:
         """The outcome on each network, or what became of the worker. Raises WhestError if none can be set up."""
-        done, shape = 0, (self.rules.depth, self.rules.width)
+        done = 0
         while done < len(networks):
-            first = done
-            try:
-                for line in self._answers(networks, first):
-                    outcome = read_outcome(line, shape).apply_limits(self.rules)
-                    done += 1
-                    yield self._checked(outcome)
-            except WhestError as exc:
-                if not self.class_found or exc.stage == "predict":
-                    raise
-                if done > first and exc.code == "WORKER_EOF":
-                    continue  # who knows what killed it: once more, in a fresh one
-                outcome = failed_outcome(str(exc), exc.code)
-                if exc.code == "TIMEOUT":
-                    limit = (self.rules.wall_time_limit or 0) + self.GRACE
-                    outcome = Outcome(flag="time_exhausted", traceback=str(exc), wall_time_s=limit)
-            except Exception:  # what it said can be anything
-                outcome = failed_outcome("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
-            if done < len(networks):
+            for outcome in self._work(networks, done):
                 done += 1
-                yield self._checked(outcome)
+                if self.fail_fast and outcome.failed:
+                    said = outcome.traceback or failure_of(outcome, self.rules).text
+                    raise WhestError(said, outcome.error_code or "PREDICT_ERROR", "predict")
+                yield outcome
 
-    def _checked(self, outcome):
-        if self.fail_fast and outcome.failed:
-            code = outcome.error_code or "PREDICT_ERROR"
-            raise WhestError(outcome.traceback or outcome.error["message"], code, "predict")
-        return outcome
-
-    def _answers(self, networks, first):
-        """The lines of a new worker that starts with network `first`. Raises WhestError on silence or death."""
-        code = (
-            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-            "import whestbench; whestbench.serve()"
-        )
-        environment = {k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)}
-        arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile
-        with tempfile.TemporaryFile() as told:
-            pickle.dump((arguments, self.max_threads, networks, first), told)
-            told.seek(0)
-            process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                env=environment,
-                start_new_session=True,
-                stdin=told,
-                stdout=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",
-            )
-        said = queue.SimpleQueue()
+    def _work(self, networks, first):
+        """The outcomes of a new worker that starts with network `first`, until it falls silent or dies."""
+        process, said, answered = self._started(networks, first), queue.SimpleQueue(), 0
 
         def listen():
             for line in iter(lambda: process.stdout.readline(2**26), ""):
                 said.put(line)
             said.put("")
 
-        threading.Thread(target=listen, daemon=True).start()
-        limits = self.rules.setup_timeout, self.rules.wall_time_limit
-        waits = (
-            limit and limit + more
-            for limit, more in chain([(limits[0], self.START_UP)], repeat((limits[1], self.GRACE)))
-        )
-        try:
-            for i, wait in enumerate(waits):
-                line = said.get(timeout=wait)
-                if not line:
-                    break
-                if i == 0 or '"code"' in line[:9]:
-                    self._introduced(json.loads(line))
-                else:
-                    yield line
-            status = process.wait(1.0)
-            if status or i == 0:
+        def heard(limit, grace):
+            """Its next answer, within so many seconds. Raises WhestError if there is none, or if it is one."""
+            try:
+                answer = said.get(timeout=limit and limit + grace)
+            except queue.Empty:
+                late = f"The worker gave no answer within {limit + grace:.0f} s."
+                raise WhestError(late, "TIMEOUT", "setup") from None
+            if not answer:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1.0)
+                status = process.returncode or 0
                 how = signal.strsignal(-status) if status < 0 else f"exit status {status}"
                 raise WhestError(f"The worker process died ({how}).", "WORKER_EOF", "setup")
-        except queue.Empty:
-            raise WhestError(f"The worker gave no answer within {wait:.0f} s.", "TIMEOUT", "setup") from None
-        except subprocess.TimeoutExpired:
-            raise WhestError("The worker fell silent.", "WORKER_EOF", "setup") from None
+            answer = json.loads(answer)
+            if "code" in answer:
+                raise WhestError(*(str(answer[key]) for key in ("message", "code", "stage")))
+            return answer
+
+        threading.Thread(target=listen, daemon=True).start()
+        rules = self.rules
+        try:
+            self.class_found = str(heard(rules.setup_timeout, self.START_UP)["class"])
+            for _ in range(first, len(networks)):
+                answer = heard(rules.wall_time_limit, self.GRACE)
+                yield read_outcome(answer, (rules.depth, rules.width)).apply_limits(rules)
+                answered += 1
+        except WhestError as exc:
+            if not self.class_found:
+                raise
+            if exc.code == "TIMEOUT":
+                limit = (rules.wall_time_limit or 0) + self.GRACE
+                yield Outcome(flag="time_exhausted", traceback=str(exc), wall_time_s=limit)
+            elif exc.code != "WORKER_EOF" or not answered:  # else who knows what killed it: once more
+                yield failed_outcome(str(exc), exc.code)
+        except Exception:  # what it said can be anything
+            yield failed_outcome("The worker's answer was not understood.", "WORKER_PROTOCOL_ERROR")
         finally:
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
             process.wait()
 
-    def _introduced(self, said):
-        """Take a worker's first line: the class that it found, or why it found none."""
-        if "code" in said:
-            raise WhestError(*(str(said[key]) for key in ("message", "code", "stage")))
-        self.class_found = str(said["class"])
+    def _started(self, networks, first):
+        """A worker process, which is told what to do."""
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+            "import whestbench; whestbench.serve()"
+        )
+        arguments = self.path, self.class_name, self.rules, self.seed, False, self.profile, self.max_threads
+        with tempfile.TemporaryFile() as told:
+            pickle.dump((LocalRunner(*arguments), networks, first), told)
+            told.seek(0)
+            return subprocess.Popen(
+                [sys.executable, "-c", code],
+                env={k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)},
+                start_new_session=True,
+                stdin=told,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+            )
 
 
 def serve():
     """The worker's side: what standard input tells is done, a line of JSON a network."""
     import pdb
 
-    arguments, max_threads, networks, first = pickle.load(sys.stdin.buffer)
+    runner, networks, first = pickle.load(sys.stdin.buffer)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what the estimator prints is no answer
-    pdb.set_trace = _no_debugger_here
-    if os.environ.get("PYTHONBREAKPOINT") != "0":
-        sys.breakpointhook = _no_debugger_here
+    pdb.set_trace = _no_debugger_here  # breakpoint() goes there too
 
     def say(what):
-        print(json.dumps(what), file=answers, flush=True)
+        print(json.dumps(what, default=str), file=answers, flush=True)
 
-    limit_threads(max_threads)
-    if importlib.util.find_spec("resource"):
+    limit_threads(runner.max_threads)
+    with suppress(ImportError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     try:
-        with LocalRunner(*arguments) as runner:
+        with runner:
             say({"class": runner.class_found})
             for mlp in islice(networks, first, None):
                 outcome = runner.predict(mlp)
-                charges = [
-                    (
-                        c.bill.op_name,
-                        c.bill.cost,
-                        c.bill.dtype and str(c.bill.dtype),
-                        c.namespace,
-                        c.backend,
-                        c.overhead,
-                        c.stack,
-                        c.calls,
-                    )
-                    for c in outcome.charges
-                ]
-                say(
-                    vars(outcome)
-                    | {
-                        "charges": charges,
-                        "outside": [(*place, s) for place, s in outcome.outside.items()],
-                        "prediction": None if outcome.failed else outcome.prediction.tolist(),
-                    }
-                )
+                outside = [(*place, seconds) for place, seconds in outcome.outside.items()]
+                prediction = None if outcome.failed else outcome.prediction.tolist()
+                say(vars(outcome) | {"outside": outside, "prediction": prediction})
     except WhestError as exc:
         say({"code": exc.code, "message": str(exc), "stage": exc.stage})
 
@@ -5696,8 +5614,7 @@ def _flops(r):
     breakdown = r.results["breakdowns"]["estimator"]
     if not breakdown:
         return
-    operations = add_breakdowns([row["operations"] for row in breakdown["by_namespace"].values()]) or {}
-    paid = sorted(operations.items(), key=lambda item: -item[1]["flop_cost"])
+    paid = sorted(breakdown["operations"].items(), key=lambda item: -item[1]["flop_cost"])
     for name, row in [item for item in paid if item[1]["flop_cost"]][:8]:
         share = row["flop_cost"] / breakdown["flops_used"]
         yield Bar(
