@@ -1419,7 +1419,7 @@ def test_suites_that_hash_well_and_are_wrong_are_refused(of_mlp, of_truth, says,
     with pytest.raises(wb.InvalidDatasetError, match=says):
         list(wb.read_dataset(tmp_path / "s.npz"))
 
-def test_a_baked_suite_is_run_and_resumed(zeros_file, tmp_path):
+def test_a_baked_suite_is_run_and_baked_anew_with_more_samples(zeros_file, tmp_path):
     suite, cache = tmp_path / "s.npz", tmp_path / "cache"
     shape = ("--width", 32, "--depth", 3)
     whest_with("bake", suite, *shape, "--n-mlps", 2, "--n-samples", 20_000, "--seed", 3, cache=cache)
@@ -1433,7 +1433,8 @@ def test_a_baked_suite_is_run_and_resumed(zeros_file, tmp_path):
         run = run_json(zeros_file, "--dataset", suite, "--n-mlps", asked, cache=cache)
         assert len(run["per_mlp"]) == scored
     assert "exists" in whest_with("bake", suite, *shape, cache=cache, code=2).stderr
-    whest_with("bake", suite, "--resume", "--n-samples", 50_000, cache=cache)
+    suite.unlink()
+    whest_with("bake", suite, *shape, "--n-mlps", 2, "--n-samples", 50_000, "--seed", 3, cache=cache)
     for mlp, truth in wb.read_suite(suite):
         assert truth.n_samples == 50_000 and same(truth, wb.TruthSource(mlp.weights).at(50_000))
     suite.write_bytes(suite.read_bytes()[:-500])

@@ -5748,8 +5748,6 @@ def _against(r):
         f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
         f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}"
     )
-    parts = (f"{name} {part:.2g}" for name, part in difference["parts"].items() if part is not None)
-    yield f"standard error {difference['standard_error']:.2g}: {', '.join(parts)}"
 
 
 def _score(r):
@@ -5817,11 +5815,8 @@ def report_run(document, screen, debug=False, html_path=None):
         (title, lines) for title, draw in PANELS.items() if title not in skipped and (lines := list(draw(r)))
     ]
     if html_path:
-        try:
-            with replacing(Path(html_path)) as part:
-                part.write_text(page(f"whestbench: {r.run_config['estimator']}", panels), "utf-8", "replace")
-        except OSError as exc:
-            raise Misuse(f"--html {html_path}: {exc.strerror}; choose another place.") from exc
+        with replacing(Path(html_path)) as part:
+            part.write_text(page(f"whestbench: {r.run_config['estimator']}", panels), "utf-8", "replace")
 
     def draw(document, screen):
         for has_text, group in groupby(panels, lambda panel: str in map(type, panel[1])):
@@ -5860,7 +5855,7 @@ def draw_suite(document, screen):
 
 def draw_prices(document, screen):
     """Print what an expression costs in every book, with the rows' own sentences."""
-    books = [[] if isinstance(document[book], str) else document[book] for book in PRICES]
+    books = [document[book] for book in PRICES]
     line = "{:<36}{:>16}{:>16}".format
     text = [line("", *(f"book {book}" for book in PRICES))]
     for rows in zip_longest(*books):
@@ -5871,7 +5866,7 @@ def draw_prices(document, screen):
         text += wrap("    " + max((row["says"] for row in charged), key=len), screen.width)
     if max(map(len, books)) > 1:
         text.append(line("  total", *(f"{sum(row['flops'] for row in rows):,}" for rows in books)))
-    text += [f"  book {book}: {document[book]}" for book in PRICES if isinstance(document[book], str)]
+    text += [f"  book {book}: {why}" for book, why in document["refused"].items()]
     screen.write("\n".join(text))
 
 
@@ -6505,29 +6500,26 @@ def draw_checklist(document, screen):
 # ======================================================================================
 
 
-def between(least, most, kind, name):
-    """An exact parser of numbers like 6.8e10, 2**41 or 68_000_000_000; what they are not is an "invalid `name`"."""
+def between(least, most, kind):
+    """An exact parser of numbers in that range, like 6.8e10, 2**41 or 68_000_000_000."""
 
     def number(text):
         base, _, exponent = text.replace("_", "").partition("**")
         if not least <= float(base) ** float(exponent or 1) <= most:
             raise ValueError
         value = Fraction(base) ** int(exponent or 1)
-        if kind(value) != value and kind is int:
+        if kind is int and value.denominator > 1:
             raise ValueError
         return kind(value)
 
-    number.__name__ = name
+    # "invalid ... value", says plac
+    number.__name__ = "whole " * (kind is int) + f"number from {least:g} to {most:g}"
     return number
 
 
-INTEGER = between(1, 1e15, int, "positive integer up to 1e15")
-N_SAMPLES = between(1, 1e12, int, "number of samples up to 1e12")
-N_MLPS = between(1, 1e6, int, "number of networks up to 1e6")
-PRECISION = between(1e-6, 1, float, "share from 1e-6 to 1")
-SECONDS = between(1e-6, 3e7, float, "number of seconds up to a year")
-NATURAL = between(0, 2.0**127, int, "nonnegative integer")
-RATE = between(0, 1e300, float, "nonnegative number")
+INTEGER = between(1, 1e15, int)
+N_SAMPLES = between(1, 1e12, int)  # what a year allows
+SECONDS = between(1e-6, 3e7, float)
 
 
 def n_samples_or_auto(text):
@@ -6535,62 +6527,73 @@ def n_samples_or_auto(text):
     return None if text == "auto" else N_SAMPLES(text)
 
 
-n_samples_or_auto.__name__ = "number of samples up to 1e12, what a year allows, or auto"
+n_samples_or_auto.__name__ = f"{N_SAMPLES.__name__}, or auto,"
 
 
-FILE, REST, FLAG = (
-    object(),
-    object(),
-    object(),
-)  # of positional arguments, one or many; of a flag without a value
-OPTIONS: dict[str, tuple] = {  # name: (default, help, type, metavar or choices)
-    "file": (None, "estimator file", FILE, "FILE"),
-    "expression": (None, "Python on fnp, flops, np and the arrays that are named", FILE, "EXPRESSION"),
-    "arrays": ((), "float32 normals of that shape: w=100x100, or w=100x100:float64", REST, "NAME=SHAPE"),
+def absolute(path):
+    """The file that is meant, wherever an estimator may chdir to."""
+    return path if path.startswith("hf://") else os.path.abspath(os.path.expanduser(path))
+
+
+POSITIONAL = ("file", "expression", "arrays")  # the last takes any number
+OPTIONS: dict[str, tuple] = {  # name: (default, help, type or None of a flag, choices or what stands for it)
+    "file": (None, "estimator file", str, "FILE"),
+    "expression": (None, "Python on fnp, flops, np and the arrays that are named", str, "EXPRESSION"),
+    "arrays": ((), "float32 normals of that shape: w=100x100, or w=100x100:float64", str, "NAME=SHAPE"),
     "estimator": (None, "the same as the positional FILE", str, "FILE"),
     "class_": (None, "estimator class, where the file has several", str, "NAME"),
-    "baseline": (None, "a baseline beside it", str, list(BASELINES)),
-    "round": (DEFAULT_ROUND, f"contest round whose rules apply [{DEFAULT_ROUND}]", str, list(ROUNDS)),
+    "baseline": (None, "a baseline beside it", str, "|".join(BASELINES)),
+    "round": (DEFAULT_ROUND, f"contest round whose rules apply [{DEFAULT_ROUND}]", str, "|".join(ROUNDS)),
     "width": (None, "neurons a layer [the round's]", INTEGER, "N"),
     "depth": (None, "layers [the round's]", INTEGER, "N"),
     "flop_budget": (None, "FLOP budget of one network [the round's]", INTEGER, "FLOPS"),
-    "prices": (None, "price book [the round's]", str, list(PRICES)),
-    "lambda_flops_per_second": (None, "price of a second outside fnp [the round's]", RATE, "RATE"),
+    "prices": (None, "price book [the round's]", str, "|".join(PRICES)),
+    "lambda_flops_per_second": (
+        None,
+        "price of a second outside fnp [the round's]",
+        between(0, 1e300, float),
+        "RATE",
+    ),
     "wall_time_limit": (None, "seconds for one predict() [the round's]", SECONDS, "SECONDS"),
     "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", SECONDS, "SECONDS"),
-    "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
+    "no_residual_wall_time_limit": (False, "lift that gate", None, ""),
     "setup_timeout": (None, "seconds for loading and setup() [5]", SECONDS, "SECONDS"),
-    "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", N_MLPS, "N"),
+    "n_mlps": (
+        None,
+        "networks in the suite [10, or all of the dataset; checklist 3]",
+        between(1, 1e6, int),
+        "N",
+    ),
     "n_samples": (None, "truth samples a network, or auto [auto]", n_samples_or_auto, "N"),
-    "precision": (0.02, "of the score that auto aims at [0.02]", PRECISION, "SHARE"),
-    "seed": (0, "of the suite's networks [0]", NATURAL, "N"),
+    "precision": (0.02, "of the score that auto aims at [0.02]", between(1e-6, 1, float), "SHARE"),
+    "seed": (0, "of the suite's networks [0]", between(0, 2.0**127, int), "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
-    "html": (None, "write the report as a page, too", str, "FILE"),
+    "html": (None, "write the report as a page, too", absolute, "FILE"),
     "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
     "runner": (
         "local",
         "local (or inprocess): here; subprocess (or server): isolated [local]",
         str,
-        ["local", "inprocess", "subprocess", "server"],
+        "local|inprocess|subprocess|server",
     ),
-    "format": (None, "rich for terminals, plain for pipes, json", str, ["rich", "plain", "json"]),
-    "json": (False, "the same as --format json", FLAG, None),
-    "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
-    "profile": (False, "FLOPs by source line", FLAG, None),
-    "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
-    "no_store": (False, "neither read nor write the store of truths", FLAG, None),
+    "format": (None, "rich for terminals, plain for pipes, json", str, "rich|plain|json"),
+    "json": (False, "the same as --format json", None, ""),
+    "debug": (False, "tracebacks, and every network's numbers", None, ""),
+    "profile": (False, "FLOPs by source line", None, ""),
+    "fail_fast": (False, "stop at the first failure, with Python's own traceback", None, ""),
+    "no_store": (False, "neither read nor write the store of truths", None, ""),
     "dataset": (
         None,
         "score on a suite.npz, a published dataset's folder, or hf://owner/name[@revision]",
-        str,
+        absolute,
         "PATH",
     ),
     "split": (None, "of a dataset that has several", str, "NAME"),
     "output": ("suite.npz", "the suite to write [suite.npz]", str, "FILE"),
-    "resume": (False, "grow the truths of an existing suite", FLAG, None),
     "dask": (None, "sample on the Dask cluster at this address", str, "ADDRESS"),
 }
-RULES = " ".join(["round", "no_residual_wall_time_limit", *list(Round.__dataclass_fields__)[1:-1]])
+RULES = """round width depth flop_budget lambda_flops_per_second residual_wall_time_limit
+    no_residual_wall_time_limit wall_time_limit prices setup_timeout"""
 COMMANDS: dict[str, Any] = {}  # name: function (options, screen) that returns the exit status
 
 
@@ -6612,21 +6615,16 @@ def parse(command, arguments):
     parameters = []
     for option in COMMANDS[command].options:
         default, text, kind, values = OPTIONS[option]
-        choices, metavar = (values, "|".join(values)) if isinstance(values, list) else (None, values)
-        style = {FILE: "positional", REST: "positional", FLAG: "flag"}.get(kind, "option")
-        note = plac.Annotation(
-            text, style, None, {FILE: str, REST: str, FLAG: None}.get(kind, kind), choices, metavar
-        )
+        style = "positional" if option in POSITIONAL else "option" if kind else "flag"
         # plac puts one dash before an option and makes others of underscores: _width is --width.
         name = "_" * (style != "positional") + option.rstrip("_")
-        if kind is REST:
-            parameters.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=note))
+        note = text, style, None, kind, values.split("|") if "|" in values else None, values
+        parameter = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=note)
+        if option == "arrays":
+            parameter = parameter.replace(kind=inspect.Parameter.VAR_POSITIONAL)
         else:
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=note
-                )
-            )
+            parameter = parameter.replace(default=default)
+        parameters.append(parameter)
 
     def takes():
         """What plac sees of a sub-command: a signature, and the help."""
@@ -6648,28 +6646,26 @@ def refuse_arguments(program, message):
 
 def rules_of(options):
     """The round's rules with the command line's replacements."""
-    given = {
-        name: value
-        for name in vars(ROUNDS[options.round])
-        if (value := getattr(options, name, None)) is not None
-    }
+    rules = ROUNDS[options.round]
+    given = {name: getattr(options, name, None) for name in vars(rules)}
+    rules = replace(rules, **{name: value for name, value in given.items() if value is not None})
     if options.no_residual_wall_time_limit:
-        given["residual_wall_time_limit"] = None
-    rules = replace(ROUNDS[options.round], **given)
-    if rules.depth * rules.width**2 > 2**33:
+        rules = replace(rules, residual_wall_time_limit=None)
+    gigabytes = rules.depth * rules.width**2 / 2**28
+    if gigabytes > 32:
         raise Misuse(
-            f"A network of width {rules.width:,} and depth {rules.depth:,} takes "
-            f"{rules.depth * rules.width**2 / 2**28:,.0f} GB: choose smaller ones."
+            f"A network of width {rules.width:,} and depth {rules.depth:,} takes {gigabytes:,.0f} GB: "
+            "choose smaller ones."
         )
     return rules
 
 
 def estimator_path(options):
-    """The one estimator file that was named, absolute, as an estimator may chdir. Raises Misuse."""
+    """The one estimator file that was named, absolute. Raises Misuse."""
     if bool(options.file) == bool(options.estimator):
         raise Misuse(f"Name one estimator file: {PROGRAM} run estimator.py (or --estimator estimator.py).")
     if not hasattr(options, "path"):  # found once: later the estimator may have changed the folder
-        options.path = os.path.abspath(os.path.expanduser(options.file or options.estimator))
+        options.path = absolute(options.file or options.estimator)
     return options.path
 
 
@@ -6691,65 +6687,35 @@ def run(options, screen):
     Prints the report, or with --format json the document of `whest run`. Exit status 0 if scored, 1 if
     predict() raised or gave what is no prediction on any network, 2 for misuse.
     """
-    rules, rival, started = rules_of(options), options.against, datetime.now(timezone.utc)
-    path, page_path = estimator_path(options), options.html and os.path.abspath(options.html)
-    if rival and rival not in BASELINES:
-        rival = os.path.abspath(os.path.expanduser(rival))
-        if not Path(rival).is_file():
-            raise Misuse(
-                f"--against {options.against}: no such file, nor a baseline ({', '.join(BASELINES)})."
-            )
-    if page_path and not os.access(Path(page_path).parent, os.W_OK):
-        raise Misuse(f"--html {options.html}: that folder cannot be written to; choose another.")
+    started, rules, path = datetime.now(timezone.utc), rules_of(options), estimator_path(options)
+    rivals = [None, rival_path(options.against)] if options.against else [None]
+    if options.html:
+        refuse_read_only(options.html)
     limit_threads(options.max_threads)
-    networks, about = networks_of(options, rules)
+    networks, truths, about = networks_of(options, rules)
     first = next(iter(networks))
     rules = replace(rules, width=first.width, depth=first.depth)
-    named = [replace(mlp, weights=[]) for mlp in networks]
-    outcomes, classes = {}, {}
-    for which in (None, rival) if rival else (None,):
-        with runner_for(options, rules, which) as runner:
-            outcomes[which] = list(predicted(runner, networks, screen))
-            classes[which] = runner.class_found
+    outcomes, classes = [], []
+    for rival in rivals:
+        with runner_for(options, rules, rival) as runner:
+            outcomes.append(list(predicted(runner, networks, screen)))
+            classes.append(runner.class_found)
     with LocalRunner("mean_propagation", None, rules, options.seed) as baseline:
         propagated = list(baseline.outcomes(networks))
-    truths = (
-        Networks(len(named), dataset_truths, *networks.arguments)
-        if about
-        else grow_truths(
-            list(networks),
-            list(outcomes.values()),
-            rules,
-            options.n_samples,
-            options.precision,
-            None if options.no_store else TruthStore(),
-            truth_progress(screen),
+    if not truths:
+        store = None if options.no_store else TruthStore()
+        progress = truth_progress(screen)
+        truths = grow_truths(
+            list(networks), outcomes, rules, options.n_samples, options.precision, store, progress
         )
-    )
-    scored = {
-        which: score_suite(named, each, truths, rules, options.precision) for which, each in outcomes.items()
-    }
-    results = scored[None]
+    results, *others = (score_suite(networks, each, truths, rules, options.precision) for each in outcomes)
     results["standings"] = standings(results["per_mlp"], propagated, truths, rules)
     if options.profile:
         results["profile"] = {
-            "flops_used": sum(outcome.flops_charged for outcome in outcomes[None]),
-            "lines": lines_of(outcomes[None], str(Path(path).parent) + os.sep),
+            "flops_used": sum(outcome.flops_charged for outcome in outcomes[0]),
+            "lines": lines_of(outcomes[0], str(Path(path).parent) + os.sep),
         }
-    config = asdict(rules) | {
-        **{f"{name}_s": getattr(rules, name) for name in vars(rules) if name.endswith(("limit", "timeout"))},
-        "n_mlps": len(named),
-        "seed": options.seed,
-        "round": rules.tag,
-        "multiplier_floor": MULTIPLIER_FLOOR,
-        "estimator": options.file or options.estimator,
-        "class": classes[None],
-        "runner": options.runner,
-        "precision": options.precision,
-        "n_samples": "the dataset's" if about else options.n_samples or "auto",
-    }
-    if about:
-        config["dataset"] = about
+    config = run_config(options, rules) | {"n_mlps": len(networks), "class": classes[0]} | about
     document = {
         "schema_version": "1.1",
         "mode": "agent",
@@ -6758,47 +6724,67 @@ def run(options, screen):
         "run_config": config,
         "whestbench_version": __version__,
     }
-    if rival:
-        difference = compare(outcomes[None], outcomes[rival], truths, rules)
+    if options.against:
+        difference = compare(*outcomes, truths, rules)
         document["against"] = {
             "verdict": verdict(difference, config["estimator"], options.against),
             "difference": difference,
             "estimator": options.against,
-            "class": classes[rival],
-            "results": scored[rival],
+            "class": classes[1],
+            "results": others[0],
         }
-    report_run(document, screen, options.debug, page_path)
+    report_run(document, screen, options.debug, options.html)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
-        print(
-            f"whest: predict() failed on {n_errors} of {len(named)} MLPs; the report says where and why.",
-            file=sys.stderr,
-        )
+        complain(f"predict() failed on {n_errors} of {len(networks)} MLPs; the report says where and why.")
     return 1 if n_errors else 0
+
+
+def run_config(options, rules):
+    """What was asked for, under the names of the real document."""
+    told = {name + "_s" * name.endswith(("limit", "timeout")): value for name, value in asdict(rules).items()}
+    return told | {
+        "seed": options.seed,
+        "round": rules.tag,
+        "estimator": options.file or options.estimator,
+        "runner": options.runner,
+    }
+
+
+def rival_path(against):
+    """A baseline's name, or the absolute path of a file. Raises Misuse."""
+    if against in BASELINES:
+        return against
+    path = absolute(against)
+    if not Path(path).is_file():
+        raise Misuse(f"--against {against}: no such file, nor a baseline ({', '.join(BASELINES)}).")
+    return path
+
+
+def refuse_read_only(path):
+    """Misuse where a file could not be written, before the work is done."""
+    if not os.access(Path(path).parent, os.W_OK):
+        raise Misuse(f"{path} cannot be written: choose another place.")
 
 
 def dataset_networks(*arguments):
     return (mlp for mlp, _ in read_dataset(*arguments, with_truths=False))
 
 
-def dataset_truths(*arguments):
-    return (truth for _, truth in read_dataset(*arguments))
-
-
 def networks_of(options, rules):
-    """The networks to score on, and what is to be told of their dataset, if it is one."""
-    if options.dataset is not None:
-        path = options.dataset if options.dataset.startswith("hf://") else os.path.abspath(options.dataset)
-        options.dataset = path
-        about = describe_dataset(path, options.split)
+    """The networks to score on; of a dataset also its truths, and what is to be told of it."""
+    path, split = options.dataset, options.split
+    if path is not None:
+        about = describe_dataset(path, split)
         if not about["n_mlps"]:
             raise InvalidDatasetError(f"{path} has no networks.")
         n = min(options.n_mlps or about["n_mlps"], about["n_mlps"])
-        return Networks(n, dataset_networks, path, options.split, n), about
+        truths = Networks(n, lambda: (truth for _, truth in read_dataset(path, split, n)))
+        return Networks(n, dataset_networks, path, split, n), truths, {"dataset": about}
     n = options.n_mlps or 10
     networks = Networks(n, sample_suite, n, rules.width, rules.depth, options.seed)
     networks.kept = list(networks)
-    return networks, None
+    return networks, None, {}
 
 
 def predicted(runner, networks, screen):
@@ -6827,12 +6813,12 @@ def truth_progress(screen):
 def run_meta(started):
     """When and where the run took place."""
     finished, system = datetime.now(timezone.utc), platform.uname()
-    unknown = dict.fromkeys(("cpu_count_physical", "ram_total_bytes", "ram_available_bytes"))
     return {
         "run_started_at_utc": started.isoformat(),
         "run_finished_at_utc": finished.isoformat(),
         "run_duration_s": (finished - started).total_seconds(),
-        "host": {
+        "host": dict.fromkeys(("cpu_count_physical", "ram_total_bytes", "ram_available_bytes"))  # not known
+        | {
             "hostname": system.node,
             "os": system.system,
             "os_release": system.release,
@@ -6841,10 +6827,9 @@ def run_meta(started):
             "python_version": platform.python_version(),
             "numpy_version": np.__version__,
             "flopscope_version": flops.__version__,
-            "cpu_brand": platform.processor() or "unknown",
+            "cpu_brand": system.processor or "unknown",
             "cpu_count_logical": os.cpu_count(),
-        }
-        | unknown,
+        },
     }
 
 
@@ -6871,42 +6856,35 @@ def validation_checks(options, rules):
         rules, width=4, depth=2, lambda_flops_per_second=0.0, flop_budget=budget, purse=DEFAULT_BUDGET
     )
     for trial in (tiny, rules, replace(tiny, prices=other)):
-
-        def check(name, ok, detail, trial=trial):
-            ok = None if trial.prices == other and not ok else ok
-            return {
+        where = f" [{trial.width}x{trial.depth}, prices {trial.prices}]"
+        for name, ok, detail in contract_checks(options, trial):
+            yield {
                 "check": name,
-                "ok": ok,
-                "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]",
+                "ok": ok or None if trial.prices == other else ok,
+                "detail": detail + where,
             }
 
-        mlp = build_mlp(trial.width, trial.depth, options.seed)
-        with runner_for(options, trial) as runner:
-            first, second = runner.outcomes(Networks(2, repeat, mlp, 2))
-        yield check("class", True, f"{runner.class_found}, loaded, set up within {trial.setup_timeout:g} s")
-        if failure := failure_of(first, trial):
-            yield check("predict", False, failure.text)
-            continue
-        spent = first.effective_compute(trial)
-        yield check(
-            "predict",
-            True,
-            f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
-            + "; is it computed outside fnp?" * (not first.flops_used)
-            + (
-                f", {spent / trial.flop_budget:.2%} of the budget with the time outside fnp"
-                if trial is rules
-                else ""
-            ),
-        )
-        same = not second.failed and np.array_equal(first.prediction, second.prediction)
-        yield check(
-            "determinism",
-            same or None,
-            "two calls agree bit for bit"
-            if same
-            else "two calls on one network differ: seed your generator from mlp.seed",
-        )
+
+def contract_checks(options, rules):
+    """(name, whether it is well or None, detail) of each check under these rules."""
+    mlp = build_mlp(rules.width, rules.depth, options.seed)
+    with runner_for(options, rules) as runner:
+        first, second = runner.outcomes(Networks(2, repeat, mlp, 2))
+    yield "class", True, f"{runner.class_found}, loaded, set up within {rules.setup_timeout:g} s"
+    if failure := failure_of(first, rules):
+        yield "predict", False, failure.text
+        return
+    detail = f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
+    if not first.flops_used:
+        detail += "; is it computed outside fnp?"
+    if rules.purse is None:
+        share = first.effective_compute(rules) / rules.flop_budget
+        detail += f", {share:.2%} of the budget with the time outside fnp"
+    yield "predict", True, detail
+    if not second.failed and np.array_equal(first.prediction, second.prediction):
+        yield "determinism", True, "two calls agree bit for bit"
+    else:
+        yield "determinism", None, "two calls on one network differ: seed your generator from mlp.seed"
 
 
 @command(
@@ -6952,15 +6930,16 @@ def price_command(options, screen: Screen) -> int:
             names[name] = fnp.asarray(rng.standard_normal(extents).astype(dtype or np.float32))
         except (ValueError, TypeError, MemoryError) as exc:
             raise Misuse(f"{text} names no array ({exc}): write w=100x100, or w=100x100:float64.") from None
-    document = {"expression": options.expression}
+    document = {"expression": options.expression, "refused": {}}
     for book in PRICES:
+        document[book] = []
         try:
-            rows = explain(lambda: eval(options.expression, dict(names)), book)
-            document[book] = [dict(zip(("operation", "flops", "says"), row)) for row in rows]
+            for operation, cost, says in explain(lambda: eval(options.expression, dict(names)), book):
+                document[book].append({"operation": operation, "flops": cost, "says": says})
         except Exception as exc:
-            document[book] = f"{type(exc).__name__}: {exc}"
+            document["refused"][book] = f"{type(exc).__name__}: {exc}"
     screen.show(document, draw_prices)
-    return int(any(isinstance(document[book], str) for book in PRICES))
+    return 1 if document["refused"] else 0
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
@@ -6981,48 +6960,26 @@ def loop_command(options, screen):
     return 0
 
 
-@command(f"file output {RULES} n_mlps n_samples seed resume no_store dask max_threads format json debug")
+@command(f"file output {RULES} n_mlps n_samples seed no_store dask max_threads format json debug")
 def bake_command(options, screen):
     """Write a suite: networks with their truths, one portable file that `run --dataset` scores on.
 
-    --resume grows the truths of an existing file to --n-samples (default: twice what they have).
+    The store remembers the samples: baked anew with more of them, a suite goes on from there.
     """
     rules, output = rules_of(options), Path(options.file or options.output).absolute()
-    if output.exists() != options.resume:
-        raise Misuse(
-            f"{output} exists: add --resume to grow it, or choose another name."
-            if output.exists()
-            else f"There is no {output} to resume: leave out --resume to bake it."
-        )
-    if not os.access(output.parent, os.W_OK):
-        raise Misuse(f"{output.parent} cannot be written to: choose another place.")
-    old, about = (
-        list(read_suite(output)) if options.resume else [],
-        suite_about(output) if options.resume else {},
-    )
-    mlps = [mlp for mlp, _ in old] or list(
-        sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed)
-    )
-    has = old[0][1].n_samples if old else 0
-    n_samples = options.n_samples or 2 * has or 2**20
-    if n_samples < has:
-        raise Misuse(f"{output} has {has:,} samples a network already: ask for more.")
-    store, executor = (
-        None if options.no_store else TruthStore(),
-        DaskExecutor(options.dask) if options.dask else None,
-    )
+    if output.exists():
+        raise Misuse(f"{output} exists: choose another name.")
+    refuse_read_only(output)
+    n_samples, store = options.n_samples or 2**20, None if options.no_store else TruthStore()
+    executor = DaskExecutor(options.dask) if options.dask else None
     limit_threads(options.max_threads)
+    mlps = list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
     truths = []
     for mlp in mlps:  # one by one: what sampling a large network takes is let go before the next
-        truths += grow_together(
-            [TruthSource(mlp.weights, store)], n_samples, executor=executor, progress=truth_progress(screen)
-        )[0]
-    told = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
-    try:
-        write_suite(output, mlps, truths, about | told)
-    except Misuse as exc:
-        kept = "the store has the samples: give another --output" if store else "the samples are lost"
-        raise Misuse(f"{exc}; {kept}.") from exc
+        source = TruthSource(mlp.weights, store)
+        truths += grow_together([source], n_samples, executor=executor, progress=truth_progress(screen))[0]
+    told = {"seed": options.seed, "n_samples": n_samples, "width": rules.width, "depth": rules.depth}
+    write_suite(output, mlps, truths, told)
     noise = math.sqrt(np.mean([(truth.standard_error[-1] ** 2).mean() for truth in truths]))
     screen.show(
         told | {"path": str(output), "n_mlps": len(mlps), "final_layer_standard_error": noise}, draw_suite
@@ -7045,14 +7002,17 @@ def overview():
     return "\n".join([(__doc__ or "").partition("The rooms below")[0].rstrip(), "", "Commands:", *listed])
 
 
+def complain(said):
+    """One sentence on stderr."""
+    print(f"whest: {said}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command; returns the exit status. This is the console script `whest`."""
     arguments = sys.argv[1:] if arguments is None else [str(a) for a in arguments]
     name, *rest = arguments or [""]
-    for ignored in {"FLOPSCOPE_DEFAULT_BUDGET", "FLOPSCOPE_DISABLE_WEIGHTS"} & os.environ.keys():
-        print(f"whest: {ignored} has no effect here: prices and budget are the round's.", file=sys.stderr)
     if sys.stdout is None:
-        print("whest: standard output is closed.", file=sys.stderr)
+        complain("standard output is closed.")
         return 1
     try:
         if name in ("--version", "-h", "--help"):
@@ -7071,16 +7031,16 @@ def main(arguments: list[str] | None = None) -> int:
         if "--json" in arguments or "json" in arguments:
             error = {"stage": exc.stage, "code": exc.code, "message": str(exc)}
             print(json.dumps({"ok": False, "error": error, "whestbench_version": __version__}, indent=2))
-        print(f"whest: {exc}", file=sys.stderr)
+        complain(exc)
         return exc.exit_status
     except KeyboardInterrupt as exc:
         kept = getattr(exc, "kept", 0)
-        print(
-            f"whest: interrupted; {kept:,} samples are kept: the same command goes on from there."
+        said = (
+            f"{kept:,} samples are kept: the same command goes on from there."
             if kept
-            else "whest: interrupted; no samples are kept.",
-            file=sys.stderr,
+            else "no samples are kept."
         )
+        complain(f"interrupted; {said}")
         return 130
     except OSError as exc:  # of standard output; files have sentences of their own
         if exc.errno not in (errno.EPIPE, errno.ENOSPC):
@@ -7088,7 +7048,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of this process
         if exc.errno == errno.EPIPE:
             return 128 + signal.SIGPIPE
-        print(f"whest: standard output cannot be written: {exc.strerror}.", file=sys.stderr)
+        complain(f"standard output cannot be written: {exc.strerror}.")
         return 1
 
 
