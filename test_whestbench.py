@@ -1416,7 +1416,7 @@ def test_suites_that_hash_well_and_are_wrong_are_refused(of_mlp, of_truth, says,
     with pytest.raises(wb.InvalidDatasetError, match=says):
         list(wb.read_dataset(tmp_path / "s.npz"))
 
-def test_a_baked_suite_is_run_and_resumed(zeros_file, tmp_path):
+def test_a_baked_suite_is_run_and_baked_anew_with_more_samples(zeros_file, tmp_path):
     suite, cache = tmp_path / "s.npz", tmp_path / "cache"
     shape = ("--width", 32, "--depth", 3)
     whest_with("bake", suite, *shape, "--n-mlps", 2, "--n-samples", 20_000, "--seed", 3, cache=cache)
@@ -1430,7 +1430,8 @@ def test_a_baked_suite_is_run_and_resumed(zeros_file, tmp_path):
         run = run_json(zeros_file, "--dataset", suite, "--n-mlps", asked, cache=cache)
         assert len(run["per_mlp"]) == scored
     assert "exists" in whest_with("bake", suite, *shape, cache=cache, code=2).stderr
-    whest_with("bake", suite, "--resume", "--n-samples", 50_000, cache=cache)
+    suite.unlink()
+    whest_with("bake", suite, *shape, "--n-mlps", 2, "--n-samples", 50_000, "--seed", 3, cache=cache)
     for mlp, truth in wb.read_dataset(suite):
         assert truth.n_samples == 50_000 and same(truth, wb.TruthSource(mlp.weights).at(50_000))
     suite.write_bytes(suite.read_bytes()[:-500])
@@ -2126,8 +2127,7 @@ def test_a_terminal_gets_a_live_line_that_leaves_no_trace_and_panels_that_fit(
     assert not (lacks and re.search(lacks, seen))
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in left.splitlines()]
     assert max(map(len, lines[:-2])) == min(columns, 120) and sum("fudge" in line for line in lines) == 9
-    plain = bool(environment.keys() & {"TERM", "PYTHONIOENCODING"})
-    assert plain != (lines[0][0] == "╭")
+    assert re.match("== Run =+$", lines[0])
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_json_keeps_stdout_for_the_document_whatever_the_estimator_writes(runner, tmp_path):
@@ -2196,7 +2196,7 @@ def test_the_page_has_the_panels_of_the_report_and_needs_nothing_else(tmp_path, 
     assert wb.main([*arguments, "plain"]) == 0
     told, text = capsys.readouterr().out, page.read_text("utf-8")
     parsed = Page(text)
-    assert parsed.open == [] and "://" not in text and "prefers-color-scheme: dark" in text
+    assert parsed.open == [] and "://" not in text and "color-scheme: light dark" in text
     tags = [tag for tag, _ in parsed.tags]
     assert set(tags) == set("html meta title style h1 h2 main section pre span svg path circle rect text".split())
     assert {name for _, attrs in parsed.tags for name in attrs}.isdisjoint(["src", "href", "onerror"])

@@ -5337,9 +5337,9 @@ def _no_debugger_here(*args, **kwargs):
 # Reports
 #
 # A report is drawn from one plain dictionary, the document that `--format json` prints, so nothing on the page is
-# unavailable to a script. A panel is a title and lines of text, bars and plots; how it is framed, coloured and
-# fitted to the terminal is the Screen's business, and how it looks in a browser that of `page`.
-# Way in: `report_run`, `report_checks`; way out: `Screen.write`.
+# unavailable to a script. A panel is a title and lines of text, bars and plots; how it is coloured and fitted to
+# the terminal is the Screen's business, and how it looks in a browser that of `page`.
+# Way in: `report_run`, `draw_checks`; way out: `Screen.write`.
 # ======================================================================================
 
 STYLES = {"title": "1;36", "good": "32", "bad": "31", "strong": "1"}
@@ -5363,19 +5363,19 @@ class Scatter(NamedTuple):
 class Screen:
     """Where a command writes: panels on stdout, and on a terminal a live line on stderr that leaves no trace.
 
-    `format` is rich (frames, colour, live line), plain (neither: pipes, debuggers) or json. Entered, it holds
-    on to stdout, as an estimator may replace or close it; under json all but the document goes to stderr.
+    `format` is rich (colour, live line), plain (neither: pipes, debuggers) or json. Entered, it holds on to
+    stdout, as an estimator may replace or close it; under json all but the document goes to stderr.
     """
 
     def __init__(self, format=None):
         smart = os.environ.get("TERM") != "dumb" and "PYTHONBREAKPOINT" not in os.environ
         self.format = format or ("rich" if smart and sys.stdout.isatty() else "plain")
         rich = self.format == "rich"
-        self.encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-        self.unicode = rich and "utf" in self.encoding.lower()
         self.colour = rich and not os.environ.get("NO_COLOR")
         self.width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
         self.is_live, self.drawn_at = rich and smart and sys.stderr.isatty(), 0.0
+        with suppress(AttributeError):  # of what stands in for stdout, and takes all characters
+            sys.stdout.reconfigure(errors="replace")
 
     def __enter__(self):
         self.stdout, self.descriptor = sys.stdout, os.dup(1)
@@ -5399,13 +5399,14 @@ class Screen:
     def write(self, text):
         """Print on stdout; characters that its encoding lacks are replaced."""
         self.restore_stdout()
-        text = text if self.colour else uncoloured(text)
-        print(text.encode(self.encoding, "replace").decode(self.encoding), flush=True)
+        print(text if self.colour else uncoloured(text), flush=True)
 
     def show(self, document, draw):
         """Print what a command found: the document itself, or what `draw` makes of it."""
         if self.format == "json":
-            self.write(json.dumps(with_null(document), indent=2))
+            # null where a number is not finite, which JSON has not
+            finite = json.loads(json.dumps(document), parse_constant=lambda name: None)
+            self.write(json.dumps(finite, indent=2))
         else:
             draw(document, self)
 
@@ -5423,41 +5424,26 @@ class Screen:
         yield
         self.is_live = was_live
 
-    def bar(self, share, width):
-        return ("█" if self.unicode else "#") * round(max(0.0, min(share, 1.0)) * width)
-
-    def drawn(self, item, width):
-        if isinstance(item, Scatter):
-            return plotted(item, width)
-        text = item if isinstance(item, str) else item.text + self.bar(item.share, width - len(item.text))
-        return wrap(text, width)
-
-    def panel(self, title, lines):
-        """Print a titled panel; long lines are wrapped."""
-        self.panels([(title, lines)])
-
-    def panels(self, row):
-        """Print panels, `(title, lines)`, side by side."""
-        width, printed = (self.width + 1) // len(row) - 1, []
-        bodies = [[line for item in items for line in self.drawn(item, width - 4)] for _, items in row]
-        for (title, _), body in zip(row, bodies):
-            body += [""] * (max(map(len, bodies)) - len(body))
-            left, right, top, bottom = "  ", "  ", f"== {title} ".ljust(width, "="), ""
-            if self.unicode:
-                top = f"╭─ {paint(title, 'title')} {'─' * (width - 5 - len(title))}╮"
-                left, right, bottom = "│ ", " │", f"╰{'─' * (width - 2)}╯"
-            lines = (left + line + " " * (width - 4 - len(uncoloured(line))) + right for line in body)
-            printed.append([top, *lines, bottom])
-        self.write("\n".join(" ".join(cells).rstrip() for cells in zip(*printed)))
+    def panels(self, *row):
+        """Print panels, `(title, lines)`, side by side; long lines are wrapped."""
+        width, columns = (self.width + 1) // len(row) - 1, []
+        for title, items in row:
+            top = f"== {paint(title, 'title')} " + "=" * (width - 4 - len(title))
+            columns.append([top, *(f"  {line}" for item in items for line in drawn(item, width - 4)), ""])
+        for cells in zip_longest(*columns, fillvalue=""):
+            padded = (cell + " " * (width - len(uncoloured(cell))) for cell in cells)
+            self.write(" ".join(padded).rstrip())
 
 
-def with_null(item):
-    """A document with null where a number is not finite, which JSON has not."""
-    if isinstance(item, dict):
-        return {key: with_null(value) for key, value in item.items()}
-    if isinstance(item, (list, tuple)):
-        return [*map(with_null, item)]
-    return None if isinstance(item, float) and not math.isfinite(item) else item
+def drawn(item, width):
+    """The lines of text that show an item of a panel."""
+    if isinstance(item, Scatter):
+        return plotted(item, width)
+    return wrap(item if isinstance(item, str) else item.text + bar(item.share, width - len(item.text)), width)
+
+
+def bar(share, width):
+    return "#" * round(share * width)
 
 
 def paint(text, style):
@@ -5482,38 +5468,38 @@ def wrap(line, width):
     ]
 
 
+def framed(scatter):
+    """Its points, from the top left in units of its frame; the height of 0 there; the labels of the extremes."""
+    xs, ys = zip(*scatter.points)
+    high, low, right = max(*ys, 0.0), min(*ys, 0.0), max(xs) or 1.0
+    tall = high - low or 1.0
+    points = [(x / right, (high - y) / tall) for x, y in scatter.points]
+    return points, high / tall, f"{high:+.1e}", f"{low:+.1e}", f"{scatter.across} {right:.3g}"
+
+
 def plotted(scatter, width, height=7):
     """The points as text, . for one and : for several, with 0 as a line and the extremes at the axes."""
-    xs, ys = zip(*scatter.points)
-    high, low = max(*ys, 0.0), min(*ys, 0.0)
-    step, span, room = (high - low) / (height - 1) or 1.0, max(*xs, 0.0) or 1.0, width - 11
-    counts = Counter(
-        (round((high - y) / step), round(max(x, 0.0) / span * (room - 1))) for x, y in scatter.points
-    )
-    zero = round(high / step)
-    labels = {0: f"{high:+.1e}", height - 1: f"{low:+.1e}", zero: "0"}
-    rows = [
-        f"{labels.get(row, ''):>9} |"
-        + "".join(
-            " .:"[min(counts[row, column], 2)] if counts[row, column] or row != zero else "-"
-            for column in range(room)
-        )
-        for row in range(height)
-    ]
-    return [scatter.up, *rows, " " * 10 + "0" + f"{scatter.across} {span:.3g}".rjust(room)]
+    points, zero, high, low, across = framed(scatter)
+    room, bottom = width - 11, height - 1
+    zero_row, dots = round(zero * bottom), np.full((height, room), " ")
+    dots[zero_row] = "-"
+    for place, n in Counter((round(y * bottom), round(x * (room - 1))) for x, y in points).items():
+        dots[place] = "." if n == 1 else ":"
+    labels = {0: high, bottom: low, zero_row: "0"}
+    rows = (f"{labels.get(row, ''):>9} |" + "".join(dots[row]) for row in range(height))
+    return [scatter.up, *rows, " " * 10 + "0" + across.rjust(room)]
 
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>{0}</title><style>
-:root {{ color-scheme: light dark; --bar: #3a6fd8; --good: #14703a; --bad: #b3261e }}
-@media (prefers-color-scheme: dark) {{ :root {{ --bar: #78a5ff; --good: #62d48c; --bad: #ff8b80 }} }}
-body {{ max-width: 64rem; margin: 2rem auto; font: 15px/1.5 system-ui }}
-h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1rem }} main {{ display: flex; flex-wrap: wrap; gap: 1rem }}
-section {{ flex: 1 1 18rem; padding: 0 1rem 1rem; background: #8882; border-radius: 6px; overflow: auto }}
-section:has(pre) {{ flex-basis: 100% }} pre {{ margin: 0 }} svg {{ display: block; fill: var(--bar) }}
+:root {{ color-scheme: light dark; font: 15px system-ui }} h1, h2 {{ font-size: 1.1rem }}
+body {{ max-width: 64rem; margin: auto }} main {{ display: flex; flex-wrap: wrap; gap: 1rem }}
+section {{ flex: 1 1 18rem; padding: 0 1rem 1rem; background: #8882; overflow: auto }}
+section:has(pre) {{ flex-basis: 100% }} pre {{ margin: 0 }} svg {{ display: block }}
 pre, text {{ font: 12px/1.6 monospace; white-space: pre-wrap; fill: CanvasText }}
-path {{ fill: none; stroke: #8888 }} circle {{ fill-opacity: .6 }}
-.good {{ color: var(--good) }} .bad {{ color: var(--bad) }} .strong {{ font-weight: bold }}
+path {{ stroke: gray }} rect, circle {{ fill: light-dark(royalblue, skyblue); opacity: .8 }}
+.good {{ color: light-dark(green, lightgreen) }} .bad {{ color: light-dark(firebrick, salmon) }}
+.strong {{ font-weight: bold }}
 </style><h1>{0}</h1><main>{1}</main></html>
 """
 
@@ -5521,93 +5507,64 @@ path {{ fill: none; stroke: #8888 }} circle {{ fill-opacity: .6 }}
 def page(title, panels):
     """The panels as one HTML page that needs nothing else, light or dark as the reader's system is."""
 
-    def drawn(item):
+    def markup(item):
         if isinstance(item, Scatter):
             return svg_plot(item)
         if isinstance(item, Bar):
             start = 7.5 * len(item.text)  # wide enough for any monospaced font of 12 pixels
             return (
                 f'<svg width="{start + 170}" height="20"><text y="14">{html.escape(item.text)}</text>'
-                f'<rect x="{start}" y="3" width="{170 * item.share:.1f}" height="14" rx="2"/></svg>'
+                f'<rect x="{start}" y="3" width="{170 * item.share:.1f}" height="14"/></svg>'
             )
         text = html.escape(item)
         for name, code in STYLES.items():
             text = re.sub(rf"\x1b\[{code}m(.*?)\x1b\[0m", rf'<span class="{name}">\1</span>', text)
         return f"<pre>{uncoloured(text) or ' '}</pre>"
 
-    return PAGE.format(
-        html.escape(title),
-        "".join(
-            f"<section><h2>{html.escape(heading)}</h2>{''.join(map(drawn, items))}</section>"
-            for heading, items in panels
-        ),
+    sections = (
+        f"<section><h2>{heading}</h2>{''.join(map(markup, items))}</section>" for heading, items in panels
     )
+    return PAGE.format(html.escape(title), "".join(sections))
 
 
 def svg_plot(scatter):
     """The points, with 0 as a line and the extremes at the axes."""
-    xs, ys = zip(*scatter.points)
-    high, low, span = max(*ys, 0.0), min(*ys, 0.0), max(*xs, 0.0) or 1.0
-    scale = 200 / (high - low or 1.0)
-    dots = "".join(
-        f'<circle cx="{70 + 200 * max(x, 0.0) / span:.1f}" cy="{20 + (high - y) * scale:.1f}" r="2.5"/>'
-        for x, y in scatter.points
+    points, zero, high, low, across = framed(scatter)
+    dots = (f'<circle cx="{70 + 200 * x:.1f}" cy="{20 + 200 * y:.1f}" r="2.5"/>' for x, y in points)
+    return (
+        f'<svg width="290" height="250"><path d="M70 20v200M70 {20 + 200 * zero:.1f}h200"/>'
+        f'<text y="14">{scatter.up}</text><text y="32">{high}</text><text y="220">{low}</text>'
+        f'<text x="70" y="240">0</text><text x="130" y="240">{across}</text>{"".join(dots)}</svg>'
     )
-    zero = 20 + high * scale
-    texts = {
-        (0, 14): scatter.up,
-        (0, 32): f"{high:+.1e}",
-        (0, 220): f"{low:+.1e}",
-        (70, 240): "0",
-        (130, 240): f"{scatter.across} {span:.3g}",
-    }
-    told = "".join(f'<text x="{x}" y="{y}">{html.escape(text)}</text>' for (x, y), text in texts.items())
-    return f'<svg width="290" height="250"><path d="M70 20v200M70 {zero:.1f}h200"/>{dots}{told}</svg>'
 
 
 def _run(r):
-    gate, second = r.config["residual_wall_time_limit_s"], readable(r.config["lambda_flops_per_second"])
-    yield "estimator      {estimator} (class {class}), runner {runner}".format(**r.config)
-    yield "networks       {n_mlps} MLPs of width {width}, depth {depth}, seed {seed}".format(**r.config)
-    yield (
-        f"round          {r.config['round']}: prices {r.config['prices']}, "
-        f"wall limit {r.config['wall_time_limit_s']:g} s, "
-        f"a second outside fnp costs {second} FLOPs" + (f", at most {gate:g} s" if gate else "")
-    )
-    yield f"FLOP budget    {readable(r.config['flop_budget'])} per MLP"
+    gate, second = r.run_config["residual_wall_time_limit_s"], r.run_config["lambda_flops_per_second"]
+    for line in (
+        "estimator      {estimator} (class {class}), runner {runner}",
+        "networks       {n_mlps} MLPs of width {width}, depth {depth}, seed {seed}",
+        "round          {round}: prices {prices}, wall limit {wall_time_limit_s:g} s, a second outside fnp costs "
+        f"{readable(second)} FLOPs" + (f", at most {gate:g} s" if gate else ""),
+        f"FLOP budget    {readable(r.run_config['flop_budget'])} per MLP",
+    ):
+        yield line.format(**r.run_config)
 
 
-def _numbers(entries):
-    return ", ".join(f"#{entry['mlp_index']}" for entry in entries)
-
-
-def alike(entries):
-    """Failed networks by what happened: (failure, those that failed so)."""
+def _failures(r, kinds):
+    """Equal failures together, each with the participant's line, and the likely cause."""
     groups = defaultdict(list)
-    for entry in entries:
-        if "failure" in entry:
-            groups[json.dumps(entry["failure"])].append(entry)
-    for text, group in groups.items():
-        yield json.loads(text), group
-
-
-def _failures(kinds):
-    def lines(r):
-        """Equal failures together, each with the participant's line, and the likely cause."""
-        failed = [entry for entry in r.per_mlp if entry.get("failure", {}).get("kind") in kinds]
-        if failed:
-            yield (
-                f"predict() failed on {len(failed)} of {len(r.per_mlp)} MLPs. Each is scored as zeros, with "
-                "multiplier 1."
-            )
-        for failure, entries in alike(failed):
-            yield from ("", paint(failure["said"], "bad"))
-            yield f"  MLP {_numbers(entries)}" + (f" at {failure['line']}" if failure["line"] else "")
-            yield from (f"  {hint}" for hint in failure["hints"])
-            if r.debug:
-                yield from (f"    {row}" for row in (entries[0]["traceback"] or "").splitlines())
-
-    return lines
+    for entry in r.results["per_mlp"]:
+        if entry.get("failure", {}).get("kind") in kinds:
+            groups[tuple(entry["failure"].values())].append(entry)
+    if groups:
+        n, of = sum(map(len, groups.values())), len(r.results["per_mlp"])
+        yield f"predict() failed on {n} of {of} MLPs. Each is scored as zeros, with multiplier 1."
+    for (_, said, line, hints), entries in groups.items():
+        which = ", ".join(f"#{entry['mlp_index']}" for entry in entries)
+        yield from ("", paint(said, "bad"), f"  MLP {which}" + f" at {line}" * bool(line))
+        yield from (f"  {hint}" for hint in hints)
+        if r.debug:
+            yield from (f"    {row}" for row in (entries[0]["traceback"] or "").splitlines())
 
 
 def _flops(r):
@@ -5622,11 +5579,10 @@ def _flops(r):
             f"{row['calls']:>9,} calls  ",
             share,
         )
-    wall, backend, overhead, residual = (breakdown[name] for name in TIMES)
     yield (
-        f"predict() took {wall:.3f} s: {backend:.3f} s in NumPy, {overhead:.3f} s counting, "
-        f"{residual:.3f} s elsewhere"
-    )
+        "predict() took {wall_time_s:.3f} s: {flopscope_backend_time_s:.3f} s in NumPy, "
+        "{flopscope_overhead_time_s:.3f} s counting, {residual_wall_time_s:.3f} s elsewhere"
+    ).format(**breakdown)
 
 
 def bars(values, first, log=False):
@@ -5634,14 +5590,16 @@ def bars(values, first, log=False):
 
     A `log` bar spans three decades, or fewer.
     """
-    size = -(-len(values) // 16)
-    parts = {i: values[i : i + size] for i in range(0, len(values), size)}
-    names = [f"{first + i}" + f"-{first + i + len(part) - 1}" * (len(part) > 1) for i, part in parts.items()]
-    means = [float(np.mean(part)) for part in parts.values()]
-    heights = [math.log10(max(mean, 1e-30)) for mean in means] if log else means
+    size, names, means = -(-len(values) // 16), [], []
+    for start in range(0, len(values), size):
+        part = values[start : start + size]
+        names.append(f"{first + start}" + f"-{first + start + len(part) - 1}" * (len(part) > 1))
+        means.append(float(np.mean(part)))
+    heights = np.log10(np.maximum(means, 1e-30)) if log else np.array(means)
     low, high = max(min(heights) - 0.3, max(heights) - 3) if log else 0.0, max(heights)
-    for name, mean, height in zip(names, means, heights):
-        yield Bar(f"{name:>{max(map(len, names))}} {mean:.2e} ", max(height - low, 0.0) / (high - low or 1))
+    shares = np.maximum(heights - low, 0.0) / (high - low or 1)
+    for name, mean, share in zip(names, means, shares):
+        yield Bar(f"{name:>{max(map(len, names))}} {mean:.2e} ", share)
 
 
 def _neurons(r):
@@ -5656,27 +5614,16 @@ def _profile(r):
     if "profile" not in r.results:
         return
     lines, used = r.results["profile"]["lines"], max(1, r.results["profile"]["flops_used"])
-    columns = "{:>4} {:>7} {:>8} {:>6} {:<4} {:>6} {:>8} {:>8} {:<5} {}".format
-    yield columns("line", "calls", "FLOPs", "share", "", "cumul.", "fnp ms", "else ms", "dtype", "source")
+    yield "line   calls    FLOPs  share      cumul.   fnp ms  else ms source"
     for file, rows in groupby(lines, lambda row: row["file"]):
         yield paint(file, "strong")
         for row in rows:
-            dtypes, share = (
-                {np.dtype(c["dtype"]).str[1:] for c in row["charges"] if c["dtype"]},
-                row["flops_used"] / used,
-            )
-            yield columns(
-                row["line"] or "",
-                f"{row['calls']:,}",
-                readable(row["flops_used"]),
-                f"{share:.1%}",
-                r.screen.bar(share, 4),
-                f"{row['cumulative_flops_used'] / used:.1%}",
-                f"{row['time_s'] * 1e3:,.1f}",
-                f"{row['outside_s'] * 1e3:,.1f}",
-                "+".join(sorted(dtypes)),
-                row["source"],
-            )[: r.screen.width - 4]
+            share, cumulative = row["flops_used"] / used, row["cumulative_flops_used"] / used
+            yield (
+                f"{row['line'] or '':>4} {row['calls']:>7,} {readable(row['flops_used']):>8} {share:>6.1%} "
+                f"{bar(share, 4):<4} {cumulative:>6.1%} {row['time_s'] * 1e3:>8,.1f} "
+                f"{row['outside_s'] * 1e3:>8,.1f} {row['source']}"
+            )[: r.width - 4]
     yield f"sum over lines: {sum(row['flops_used'] for row in lines):,} of {used:,} FLOPs billed"
 
 
@@ -5684,33 +5631,28 @@ def _mlps(r):
     """Each network's score, bill and flags, and its all_layers_mse early against deep."""
     if not r.debug:
         return
-    columns = "{:>4} {:>10} {:>10} {:>15} {:>11} {:>10}  {}".format
-    yield columns("MLP", "score", "FLOPs", "all_layers_mse", "early half", "deep half", "flags")
-    for entry in r.per_mlp:
+    yield " MLP      score      FLOPs  all_layers_mse  early half  deep half  flags"
+    for entry in r.results["per_mlp"]:
         layers = entry["per_layer_mse"]
         half = (len(layers) + 1) // 2
-        yield columns(
-            entry["mlp_index"],
-            f"{entry['adjusted_final_layer_score']:.3e}",
-            readable(entry["flops_used"]),
-            f"{entry['all_layers_mse']:.3e}",
-            f"{np.mean(layers[:half]):.2e}",
-            f"{np.mean(layers[-half:]):.2e}",
-            entry.get("failure", {}).get("kind", "-"),
+        yield (
+            f"{entry['mlp_index']:>4} {entry['adjusted_final_layer_score']:>10.3e} "
+            f"{readable(entry['flops_used']):>10} {entry['all_layers_mse']:>15.3e} "
+            f"{np.mean(layers[:half]):>11.2e} {np.mean(layers[-half:]):>10.2e}  "
+            f"{entry.get('failure', {}).get('kind', '-')}"
         )
 
 
 def _standing(r):
     """You among zeros, mean_propagation and sampling, worst first."""
     you = r.results["corrected"]["score"]
-    scores = {name: row["score"] for name, row in r.results["standings"].items()} | {"you": you}
-    for name, score in sorted(scores.items(), key=lambda item: -item[1]):
-        ratio = score / you if you > 0 < score else 1.0
-        how = ""
+    rows = r.results["standings"] | {"you": {"score": you}}
+    for name, row in sorted(rows.items(), key=lambda item: -item[1]["score"]):
+        ratio, how = row["score"] / you if you > 0 < row["score"] else 1.0, ""
         if abs(ratio - 1) > 0.005:
-            times = ratio if ratio > 1 else 1 / ratio
-            how = f"{times:>12,.{0 if times >= 10 else 2}f} times {'worse' if ratio > 1 else 'better'}"
-        text = f"{name:<22}{score:9.2e}{how:<28}{r.results['standings'].get(name, {}).get('note', '')}"
+            times = max(ratio, 1 / ratio)
+            how = f"{times:>9,.{0 if times >= 10 else 2}f} times {'worse' if ratio > 1 else 'better'}"
+        text = f"{name:<18}{row['score']:9.2e}{how:<25}{row.get('note', '')}"
         yield paint(text.rstrip(), "strong" if name == "you" else "good" if ratio > 1 else "bad")
 
 
@@ -5740,45 +5682,29 @@ def _against(r):
         f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
         f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}"
     )
-    parts = (f"{name} {part:.2g}" for name, part in difference["parts"].items() if part is not None)
-    yield f"standard error {difference['standard_error']:.2g}: {', '.join(parts)}"
 
 
 def _score(r):
-    results, corrected = r.results, r.results["corrected"]
-    (low, high), networks, share = (
-        corrected["truth_interval"],
-        corrected["network_interval"],
-        r.config["multiplier_floor"],
+    results, corrected, share = r.results, r.results["corrected"], MULTIPLIER_FLOOR
+    networks = corrected["network_interval"]
+    told = "{:.2e} to {:.2e}  (95%)".format(*networks) if networks else "--n-mlps 5 or more would tell"
+    floor = f"; under {share:.0%} it stays at {share:g}" if results["mean_score_multiplier"] <= share else ""
+    headline, *rows = (
+        "adjusted_final_layer_score  {score:>9.2e}   the contest's ranking; lower is better",
+        "  given the ground truth's own noise    {truth_interval[0]:.2e} to {truth_interval[1]:.2e}  (95%)",
+        f"  on other networks like these          {told}",
+        "final_layer_mse             {final_layer_mse:>9.2e}   times the multiplier {mean_score_multiplier:.3g}",
+        "multiplier                  {mean_score_multiplier:>9.3g}   "
+        "you spent {mean_compute_utilization:.2%} of the budget" + floor,
+        "all_layers_mse              {all_layers_mse:>9.2e}",
+        "MLPs                        {n_mlps:>9}   best {best_mlp_adjusted_final_layer_score:.2e}, "
+        "worst {worst_mlp_adjusted_final_layer_score:.2e}, failed {n_failed_mlps}",
+        "ground truth                {truth_n_samples:>9,}   "
+        "samples per MLP; uncorrected score {adjusted_final_layer_score:.2e}",
     )
-    multiplier, row = results["mean_score_multiplier"], "{:<30}{:>9}    {}".format
-    yield paint(
-        row(
-            "adjusted_final_layer_score",
-            f"{corrected['score']:.2e}",
-            "the contest's ranking; lower is better",
-        ),
-        "strong",
-    )
-    yield row("  given the ground truth's own noise", "", f"{low:.2e} to {high:.2e}  (95%)")
-    said = "{:.2e} to {:.2e}  (95%)".format(*networks) if networks else "--n-mlps 5 or more would tell"
-    yield row("  on other networks like these", "", said)
-    yield row(
-        "final_layer_mse", f"{results['final_layer_mse']:.2e}", f"times the multiplier {multiplier:.3g}"
-    )
-    spent = f"you spent {results['mean_compute_utilization']:.2%} of the budget"
-    floor = f"; under {share:.0%} it stays at {share:g}" if multiplier <= share else ""
-    yield row("multiplier", f"{multiplier:.3g}", spent + floor)
-    yield row("all_layers_mse", f"{results['all_layers_mse']:.2e}", "")
-    best, worst = (results[f"{which}_mlp_adjusted_final_layer_score"] for which in ("best", "worst"))
-    yield row(
-        "MLPs", len(r.per_mlp), f"best {best:.2e}, worst {worst:.2e}, failed {results['n_failed_mlps']}"
-    )
-    yield row(
-        "ground truth",
-        f"{r.per_mlp[0]['truth_n_samples']:,}",
-        f"samples per MLP; uncorrected score {results['adjusted_final_layer_score']:.2e}",
-    )
+    numbers = results["per_mlp"][0] | results | corrected | r.run_config
+    yield paint(headline.format(**numbers), "strong")
+    yield from (row.format(**numbers) for row in rows)
     if not corrected["is_precise"]:
         yield "the truth's noise is more than the precision asked for: raise --n-samples"
 
@@ -5786,26 +5712,26 @@ def _score(r):
 def next_step(document):
     """What to do now, which is never what was done."""
     entries, estimator = document["results"]["per_mlp"], shlex.quote(document["run_config"]["estimator"])
-    failures = [failure for failure, _ in alike(entries)]
-    if failures:
-        where = f"mend {failures[0]['line']}" if failures[0]["line"] else "see `whest validate`"
-        if failures[0]["kind"] != "error":
-            return f"Next: spend less, by `{PROGRAM} run {estimator} --profile` you see where."
-        return (
-            f"Next: {where}. `--fail-fast` stops there with Python's own traceback, breakpoint() before it."
-        )
-    return f"Next: {PROGRAM} checklist {estimator}"
+    failure = next((entry["failure"] for entry in entries if "failure" in entry), None)
+    if not failure:
+        return f"Next: {PROGRAM} checklist {estimator}"
+    if failure["kind"] != "error":
+        return f"Next: spend less, by `{PROGRAM} run {estimator} --profile` you see where."
+    where = f"mend {failure['line']}" if failure["line"] else "see `whest validate`"
+    return f"Next: {where}. `--fail-fast` stops there with Python's own traceback, breakpoint() before it."
 
 
 PANELS = {  # title: the lines of a report, of which a panel without any is left out
     "Run": _run,
-    "Estimator Errors": _failures(("error",)),
-    "Limits": _failures(FLAGS),
+    "Estimator Errors": partial(_failures, kinds=["error"]),
+    "Limits": partial(_failures, kinds=FLAGS),
     "Warnings": lambda r: [f"{text} ({n:,} times)" for text, n in r.results["warnings"].items()],
     "FLOPs": _flops,
     "FLOPs by line": _profile,
     "MSE by layer (log)": lambda r: bars(r.results["per_layer_mse"], 1, log=True),
-    "Score by MLP": lambda r: bars([entry["adjusted_final_layer_score"] for entry in r.per_mlp], 0),
+    "Score by MLP": lambda r: bars(
+        [entry["adjusted_final_layer_score"] for entry in r.results["per_mlp"]], 0
+    ),
     "Error by neuron, MLP 0": _neurons,
     "Each MLP": _mlps,
     "Where you stand": _standing,
@@ -5817,31 +5743,20 @@ UNTOLD_OF_FAILURES = {"MSE by layer (log)", "Score by MLP", "Error by neuron, ML
 
 def report_run(document, screen, debug=False, html_path=None):
     """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
-    results = document["results"]
-    r = types.SimpleNamespace(
-        results=results,
-        per_mlp=results["per_mlp"],
-        config=document["run_config"],
-        against=document.get("against"),
-        screen=screen,
-        debug=debug,
-    )
-    skipped = UNTOLD_OF_FAILURES if results["n_failed_mlps"] else {}
+    r = types.SimpleNamespace(**{"against": None} | document, debug=debug, width=screen.width)
+    skipped = UNTOLD_OF_FAILURES if r.results["n_failed_mlps"] else ()
     panels = [
         (title, lines) for title, draw in PANELS.items() if title not in skipped and (lines := list(draw(r)))
     ]
     if html_path:
-        try:
-            with replacing(Path(html_path)) as part:
-                part.write_text(page(f"whestbench: {r.config['estimator']}", panels), "utf-8", "replace")
-        except OSError as exc:
-            raise Misuse(f"--html {html_path}: {exc.strerror}; choose another place.") from exc
+        with replacing(Path(html_path)) as part:
+            part.write_text(page(f"whestbench: {r.run_config['estimator']}", panels), "utf-8", "replace")
 
     def draw(document, screen):
         for has_text, group in groupby(panels, lambda panel: str in map(type, panel[1])):
             row, across = list(group), 1 if has_text else max(1, screen.width // 30)
             for first in range(0, len(row), across):
-                screen.panels(row[first : first + across])
+                screen.panels(*row[first : first + across])
         screen.write(next_step(document))
 
     screen.show(document, draw)
@@ -5850,9 +5765,8 @@ def report_run(document, screen, debug=False, html_path=None):
 def draw_checks(document, screen):
     """Print what `validate` found, and what to do next."""
     labels = {True: paint("OK  ", "good"), False: paint("FAIL", "bad"), None: "NOTE"}
-    screen.panel(
-        "Validation", [f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in document["checks"]]
-    )
+    lines = [f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in document["checks"]]
+    screen.panels(("Validation", lines))
     if document["ok"]:
         screen.write(f"Next: {PROGRAM} run {shlex.quote(document['estimator'])}")
 
@@ -5875,21 +5789,19 @@ def draw_suite(document, screen):
 
 def draw_prices(document, screen):
     """Print what an expression costs in every book, with the rows' own sentences."""
-    books = {book: [] if isinstance(document[book], str) else document[book] for book in PRICES}
+    books = [document[book] for book in PRICES]
     line = "{:<36}{:>16}{:>16}".format
-    screen.write(line("", *(f"book {book}" for book in books)))
-    for rows in zip_longest(*books.values()):
-        names = dict.fromkeys(row["operation"] for row in rows if row)
-        screen.write(line("  " + " / ".join(names), *(f"{row['flops']:,}" if row else "-" for row in rows)))
-        told = max(
-            (row["says"] for row in rows if row), key=len
-        )  # what one book says holds in the other, or more
-        screen.write("\n".join(wrap(f"    {told}", screen.width)))
-    if max(map(len, books.values())) > 1:
-        screen.write(line("  total", *(f"{sum(row['flops'] for row in rows):,}" for rows in books.values())))
-    for book in books:
-        if isinstance(document[book], str):
-            screen.write(f"  book {book}: {document[book]}")
+    text = [line("", *(f"book {book}" for book in PRICES))]
+    for rows in zip_longest(*books):
+        charged = [row for row in rows if row]
+        names = " / ".join(dict.fromkeys(row["operation"] for row in charged))
+        text.append(line("  " + names, *(f"{row['flops']:,}" if row else "-" for row in rows)))
+        # what one book says holds in the other, or more
+        text += wrap("    " + max((row["says"] for row in charged), key=len), screen.width)
+    if max(map(len, books)) > 1:
+        text.append(line("  total", *(f"{sum(row['flops'] for row in rows):,}" for rows in books)))
+    text += [f"  book {book}: {why}" for book, why in document["refused"].items()]
+    screen.write("\n".join(text))
 
 
 # ======================================================================================
@@ -6376,9 +6288,9 @@ def draw_checklist(document, screen):
             else:
                 lines += checklist_lines(asked)
         if lines:
-            screen.panel(f"Tier {tier['tier']}: {tier['title']}", lines)
+            screen.panels((f"Tier {tier['tier']}: {tier['title']}", lines))
     if unasked:
-        screen.panel("Not measured, as predict() failed", [" ".join(unasked)])
+        screen.panels(("Not measured, as predict() failed", [" ".join(unasked)]))
     screen.write(f"{len(found)} to look at, worst first:" if found else "Nothing to change.")
     for f in sorted(found, key=lambda f: (-f["share"], f["severity"])):
         where = f"{f['file']}, line {f['line']}" if f["line"] else ""
@@ -6394,29 +6306,26 @@ def draw_checklist(document, screen):
 # ======================================================================================
 
 
-def between(least, most, kind, name):
-    """An exact parser of numbers like 6.8e10, 2**41 or 68_000_000_000; what they are not is an "invalid `name`"."""
+def between(least, most, kind):
+    """An exact parser of numbers in that range, like 6.8e10, 2**41 or 68_000_000_000."""
 
     def number(text):
         base, _, exponent = text.replace("_", "").partition("**")
         if not least <= float(base) ** float(exponent or 1) <= most:
             raise ValueError
         value = Fraction(base) ** int(exponent or 1)
-        if kind(value) != value and kind is int:
+        if kind is int and value.denominator > 1:
             raise ValueError
         return kind(value)
 
-    number.__name__ = name
+    # "invalid ... value", says plac
+    number.__name__ = "whole " * (kind is int) + f"number from {least:g} to {most:g}"
     return number
 
 
-INTEGER = between(1, 1e15, int, "positive integer up to 1e15")
-N_SAMPLES = between(1, 1e12, int, "number of samples up to 1e12")
-N_MLPS = between(1, 1e6, int, "number of networks up to 1e6")
-PRECISION = between(1e-6, 1, float, "share from 1e-6 to 1")
-SECONDS = between(1e-6, 3e7, float, "number of seconds up to a year")
-NATURAL = between(0, 2.0**127, int, "nonnegative integer")
-RATE = between(0, 1e300, float, "nonnegative number")
+INTEGER = between(1, 1e15, int)
+N_SAMPLES = between(1, 1e12, int)  # what a year allows
+SECONDS = between(1e-6, 3e7, float)
 
 
 def n_samples_or_auto(text):
@@ -6424,62 +6333,73 @@ def n_samples_or_auto(text):
     return None if text == "auto" else N_SAMPLES(text)
 
 
-n_samples_or_auto.__name__ = "number of samples up to 1e12, what a year allows, or auto"
+n_samples_or_auto.__name__ = f"{N_SAMPLES.__name__}, or auto,"
 
 
-FILE, REST, FLAG = (
-    object(),
-    object(),
-    object(),
-)  # of positional arguments, one or many; of a flag without a value
-OPTIONS: dict[str, tuple] = {  # name: (default, help, type, metavar or choices)
-    "file": (None, "estimator file", FILE, "FILE"),
-    "expression": (None, "Python on fnp, flops, np and the arrays that are named", FILE, "EXPRESSION"),
-    "arrays": ((), "float32 normals of that shape: w=100x100, or w=100x100:float64", REST, "NAME=SHAPE"),
+def absolute(path):
+    """The file that is meant, wherever an estimator may chdir to."""
+    return path if path.startswith("hf://") else os.path.abspath(os.path.expanduser(path))
+
+
+POSITIONAL = ("file", "expression", "arrays")  # the last takes any number
+OPTIONS: dict[str, tuple] = {  # name: (default, help, type or None of a flag, choices or what stands for it)
+    "file": (None, "estimator file", str, "FILE"),
+    "expression": (None, "Python on fnp, flops, np and the arrays that are named", str, "EXPRESSION"),
+    "arrays": ((), "float32 normals of that shape: w=100x100, or w=100x100:float64", str, "NAME=SHAPE"),
     "estimator": (None, "the same as the positional FILE", str, "FILE"),
     "class_": (None, "estimator class, where the file has several", str, "NAME"),
-    "baseline": (None, "a baseline beside it", str, list(BASELINES)),
-    "round": (DEFAULT_ROUND, f"contest round whose rules apply [{DEFAULT_ROUND}]", str, list(ROUNDS)),
+    "baseline": (None, "a baseline beside it", str, "|".join(BASELINES)),
+    "round": (DEFAULT_ROUND, f"contest round whose rules apply [{DEFAULT_ROUND}]", str, "|".join(ROUNDS)),
     "width": (None, "neurons a layer [the round's]", INTEGER, "N"),
     "depth": (None, "layers [the round's]", INTEGER, "N"),
     "flop_budget": (None, "FLOP budget of one network [the round's]", INTEGER, "FLOPS"),
-    "prices": (None, "price book [the round's]", str, list(PRICES)),
-    "lambda_flops_per_second": (None, "price of a second outside fnp [the round's]", RATE, "RATE"),
+    "prices": (None, "price book [the round's]", str, "|".join(PRICES)),
+    "lambda_flops_per_second": (
+        None,
+        "price of a second outside fnp [the round's]",
+        between(0, 1e300, float),
+        "RATE",
+    ),
     "wall_time_limit": (None, "seconds for one predict() [the round's]", SECONDS, "SECONDS"),
     "residual_wall_time_limit": (None, "seconds of predict() outside fnp [the round's]", SECONDS, "SECONDS"),
-    "no_residual_wall_time_limit": (False, "lift that gate", FLAG, None),
+    "no_residual_wall_time_limit": (False, "lift that gate", None, ""),
     "setup_timeout": (None, "seconds for loading and setup() [5]", SECONDS, "SECONDS"),
-    "n_mlps": (None, "networks in the suite [10, or all of the dataset; checklist 3]", N_MLPS, "N"),
+    "n_mlps": (
+        None,
+        "networks in the suite [10, or all of the dataset; checklist 3]",
+        between(1, 1e6, int),
+        "N",
+    ),
     "n_samples": (None, "truth samples a network, or auto [auto]", n_samples_or_auto, "N"),
-    "precision": (0.02, "of the score that auto aims at [0.02]", PRECISION, "SHARE"),
-    "seed": (0, "of the suite's networks [0]", NATURAL, "N"),
+    "precision": (0.02, "of the score that auto aims at [0.02]", between(1e-6, 1, float), "SHARE"),
+    "seed": (0, "of the suite's networks [0]", between(0, 2.0**127, int), "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
-    "html": (None, "write the report as a page, too", str, "FILE"),
+    "html": (None, "write the report as a page, too", absolute, "FILE"),
     "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
     "runner": (
         "local",
         "local (or inprocess): here; subprocess (or server): isolated [local]",
         str,
-        ["local", "inprocess", "subprocess", "server"],
+        "local|inprocess|subprocess|server",
     ),
-    "format": (None, "rich for terminals, plain for pipes, json", str, ["rich", "plain", "json"]),
-    "json": (False, "the same as --format json", FLAG, None),
-    "debug": (False, "tracebacks, and every network's numbers", FLAG, None),
-    "profile": (False, "FLOPs by source line", FLAG, None),
-    "fail_fast": (False, "stop at the first failure, with Python's own traceback", FLAG, None),
-    "no_store": (False, "neither read nor write the store of truths", FLAG, None),
+    "format": (None, "rich for terminals, plain for pipes, json", str, "rich|plain|json"),
+    "json": (False, "the same as --format json", None, ""),
+    "debug": (False, "tracebacks, and every network's numbers", None, ""),
+    "profile": (False, "FLOPs by source line", None, ""),
+    "fail_fast": (False, "stop at the first failure, with Python's own traceback", None, ""),
+    "no_store": (False, "neither read nor write the store of truths", None, ""),
     "dataset": (
         None,
         "score on a suite.npz, a published dataset's folder, or hf://owner/name[@revision]",
-        str,
+        absolute,
         "PATH",
     ),
     "split": (None, "of a dataset that has several", str, "NAME"),
     "output": ("suite.npz", "the suite to write [suite.npz]", str, "FILE"),
-    "resume": (False, "grow the truths of an existing suite", FLAG, None),
     "dask": (None, "sample on the Dask cluster at this address", str, "ADDRESS"),
 }
-RULES = " ".join(["round", "no_residual_wall_time_limit", *list(Round.__dataclass_fields__)[1:-1]])
+RULES = """round width depth flop_budget lambda_flops_per_second residual_wall_time_limit
+    no_residual_wall_time_limit wall_time_limit prices setup_timeout"""
 COMMANDS: dict[str, Any] = {}  # name: function (options, screen) that returns the exit status
 
 
@@ -6501,21 +6421,16 @@ def parse(command, arguments):
     parameters = []
     for option in COMMANDS[command].options:
         default, text, kind, values = OPTIONS[option]
-        choices, metavar = (values, "|".join(values)) if isinstance(values, list) else (None, values)
-        style = {FILE: "positional", REST: "positional", FLAG: "flag"}.get(kind, "option")
-        note = plac.Annotation(
-            text, style, None, {FILE: str, REST: str, FLAG: None}.get(kind, kind), choices, metavar
-        )
+        style = "positional" if option in POSITIONAL else "option" if kind else "flag"
         # plac puts one dash before an option and makes others of underscores: _width is --width.
         name = "_" * (style != "positional") + option.rstrip("_")
-        if kind is REST:
-            parameters.append(inspect.Parameter(name, inspect.Parameter.VAR_POSITIONAL, annotation=note))
+        note = text, style, None, kind, values.split("|") if "|" in values else None, values
+        parameter = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=note)
+        if option == "arrays":
+            parameter = parameter.replace(kind=inspect.Parameter.VAR_POSITIONAL)
         else:
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=note
-                )
-            )
+            parameter = parameter.replace(default=default)
+        parameters.append(parameter)
 
     def takes():
         """What plac sees of a sub-command: a signature, and the help."""
@@ -6537,28 +6452,26 @@ def refuse_arguments(program, message):
 
 def rules_of(options):
     """The round's rules with the command line's replacements."""
-    given = {
-        name: value
-        for name in vars(ROUNDS[options.round])
-        if (value := getattr(options, name, None)) is not None
-    }
+    rules = ROUNDS[options.round]
+    given = {name: getattr(options, name, None) for name in vars(rules)}
+    rules = replace(rules, **{name: value for name, value in given.items() if value is not None})
     if options.no_residual_wall_time_limit:
-        given["residual_wall_time_limit"] = None
-    rules = replace(ROUNDS[options.round], **given)
-    if rules.depth * rules.width**2 > 2**33:
+        rules = replace(rules, residual_wall_time_limit=None)
+    gigabytes = rules.depth * rules.width**2 / 2**28
+    if gigabytes > 32:
         raise Misuse(
-            f"A network of width {rules.width:,} and depth {rules.depth:,} takes "
-            f"{rules.depth * rules.width**2 / 2**28:,.0f} GB: choose smaller ones."
+            f"A network of width {rules.width:,} and depth {rules.depth:,} takes {gigabytes:,.0f} GB: "
+            "choose smaller ones."
         )
     return rules
 
 
 def estimator_path(options):
-    """The one estimator file that was named, absolute, as an estimator may chdir. Raises Misuse."""
+    """The one estimator file that was named, absolute. Raises Misuse."""
     if bool(options.file) == bool(options.estimator):
         raise Misuse(f"Name one estimator file: {PROGRAM} run estimator.py (or --estimator estimator.py).")
     if not hasattr(options, "path"):  # found once: later the estimator may have changed the folder
-        options.path = os.path.abspath(os.path.expanduser(options.file or options.estimator))
+        options.path = absolute(options.file or options.estimator)
     return options.path
 
 
@@ -6580,65 +6493,35 @@ def run(options, screen):
     Prints the report, or with --format json the document of `whest run`. Exit status 0 if scored, 1 if
     predict() raised or gave what is no prediction on any network, 2 for misuse.
     """
-    rules, rival, started = rules_of(options), options.against, datetime.now(timezone.utc)
-    path, page_path = estimator_path(options), options.html and os.path.abspath(options.html)
-    if rival and rival not in BASELINES:
-        rival = os.path.abspath(os.path.expanduser(rival))
-        if not Path(rival).is_file():
-            raise Misuse(
-                f"--against {options.against}: no such file, nor a baseline ({', '.join(BASELINES)})."
-            )
-    if page_path and not os.access(Path(page_path).parent, os.W_OK):
-        raise Misuse(f"--html {options.html}: that folder cannot be written to; choose another.")
+    started, rules, path = datetime.now(timezone.utc), rules_of(options), estimator_path(options)
+    rivals = [None, rival_path(options.against)] if options.against else [None]
+    if options.html:
+        refuse_read_only(options.html)
     limit_threads(options.max_threads)
-    networks, about = networks_of(options, rules)
+    networks, truths, about = networks_of(options, rules)
     first = next(iter(networks))
     rules = replace(rules, width=first.width, depth=first.depth)
-    named = [replace(mlp, weights=[]) for mlp in networks]
-    outcomes, classes = {}, {}
-    for which in (None, rival) if rival else (None,):
-        with runner_for(options, rules, which) as runner:
-            outcomes[which] = list(predicted(runner, networks, screen))
-            classes[which] = runner.class_found
+    outcomes, classes = [], []
+    for rival in rivals:
+        with runner_for(options, rules, rival) as runner:
+            outcomes.append(list(predicted(runner, networks, screen)))
+            classes.append(runner.class_found)
     with LocalRunner("mean_propagation", None, rules, options.seed) as baseline:
         propagated = list(baseline.outcomes(networks))
-    truths = (
-        Networks(len(named), dataset_truths, *networks.arguments)
-        if about
-        else grow_truths(
-            list(networks),
-            list(outcomes.values()),
-            rules,
-            options.n_samples,
-            options.precision,
-            None if options.no_store else TruthStore(),
-            truth_progress(screen),
+    if not truths:
+        store = None if options.no_store else TruthStore()
+        progress = truth_progress(screen)
+        truths = grow_truths(
+            list(networks), outcomes, rules, options.n_samples, options.precision, store, progress
         )
-    )
-    scored = {
-        which: score_suite(named, each, truths, rules, options.precision) for which, each in outcomes.items()
-    }
-    results = scored[None]
+    results, *others = (score_suite(networks, each, truths, rules, options.precision) for each in outcomes)
     results["standings"] = standings(results["per_mlp"], propagated, truths, rules)
     if options.profile:
         results["profile"] = {
-            "flops_used": sum(outcome.flops_charged for outcome in outcomes[None]),
-            "lines": lines_of(outcomes[None], str(Path(path).parent) + os.sep),
+            "flops_used": sum(outcome.flops_charged for outcome in outcomes[0]),
+            "lines": lines_of(outcomes[0], str(Path(path).parent) + os.sep),
         }
-    config = asdict(rules) | {
-        **{f"{name}_s": getattr(rules, name) for name in vars(rules) if name.endswith(("limit", "timeout"))},
-        "n_mlps": len(named),
-        "seed": options.seed,
-        "round": rules.tag,
-        "multiplier_floor": MULTIPLIER_FLOOR,
-        "estimator": options.file or options.estimator,
-        "class": classes[None],
-        "runner": options.runner,
-        "precision": options.precision,
-        "n_samples": "the dataset's" if about else options.n_samples or "auto",
-    }
-    if about:
-        config["dataset"] = about
+    config = run_config(options, rules) | {"n_mlps": len(networks), "class": classes[0]} | about
     document = {
         "schema_version": "1.1",
         "mode": "agent",
@@ -6647,47 +6530,67 @@ def run(options, screen):
         "run_config": config,
         "whestbench_version": __version__,
     }
-    if rival:
-        difference = compare(outcomes[None], outcomes[rival], truths, rules)
+    if options.against:
+        difference = compare(*outcomes, truths, rules)
         document["against"] = {
             "verdict": verdict(difference, config["estimator"], options.against),
             "difference": difference,
             "estimator": options.against,
-            "class": classes[rival],
-            "results": scored[rival],
+            "class": classes[1],
+            "results": others[0],
         }
-    report_run(document, screen, options.debug, page_path)
+    report_run(document, screen, options.debug, options.html)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
-        print(
-            f"whest: predict() failed on {n_errors} of {len(named)} MLPs; the report says where and why.",
-            file=sys.stderr,
-        )
+        complain(f"predict() failed on {n_errors} of {len(networks)} MLPs; the report says where and why.")
     return 1 if n_errors else 0
+
+
+def run_config(options, rules):
+    """What was asked for, under the names of the real document."""
+    told = {name + "_s" * name.endswith(("limit", "timeout")): value for name, value in asdict(rules).items()}
+    return told | {
+        "seed": options.seed,
+        "round": rules.tag,
+        "estimator": options.file or options.estimator,
+        "runner": options.runner,
+    }
+
+
+def rival_path(against):
+    """A baseline's name, or the absolute path of a file. Raises Misuse."""
+    if against in BASELINES:
+        return against
+    path = absolute(against)
+    if not Path(path).is_file():
+        raise Misuse(f"--against {against}: no such file, nor a baseline ({', '.join(BASELINES)}).")
+    return path
+
+
+def refuse_read_only(path):
+    """Misuse where a file could not be written, before the work is done."""
+    if not os.access(Path(path).parent, os.W_OK):
+        raise Misuse(f"{path} cannot be written: choose another place.")
 
 
 def dataset_networks(*arguments):
     return (mlp for mlp, _ in read_dataset(*arguments, with_truths=False))
 
 
-def dataset_truths(*arguments):
-    return (truth for _, truth in read_dataset(*arguments))
-
-
 def networks_of(options, rules):
-    """The networks to score on, and what is to be told of their dataset, if it is one."""
-    if options.dataset is not None:
-        path = options.dataset if options.dataset.startswith("hf://") else os.path.abspath(options.dataset)
-        options.dataset = path
-        about = describe_dataset(path, options.split)
+    """The networks to score on; of a dataset also its truths, and what is to be told of it."""
+    path, split = options.dataset, options.split
+    if path is not None:
+        about = describe_dataset(path, split)
         if not about["n_mlps"]:
             raise InvalidDatasetError(f"{path} has no networks.")
         n = min(options.n_mlps or about["n_mlps"], about["n_mlps"])
-        return Networks(n, dataset_networks, path, options.split, n), about
+        truths = Networks(n, lambda: (truth for _, truth in read_dataset(path, split, n)))
+        return Networks(n, dataset_networks, path, split, n), truths, {"dataset": about}
     n = options.n_mlps or 10
     networks = Networks(n, sample_suite, n, rules.width, rules.depth, options.seed)
     networks.kept = list(networks)
-    return networks, None
+    return networks, None, {}
 
 
 def predicted(runner, networks, screen):
@@ -6716,12 +6619,12 @@ def truth_progress(screen):
 def run_meta(started):
     """When and where the run took place."""
     finished, system = datetime.now(timezone.utc), platform.uname()
-    unknown = dict.fromkeys(("cpu_count_physical", "ram_total_bytes", "ram_available_bytes"))
     return {
         "run_started_at_utc": started.isoformat(),
         "run_finished_at_utc": finished.isoformat(),
         "run_duration_s": (finished - started).total_seconds(),
-        "host": {
+        "host": dict.fromkeys(("cpu_count_physical", "ram_total_bytes", "ram_available_bytes"))  # not known
+        | {
             "hostname": system.node,
             "os": system.system,
             "os_release": system.release,
@@ -6730,10 +6633,9 @@ def run_meta(started):
             "python_version": platform.python_version(),
             "numpy_version": np.__version__,
             "flopscope_version": flops.__version__,
-            "cpu_brand": platform.processor() or "unknown",
+            "cpu_brand": system.processor or "unknown",
             "cpu_count_logical": os.cpu_count(),
-        }
-        | unknown,
+        },
     }
 
 
@@ -6760,30 +6662,31 @@ def validation_checks(options, rules):
         rules, width=4, depth=2, lambda_flops_per_second=0.0, flop_budget=budget, purse=DEFAULT_BUDGET
     )
     for trial in (tiny, rules, replace(tiny, prices=other)):
-        for name, ok, detail in trial_checks(options, trial):
+        where = f" [{trial.width}x{trial.depth}, prices {trial.prices}]"
+        for name, ok, detail in contract_checks(options, trial):
             yield {
                 "check": name,
-                "ok": None if trial.prices == other and not ok else ok,
-                "detail": f"{detail} [{trial.width}x{trial.depth}, prices {trial.prices}]",
+                "ok": ok or None if trial.prices == other else ok,
+                "detail": detail + where,
             }
 
 
-def trial_checks(options, trial):
-    """(check, whether it passes, what was seen) of two calls under a trial's rules."""
-    mlp = build_mlp(trial.width, trial.depth, options.seed)
-    with runner_for(options, trial) as runner:
+def contract_checks(options, rules):
+    """(name, whether it is well or None, detail) of each check under these rules."""
+    mlp = build_mlp(rules.width, rules.depth, options.seed)
+    with runner_for(options, rules) as runner:
         first, second = runner.outcomes(Networks(2, repeat, mlp, 2))
-    yield "class", True, f"{runner.class_found}, loaded, set up within {trial.setup_timeout:g} s"
-    if failure := failure_of(first, trial):
+    yield "class", True, f"{runner.class_found}, loaded, set up within {rules.setup_timeout:g} s"
+    if failure := failure_of(first, rules):
         yield "predict", False, failure.text
         return
-    seen = f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
+    detail = f"shape {(mlp.depth, mlp.width)}, finite, {readable(first.flops_used)} FLOPs"
     if not first.flops_used:
-        seen += "; is it computed outside fnp?"
-    if not trial.purse:
-        spent = first.effective_compute(trial) / trial.flop_budget
-        seen += f", {spent:.2%} of the budget with the time outside fnp"
-    yield "predict", True, seen
+        detail += "; is it computed outside fnp?"
+    if rules.purse is None:
+        share = first.effective_compute(rules) / rules.flop_budget
+        detail += f", {share:.2%} of the budget with the time outside fnp"
+    yield "predict", True, detail
     if not second.failed and np.array_equal(first.prediction, second.prediction):
         yield "determinism", True, "two calls agree bit for bit"
     else:
@@ -6832,15 +6735,16 @@ def price_command(options, screen: Screen) -> int:
             names[name] = fnp.asarray(rng.standard_normal(extents).astype(dtype or np.float32))
         except (ValueError, TypeError, MemoryError) as exc:
             raise Misuse(f"{text} names no array ({exc}): write w=100x100, or w=100x100:float64.") from None
-    document = {"expression": options.expression}
+    document = {"expression": options.expression, "refused": {}}
     for book in PRICES:
+        document[book] = []
         try:
-            rows = explain(lambda: eval(options.expression, dict(names)), book)
-            document[book] = [dict(zip(("operation", "flops", "says"), row)) for row in rows]
+            for operation, cost, says in explain(lambda: eval(options.expression, dict(names)), book):
+                document[book].append({"operation": operation, "flops": cost, "says": says})
         except Exception as exc:
-            document[book] = f"{type(exc).__name__}: {exc}"
+            document["refused"][book] = f"{type(exc).__name__}: {exc}"
     screen.show(document, draw_prices)
-    return int(any(isinstance(document[book], str) for book in PRICES))
+    return 1 if document["refused"] else 0
 
 
 @command("file estimator class_ baseline width depth seed prices format json")
@@ -6861,40 +6765,25 @@ def loop_command(options, screen):
     return 0
 
 
-@command(f"file output {RULES} n_mlps n_samples seed resume no_store dask max_threads format json debug")
+@command(f"file output {RULES} n_mlps n_samples seed no_store dask max_threads format json debug")
 def bake_command(options, screen):
     """Write a suite: networks with their truths, one portable file that `run --dataset` scores on.
 
-    --resume grows the truths of an existing file to --n-samples (default: twice what they have).
+    The store remembers the samples: baked anew with more of them, a suite goes on from there.
     """
     rules, output = rules_of(options), Path(options.file or options.output).absolute()
-    if output.exists() != options.resume:
-        raise Misuse(
-            f"{output} exists: add --resume to grow it, or choose another name."
-            if output.exists()
-            else f"There is no {output} to resume: leave out --resume to bake it."
-        )
-    if not os.access(output.parent, os.W_OK):
-        raise Misuse(f"{output.parent} cannot be written to: choose another place.")
-    old = list(read_dataset(output)) if options.resume else []
-    mlps = [mlp for mlp, _ in old] or list(
-        sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed)
-    )
-    has = old[0][1].n_samples if old else 0
-    n_samples = options.n_samples or 2 * has or 2**20
-    if n_samples < has:
-        raise Misuse(f"{output} has {has:,} samples a network already: ask for more.")
-    store, executor = (
-        None if options.no_store else TruthStore(),
-        DaskExecutor(options.dask) if options.dask else None,
-    )
+    if output.exists():
+        raise Misuse(f"{output} exists: choose another name.")
+    refuse_read_only(output)
+    n_samples, store = options.n_samples or 2**20, None if options.no_store else TruthStore()
+    executor = DaskExecutor(options.dask) if options.dask else None
     limit_threads(options.max_threads)
+    mlps = list(sample_suite(options.n_mlps or 10, rules.width, rules.depth, options.seed))
     truths = []
     for mlp in mlps:  # one by one: what sampling a large network takes is let go before the next
-        truths += grow_together(
-            [TruthSource(mlp.weights, store)], n_samples, executor=executor, progress=truth_progress(screen)
-        )[0]
-    told = {"seed": options.seed, "n_samples": n_samples, "width": mlps[0].width, "depth": mlps[0].depth}
+        source = TruthSource(mlp.weights, store)
+        truths += grow_together([source], n_samples, executor=executor, progress=truth_progress(screen))[0]
+    told = {"seed": options.seed, "n_samples": n_samples, "width": rules.width, "depth": rules.depth}
     try:
         write_suite(output, mlps, truths, told)
     except Misuse as exc:
@@ -6922,14 +6811,19 @@ def overview():
     return "\n".join([(__doc__ or "").partition("The rooms below")[0].rstrip(), "", "Commands:", *listed])
 
 
+def complain(said):
+    """One sentence on stderr."""
+    print(f"whest: {said}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command; returns the exit status. This is the console script `whest`."""
     arguments = sys.argv[1:] if arguments is None else [str(a) for a in arguments]
     name, *rest = arguments or [""]
     for ignored in {"FLOPSCOPE_DEFAULT_BUDGET", "FLOPSCOPE_DISABLE_WEIGHTS"} & os.environ.keys():
-        print(f"whest: {ignored} has no effect here: prices and budget are the round's.", file=sys.stderr)
+        complain(f"{ignored} has no effect here: prices and budget are the round's.")
     if sys.stdout is None:
-        print("whest: standard output is closed.", file=sys.stderr)
+        complain("standard output is closed.")
         return 1
     try:
         if name in ("--version", "-h", "--help"):
@@ -6948,16 +6842,16 @@ def main(arguments: list[str] | None = None) -> int:
         if "--json" in arguments or "json" in arguments:
             error = {"stage": exc.stage, "code": exc.code, "message": str(exc)}
             print(json.dumps({"ok": False, "error": error, "whestbench_version": __version__}, indent=2))
-        print(f"whest: {exc}", file=sys.stderr)
+        complain(exc)
         return exc.exit_status
     except KeyboardInterrupt as exc:
         kept = getattr(exc, "kept", 0)
-        print(
-            f"whest: interrupted; {kept:,} samples are kept: the same command goes on from there."
+        said = (
+            f"{kept:,} samples are kept: the same command goes on from there."
             if kept
-            else "whest: interrupted; no samples are kept.",
-            file=sys.stderr,
+            else "no samples are kept."
         )
+        complain(f"interrupted; {said}")
         return 130
     except OSError as exc:  # of standard output; files have sentences of their own
         if exc.errno not in (errno.EPIPE, errno.ENOSPC):
@@ -6965,7 +6859,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of this process
         if exc.errno == errno.EPIPE:
             return 128 + signal.SIGPIPE
-        print(f"whest: standard output cannot be written: {exc.strerror}.", file=sys.stderr)
+        complain(f"standard output cannot be written: {exc.strerror}.")
         return 1
 
 
