@@ -3964,6 +3964,7 @@ class TruthSource:
                 self.store.put(f"{self.name}/sums", vars(self.whole))
 
 
+IN_FLIGHT = 64  # units of work: their sums wait in memory, those of a wide network take 25 MB each
 MAX_WORK = 2**40  # dense FLOPs of sampling a network that `auto` may spend
 
 
@@ -4007,10 +4008,13 @@ def grow(sources, goal, executor, progress, error):
     submit, saved_at = (executor or threads).submit, time.monotonic()
     try:
         list(threads.map(TruthSource.prepare, wanted))
-        pending = deque(
-            (source, submit(source.sample, *unit)) for source in wanted for unit in source.lacking(goal)
-        )
-        while pending:
+        units = ((source, unit) for source in wanted for unit in source.lacking(goal))
+        pending = deque()
+        while True:
+            for source, unit in islice(units, IN_FLIGHT - len(pending)):
+                pending.append((source, submit(source.sample, *unit)))
+            if not pending:
+                break
             source, future = pending.popleft()
             source.add(future.result())
             progress(sources.index(source) * goal + source.sums.total, len(sources) * goal, error)
@@ -4102,8 +4106,8 @@ class TruthStore:
             if path.exists():
                 with np.load(path, allow_pickle=False) as file:
                     arrays = dict(file)  # each member has a CRC-32
-                if arrays.pop("name") != name:
-                    raise ValueError("it belongs elsewhere")
+                if str(arrays.pop("name")) != f"{name} {fingerprint(*arrays.values())}":
+                    raise ValueError("it belongs elsewhere, or was altered")
                 os.utime(path)
                 return unpacked(kind, arrays)
         return None
@@ -4112,7 +4116,7 @@ class TruthStore:
         with self.trying(name) as path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as part:
-                np.savez(part, **arrays, name=name)
+                np.savez(part, **arrays, name=f"{name} {fingerprint(*map(np.asarray, arrays.values()))}")
             files = [(file.stat(), file) for file in self.folder.glob("*/*.npz")]
             held = sum(about.st_size for about, _ in files)
             for about, file in sorted(files, key=lambda item: item[0].st_mtime):
@@ -4154,13 +4158,17 @@ def published_networks(folder, about, split):
     width = about["width"]
     for row in (batch for file in files for batch in parquet(file).iter_batches(1)):
         arrays = []
-        for name in ("weights", "all_layer_means"):
+        for name in ("weights", "all_layer_means", "final_means"):
             column = row.column(name)
             while column.type.num_fields:
                 column = column.flatten()
-            arrays.append(np.array(column, np.float32).reshape(about["depth"], -1, width))
-        weights, mean = arrays[0], arrays[1][:, 0].astype(np.float64)
+            arrays.append(np.array(column, np.float32))
+        weights, means, final = arrays
+        mean = means.reshape(-1, width).astype(np.float64)
+        weights = weights.reshape(-1, width, width)
         name, seed, variance = (row.column(c)[0].as_py() for c in ("mlp_name", "mlp_seed", "avg_variance"))
+        if not np.allclose(mean[-1], final, rtol=1e-4):
+            raise ValueError(f"the final means of {name} are not those of its last layer")
         truth = partial(published_truth, weights, mean, variance, about["n_samples"])
         yield name, estimator_seed(seed, about["seed_protocol"]), weights, mean, truth
 
@@ -4169,6 +4177,8 @@ def published_truth(weights, mean, variance, n_samples):
     """Published targets with error bars: the published variance, spread as in 512 samples of ours."""
     x = np.random.default_rng(0).standard_normal((512, mean.shape[1]), np.float32)
     layers = [x := np.maximum(x @ weight, 0) for weight in weights]
+    if np.mean((np.mean(layers, 1) - mean) ** 2) > 25 * np.mean(np.var(layers, 1)) / len(x):
+        raise ValueError("its targets are not the means of its networks: five standard errors off")
     covariance = np.atleast_2d(np.cov(x, rowvar=False))
     covariance *= variance / max(covariance.diagonal().mean(), 1e-30)
     error = np.std(layers, 1) / n_samples**0.5
@@ -4199,7 +4209,8 @@ def open_dataset(path, split=None):
     if path.startswith("hf://"):
         repo, _, revision = path[5:].partition("@")
         download = need("huggingface_hub", "hub").snapshot_download
-        place = Path(download(repo, repo_type="dataset", revision=revision or None))
+        fetch = partial(download, repo, repo_type="dataset", revision=revision or None)
+        place = Path(fetch(allow_patterns="metadata.json"))
     if place.is_file():
         with np.load(place, allow_pickle=False) as file:
             text = str(file["suite"]).encode()
@@ -4215,6 +4226,8 @@ def open_dataset(path, split=None):
     if split not in about["splits"]:
         names = ", ".join(map(str, about["splits"]))
         raise InvalidDatasetError(f"Unknown split {split!r}: choose one with --split: {names}.")
+    if path.startswith("hf://"):  # not the other splits: a contest's have many gigabytes
+        fetch(allow_patterns=f"data/{split}-*.parquet")
     return place, about, split
 
 
