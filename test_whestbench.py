@@ -1536,6 +1536,23 @@ def test_bad_datasets_are_refused(dataset_copy, change):
     with pytest.raises(wb.InvalidDatasetError):
         list(wb.read_dataset(folder))
 
+@pytest.mark.parametrize("column, says", [("all_layer_means", "five standard errors"), ("weights", "five standard"),
+                                          ("final_means", "final means"), ("weights", "not finite")])
+def test_a_dataset_whose_numbers_do_not_fit_each_other_is_refused(dataset_copy, column, says):
+    pq = needs("pyarrow.parquet")
+    file = next((dataset_copy[0] / "data").iterdir())
+    table = pq.read_table(file)
+
+    def spoiled(value):
+        if not isinstance(value, list):
+            return math.nan if says == "not finite" else value + 9
+        return [spoiled(value[0]), *value[1:]]
+    values, at = table.column(column).to_pylist(), table.schema.get_field_index(column)
+    array = needs("pyarrow").array([spoiled(values[0]), *values[1:]], table.schema.types[at])
+    pq.write_table(table.set_column(at, table.schema.field(at), array), file)
+    with pytest.raises(wb.InvalidDatasetError, match=says):
+        list(wb.read_dataset(dataset_copy[0]))
+
 def test_missing_extras_name_the_extra(real_dataset, monkeypatch):
     folder = real_dataset[0]
     for module, extra, path in (("huggingface_hub", "hub", "hf://owner/name"),
