@@ -4962,7 +4962,7 @@ def lines_of(outcomes, home):
         {
             "file": place[0].removeprefix(home),
             "line": place[1],
-            "source": linecache.getline(*place).strip(),
+            "source": linecache.getline(*place).strip() if os.path.isfile(place[0]) else "",
             "charges": operations[place],
             "outside_s": outside[place],
             **{key: sum(row[key] for row in operations[place]) for key in AMOUNTS},
@@ -5234,16 +5234,17 @@ class SubprocessRunner(LocalRunner):
         """The outcome on each network, or what became of the worker. Raises WhestError if none can be set up."""
         done = 0
         while done < len(networks):
-            for outcome in self._work(networks, done):
-                done += 1
-                if self.fail_fast and outcome.failed:
-                    said = outcome.traceback or failure_of(outcome, self.rules).text
-                    raise WhestError(said, outcome.error_code or "PREDICT_ERROR", "predict")
-                yield outcome
+            with tempfile.TemporaryFile() as aside:
+                for outcome in self._work(networks, done, aside):
+                    done += 1
+                    if self.fail_fast and outcome.failed:
+                        said = outcome.traceback or failure_of(outcome, self.rules).text
+                        raise WhestError(said, outcome.error_code or "PREDICT_ERROR", "predict")
+                    yield outcome
 
-    def _work(self, networks, first):
+    def _work(self, networks, first, aside):
         """The outcomes of a new worker that starts with network `first`, until it falls silent or dies."""
-        process, said, answered = self._started(networks, first), queue.SimpleQueue(), 0
+        process, said, answered = self._started(networks, first, aside), queue.SimpleQueue(), 0
 
         def listen():
             for line in iter(lambda: process.stdout.readline(2**26), ""):
@@ -5290,9 +5291,12 @@ class SubprocessRunner(LocalRunner):
             with suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
             process.wait()
+            aside.seek(0)
+            print(aside.read(2**20).decode(errors="replace"), end="", file=sys.stderr)
 
-    def _started(self, networks, first):
-        """A worker process, which is told what to do."""
+    def _started(self, networks, first, aside):
+        """A worker process, which is told what to do. It prints to a file: what it leaves behind may hold that
+        open, but not our terminal."""
         code = (
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
             "import whestbench; whestbench.serve()"
@@ -5307,6 +5311,7 @@ class SubprocessRunner(LocalRunner):
                 start_new_session=True,
                 stdin=told,
                 stdout=subprocess.PIPE,
+                stderr=aside,
                 encoding="utf-8",
                 errors="replace",
             )
@@ -6608,10 +6613,11 @@ def networks_of(options, rules):
 
 def predicted(runner, networks, screen):
     """The outcomes on a suite, with progress."""
-    outcomes = iter(runner.outcomes(networks))
-    for i in range(len(networks)):
-        screen.live(f"predict  MLP {i + 1}/{len(networks)}")
+    outcomes, n = iter(runner.outcomes(networks)), len(networks)
+    for i in range(1, n + 1):
+        screen.live(f"predict  MLP {i}/{n}")
         yield next(outcomes)
+    next(outcomes, None)  # let a worker tear down
 
 
 def truth_progress(screen):
