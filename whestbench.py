@@ -5277,6 +5277,8 @@ class SubprocessRunner(LocalRunner):
                 answer = heard(rules.wall_time_limit, self.GRACE)
                 yield read_outcome(answer, (rules.depth, rules.width)).apply_limits(rules)
                 answered += 1
+            with suppress(subprocess.TimeoutExpired):  # teardown()
+                process.wait((rules.setup_timeout or 0) + self.GRACE)
         except WhestError as exc:
             if not self.class_found:
                 raise
@@ -5306,7 +5308,7 @@ class SubprocessRunner(LocalRunner):
             pickle.dump((LocalRunner(*arguments), networks, first), told)
             told.seek(0)
             return subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-uc", code],
                 env={k: v for k, v in os.environ.items() if ENVIRONMENT.fullmatch(k)},
                 start_new_session=True,
                 stdin=told,
