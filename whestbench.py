@@ -20,9 +20,11 @@ if sys.version_info < (3, 10):  # noqa: UP036, the reader may have another
     sys.exit("whest: Python 3.10 or newer is needed: type python3.12 whestbench.py, or the like.")
 
 import abc
+import ast
 import bisect
 import concurrent.futures
 import copy
+import difflib
 import errno
 import faulthandler
 import hashlib
@@ -52,7 +54,7 @@ import types
 import warnings
 from collections import Counter, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ContextDecorator, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ContextDecorator, ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from fractions import Fraction
@@ -4648,6 +4650,12 @@ def score_suite(
 
     scores, error = [entry["adjusted_final_layer_score"] for entry in per_mlp], suite_error(errors)
     corrected = {"score": error.corrected, "is_precise": error.precise(precision)}
+    timeless = replace(rules, lambda_flops_per_second=0.0)
+    by_flops = [
+        entry["corrected_final_layer_mse"] * outcome.multiplier(timeless)
+        for entry, outcome in zip(per_mlp, outcomes)
+    ]
+    corrected["score_by_flops_alone"] = float(np.mean(by_flops))
     for key in ("standard_error", "noise_floor", "truth_interval", "network_interval"):
         corrected[key] = getattr(error, key)
     failures = Counter("error" if o.error_code else o.flag for o in outcomes if o.failed)
@@ -5424,9 +5432,7 @@ class Screen:
     def show(self, document, draw):
         """Print what a command found: the document itself, or what `draw` makes of it."""
         if self.format == "json":
-            # null where a number is not finite, which JSON has not
-            finite = json.loads(json.dumps(document), parse_constant=lambda name: None)
-            self.write(json.dumps(finite, indent=2))
+            self.write(json.dumps(finite(document), indent=2))
         else:
             draw(document, self)
 
@@ -5453,6 +5459,11 @@ class Screen:
         for cells in zip_longest(*columns, fillvalue=""):
             padded = (cell + " " * (width - len(uncoloured(cell))) for cell in cells)
             self.write(" ".join(padded).rstrip())
+
+
+def finite(document):
+    """It with null where a number is not finite, which JSON has not."""
+    return json.loads(json.dumps(document), parse_constant=lambda name: None)
 
 
 def drawn(item, width):
@@ -5649,7 +5660,7 @@ def _profile(r):
 
 def _mlps(r):
     """Each network's score, bill and flags, and its all_layers_mse early against deep."""
-    if not r.debug:
+    if not r.detailed:
         return
     yield " MLP      score      FLOPs  all_layers_mse  early half  deep half  flags"
     for entry in r.results["per_mlp"]:
@@ -5707,8 +5718,14 @@ def _against(r):
 def _score(r):
     results, corrected, share = r.results, r.results["corrected"], MULTIPLIER_FLOOR
     networks = corrected["network_interval"]
-    told = "{:.2e} to {:.2e}  (95%)".format(*networks) if networks else "--n-mlps 5 or more would tell"
-    floor = f"; under {share:.0%} it stays at {share:g}" if results["mean_score_multiplier"] <= share else ""
+    told = "too few to tell: --n-mlps 5" if len(r.results["per_mlp"]) < 5 else "lost in the truth's noise"
+    if networks:
+        told = "{:.2e} to {:.2e}  (95%)".format(*networks)
+    floor = (
+        f"; under {share:.0%} it stays at {share:g}"
+        if results["mean_score_multiplier"] < 1.001 * share
+        else ""
+    )
     headline, *rows = (
         "adjusted_final_layer_score  {score:>9.2e}   the contest's ranking; lower is better",
         "  given the ground truth's own noise    {truth_interval[0]:.2e} to {truth_interval[1]:.2e}  (95%)",
@@ -5724,6 +5741,10 @@ def _score(r):
     )
     numbers = results["per_mlp"][0] | results | corrected | r.run_config
     yield paint(headline.format(**numbers), "strong")
+    if corrected["score_by_flops_alone"] < 0.99 * corrected["score"]:
+        yield "  by FLOPs alone            {score_by_flops_alone:>9.2e}   the rest is the clock's: it moves".format(
+            **corrected
+        )
     yield from (row.format(**numbers) for row in rows)
     if not corrected["is_precise"]:
         yield "the truth's noise is more than the precision asked for: raise --n-samples"
@@ -5735,8 +5756,10 @@ def next_step(document):
     failure = next((entry["failure"] for entry in entries if "failure" in entry), None)
     if not failure:
         return f"Next: {PROGRAM} checklist {estimator}"
-    if failure["kind"] != "error":
+    if failure["kind"] != "error" and "profile" not in document["results"]:
         return f"Next: spend less, by `{PROGRAM} run {estimator} --profile` you see where."
+    if failure["kind"] != "error":
+        return f"Next: spend less at the costliest lines above; {PROGRAM} checklist {estimator} says how."
     where = f"mend {failure['line']}" if failure["line"] else "see `whest validate`"
     return f"Next: {where}. `--fail-fast` stops there with Python's own traceback, breakpoint() before it."
 
@@ -5761,9 +5784,10 @@ PANELS = {  # title: the lines of a report, of which a panel without any is left
 UNTOLD_OF_FAILURES = {"MSE by layer (log)", "Score by MLP", "Error by neuron, MLP 0", "Where you stand"}
 
 
-def report_run(document, screen, debug=False, html_path=None):
+def report_run(document, screen, debug=False, detailed=False, html_path=None):
     """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
-    r = types.SimpleNamespace(**{"against": None} | document, debug=debug, width=screen.width)
+    details = {"debug": debug, "detailed": debug or detailed, "width": screen.width}
+    r = types.SimpleNamespace(**{"against": None} | document | details)
     skipped = UNTOLD_OF_FAILURES if r.results["n_failed_mlps"] else ()
     panels = [
         (title, lines) for title, draw in PANELS.items() if title not in skipped and (lines := list(draw(r)))
@@ -5898,6 +5922,8 @@ class Watch(Profile):
         free = FREE_INSTEAD[self.context.book.name].get(name)
         if free and (free != UNCHANGED or squeezed(result) in map(squeezed, arrays)):
             note("moved", free)
+        if name == "power" and isinstance(args[-1], int) and args[-1] == 2:
+            note("moved", "x * x costs a sixteenth")
         if not (operation.writes or name.startswith("random.") or "out" in kwargs):
             others = [not isinstance(a, np.ndarray) and bare(a) for a in (*args, *kwargs.items())]
             key = name, fingerprint(*map(bare, arrays)), repr(others)
@@ -6073,20 +6099,25 @@ def ask_zeros(e):
 
 
 def ask_sampling(e):
-    """Whether plain sampling, for what the multiplier pays, scores better."""
+    """Whether plain sampling, for what the multiplier pays, scores better, or would beside the prediction."""
     multiplier, found = e.results["mean_score_multiplier"], []
     paid, n_samples = sampling_score(e.results["per_mlp"], e.rules, multiplier)
-    verdict = "about as well" if e.score > paid else "no"
-    if e.score > 1.2 * paid > 0:
-        verdict, change = "yes", "find what costs more than it brings, or sample instead"
-        used = e.spent / e.rules.flop_budget
-        if used < MULTIPLIER_FLOOR:
-            change = (
-                f"spend the first {MULTIPLIER_FLOOR:.0%} of the budget, which the multiplier does not reward "
-                f"saving, if only on samples that are averaged in: you use {used:.2%}"
-            )
-        said, share = f"sampling scores {e.score / paid:.3g} times better", 1 - paid / e.score
-        found = [finding(e, 2, said, change, e.watch.end, share)]
+    used = e.spent / e.rules.flop_budget
+    spare = max(0.0, 1 - used / MULTIPLIER_FLOOR)  # the share of those samples that costs nothing
+    verdict = "yes" if e.score > 1.2 * paid > 0 else "about as well" if e.score > paid else "no"
+    said, change = f"sampling scores {e.score / (paid or inf):.3g} times better", ""
+    best = paid if verdict == "yes" else e.score
+    if spare and e.score > 0 < paid:
+        best = min(best, 1 / (1 / e.score + spare / paid))  # independent errors, weighted by their inverses
+        change = (
+            f"average in {spare * n_samples:,.0f} samples, which the multiplier leaves free, weighted by the inverse "
+            f"errors: about {best:.2g}"
+        )
+        if verdict != "yes":
+            said = f"you use {used:.2%} of the budget, of which the first {MULTIPLIER_FLOOR:.0%} are free"
+    if verdict == "yes" or best < 0.8 * e.score:
+        change = change or "find what costs more than it brings, or sample instead"
+        found = [finding(e, 2, said, change, e.watch.end, 1 - best / e.score)]
     return [f"{verdict}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}"], found
 
 
@@ -6314,8 +6345,8 @@ def draw_checklist(document, screen):
     screen.write(f"{len(found)} to look at, worst first:" if found else "Nothing to change.")
     for f in sorted(found, key=lambda f: (-f["share"], f["severity"])):
         where = f"{f['file']}, line {f['line']}" if f["line"] else ""
-        said = textwrap.shorten(f["said"], 60, placeholder=" ...")
-        screen.write(f"  LOOK   {said:<60}  {where:<24}{f['share']:>4.0%} of the score")
+        said = textwrap.shorten(f["said"], 48, placeholder=" ...")
+        screen.write(f"  LOOK   {said:<48} {where:<22}{f['share']:>4.0%} of the score")
 
 
 # ======================================================================================
@@ -6395,6 +6426,7 @@ OPTIONS: dict[str, tuple] = {  # name: (default, help, type or None of a flag, c
     "seed": (0, "of the suite's networks [0]", between(0, 2.0**127, int), "N"),
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
     "html": (None, "write the report as a page, too", absolute, "FILE"),
+    "log": (None, "append a line of JSON about this run: what, when, and its score", absolute, "FILE"),
     "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
     "runner": (
         "local",
@@ -6405,6 +6437,8 @@ OPTIONS: dict[str, tuple] = {  # name: (default, help, type or None of a flag, c
     "format": (None, "rich for terminals, plain for pipes, json", str, "rich|plain|json"),
     "json": (False, "the same as --format json", None, ""),
     "debug": (False, "tracebacks, and every network's numbers", None, ""),
+    "detail": (None, "full: every network's numbers", str, "raw|full"),
+    "show_diagnostic_plots": (False, "as always", None, ""),
     "profile": (False, "FLOPs by source line", None, ""),
     "fail_fast": (False, "stop at the first failure, with Python's own traceback", None, ""),
     "no_store": (False, "neither read nor write the store of truths", None, ""),
@@ -6465,9 +6499,18 @@ def parse(command, arguments):
     )
 
 
+def did_you_mean(word, known):
+    """What was probably meant, as a question, if anything was."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def refuse_arguments(program, message):
     """What plac's parsers do with bad arguments: one sentence instead of a page of usage."""
-    raise Misuse(f"{message[:1].upper()}{message[1:]}; `{program} --help` lists what it takes.")
+    flags = ["--" + option.rstrip("_").replace("_", "-") for option in OPTIONS]
+    unknown = re.match(r"unrecognized arguments: (--\S+)", message)
+    hint = did_you_mean(unknown[1], flags) if unknown else ""
+    raise Misuse(f"{message[:1].upper()}{message[1:]}; `{program} --help` lists what it takes.{hint}")
 
 
 def rules_of(options):
@@ -6506,7 +6549,7 @@ def runner_for(options, rules, rival=None):
 
 
 @command(f"""file estimator class_ {RULES} n_mlps n_samples precision no_store dataset split seed max_threads
-    runner against profile html format json debug fail_fast""")
+    runner against profile html log format json debug detail show_diagnostic_plots fail_fast""")
 def run(options, screen):
     """Score an estimator on a suite of random networks, and say what to do next.
 
@@ -6515,8 +6558,8 @@ def run(options, screen):
     """
     started, rules, path = datetime.now(timezone.utc), rules_of(options), estimator_path(options)
     rivals = [None, rival_path(options.against)] if options.against else [None]
-    if options.html:
-        refuse_read_only(options.html)
+    for output in filter(None, (options.html, options.log)):
+        refuse_read_only(output)
     limit_threads(options.max_threads)
     networks, truths, about = networks_of(options, rules)
     first = next(iter(networks))
@@ -6559,7 +6602,9 @@ def run(options, screen):
             "class": classes[1],
             "results": others[0],
         }
-    report_run(document, screen, options.debug, options.html)
+    if options.log:
+        log_run(options.log, path, document)
+    report_run(document, screen, options.debug, options.detail == "full", options.html)
     n_errors = results["failure_breakdown"]["error"]
     if n_errors:
         complain(f"predict() failed on {n_errors} of {len(networks)} MLPs; the report says where and why.")
@@ -6575,6 +6620,26 @@ def run_config(options, rules):
         "estimator": options.file or options.estimator,
         "runner": options.runner,
     }
+
+
+def log_run(log, path, document):
+    """Append what one wants to remember of a run to a file, as a line of JSON."""
+    results, host = document["results"], document["run_meta"]["host"]
+    entry = {
+        "when": document["run_meta"]["run_started_at_utc"],
+        "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest() if os.path.isfile(path) else None,
+        **document["run_config"],
+        **results["corrected"],
+        "multiplier": results["mean_score_multiplier"],
+        "failures": results["failure_breakdown"],
+        "versions": {name: host[name] for name in host if name.endswith("_version")}
+        | {"whestbench": __version__},
+    }
+    try:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(entry)) + "\n")
+    except OSError as exc:
+        raise Misuse(f"--log {log}: {exc.strerror}; choose another place.") from exc
 
 
 def rival_path(against):
@@ -6677,7 +6742,7 @@ def validate(options, screen):
 
 def validation_checks(options, rules):
     """The checks on a tiny network without a budget, the round's shape, and under the other book."""
-    other = next(book for book in PRICES if book != rules.prices)
+    path, other = estimator_path(options), next(book for book in PRICES if book != rules.prices)
     budget = max(1, rules.flop_budget * 32 // (rules.depth * rules.width**2))
     tiny = replace(
         rules, width=4, depth=2, lambda_flops_per_second=0.0, flop_budget=budget, purse=DEFAULT_BUDGET
@@ -6690,12 +6755,33 @@ def validation_checks(options, rules):
                 "ok": ok or None if trial.prices == other else ok,
                 "detail": detail + where,
             }
+    if foreign := ", ".join(foreign_imports(Path(path))):
+        detail = f"{foreign}: the grader has the standard library, flopscope and whestbench alone"
+        yield {"check": "imports", "ok": None, "detail": detail}
+
+
+def foreign_imports(path):
+    """Names of the packages that a file imports and the grader has not."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    beside = {each.stem for each in path.parent.iterdir()}
+    return sorted(names - beside - {*sys.stdlib_module_names, "flopscope", "whestbench"})
 
 
 def contract_checks(options, rules):
     """(name, whether it is well or None, detail) of each check under these rules."""
-    mlp = build_mlp(rules.width, rules.depth, options.seed)
-    with runner_for(options, rules) as runner:
+    mlp, stdout, printed = build_mlp(rules.width, rules.depth, options.seed), sys.stdout, []
+
+    def write(text):
+        printed.append(text)
+        return stdout.write(text)
+
+    heard: Any = types.SimpleNamespace(write=write, flush=stdout.flush)
+    with redirect_stdout(heard), runner_for(options, rules) as runner:
         first, second = runner.outcomes(Networks(2, repeat, mlp, 2))
     yield "class", True, f"{runner.class_found}, loaded, set up within {rules.setup_timeout:g} s"
     if failure := failure_of(first, rules):
@@ -6712,6 +6798,8 @@ def contract_checks(options, rules):
         yield "determinism", True, "two calls agree bit for bit"
     else:
         yield "determinism", None, "two calls on one network differ: seed your generator from mlp.seed"
+    if printed and rules.purse is None:
+        yield "stdout", None, "it prints; the grader's worker speaks on stdout: print to sys.stderr"
 
 
 @command(
@@ -6851,7 +6939,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(versions() if name == "--version" else overview(), flush=True)
             return 0
         if name not in COMMANDS:
-            raise Misuse(f"Name a command: {', '.join(COMMANDS)}. `{PROGRAM} COMMAND --help` explains each.")
+            known = f"{', '.join(COMMANDS)}. `{PROGRAM} COMMAND --help` explains each."
+            raise Misuse(f"Name a command: {known}{did_you_mean(name, COMMANDS)}")
         if _default_book not in PRICES:
             raise Misuse(f"WHESTBENCH_PRICES must be {' or '.join(PRICES)}, not {_default_book!r}.")
         options = parse(name, rest)
