@@ -1838,6 +1838,39 @@ def test_the_same_command_gives_the_same_numbers_on_any_number_of_threads(score)
 
 # ---- a rival ----
 
+def test_a_log_gets_a_line_for_each_run(score, tmp_path):
+    log = tmp_path / "log.jsonl"
+    for body in (ZEROS, "return fnp.full((mlp.depth, mlp.width), math.nan)"):
+        _, document, _ = score(f"import math\n{body}", "--log", str(log), "--seed", "7")
+    first, last = map(json.loads, log.read_text().splitlines())
+    source = (tmp_path / "estimator.py").read_bytes()
+    assert last["sha256"] == hashlib.sha256(source).hexdigest() != first["sha256"]
+    assert last["failures"]["error"] == 2 and first["failures"]["error"] == 0 and first["class"] == "Estimator"
+    assert last["score"] == document["results"]["corrected"]["score"] and first["seed"] == 7
+    assert first["versions"]["whestbench"] == wb.__version__
+
+def test_a_log_that_cannot_be_written_is_refused_before_the_work(command, tmp_path):
+    status, _, err = command("run", ZEROS, *SMALL, "--log", str(tmp_path / "none" / "log"))
+    assert status == 2 and "cannot be written" in err
+
+def test_what_the_clock_adds_to_a_score_is_told_apart(command):
+    flags = [*SHAPE, "--n-mlps", "2", "--n-samples", "2048", "--flop-budget", "1e6", "--format", "plain"]
+    _, out, _ = command("run", f"import time\ntime.sleep(0.05)\n{ZEROS}", *flags,
+                        "--lambda-flops-per-second", "1e7")
+    assert float(re.search(r"by FLOPs alone +(\S+)", out)[1]) < float(re.search(r"layer_score +(\S+)", out)[1])
+    _, out, _ = command("run", ZEROS, *flags, "--lambda-flops-per-second", "0")
+    assert "by FLOPs alone" not in out
+
+@pytest.mark.parametrize("arguments, meant", [(["rum"], "run"), (["run", "x.py", "--nmlps", "3"], "--n-mlps"),
+                                              (["chekclist"], "checklist")])
+def test_a_slip_of_the_hand_is_told_what_was_meant(arguments, meant, capsys):
+    assert wb.main(arguments) == 2 and f"Did you mean {meant}?" in capsys.readouterr().err
+
+def test_the_real_command_s_flags_for_details_are_understood(command):
+    _, plain, _ = command("run", ZEROS, *SMALL, "--format", "plain", "--show-diagnostic-plots")
+    _, full, _ = command("run", ZEROS, *SMALL, "--format", "plain", "--detail", "full")
+    assert "== Each MLP" in full and "== Each MLP" not in plain
+
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_rival_is_scored_on_the_same_networks_and_the_difference_is_of_the_scores(
         runner, score, tmp_path, capsys):
@@ -2332,6 +2365,9 @@ FLAWS = {   # flaw: (predict(), flags, the question that finds it, severity, pat
                     "", "Time outside fnp", 1, "plain NumPy is uncounted"),
     "Python loops": (propagation("for _ in range(10**6): i += 1   # here"),
                      "--lambda-flops-per-second 1e11 --flop-budget 1e11", "Time outside fnp", 2, "whole arrays"),
+    "free tenth": (propagation(end="   # here"), "--flop-budget 5e7", "sampling", 2, r"average in [\d,]+ samples"),
+    "squares": ("x = fnp.ones(10**4)\nfor i in range(9):\n    (x + i) ** 2   # here\n" + propagation(),
+                "--flop-budget 1e7", "Free operations", 2, r"power.*x \* x"),
     "many calls": ("x = fnp.zeros(2)\nfor _ in range(2000):\n    x = x + 1.0   # here\n" + propagation(),
                    "--residual-wall-time-limit 0.04", "small calls", 1, r"2,0\d\d calls"),
     "priced calls": ("x = fnp.zeros(2)\nfor _ in range(1000):\n    x = x + 1.0   # here\n" + propagation(),
@@ -2567,6 +2603,14 @@ def test_validate_says_what_to_do_and_exits_1(body, command):
     status, out, err = command("validate", body, *SHAPE, "--flop-budget", "1e6", "--format", "plain")
     assert status == 1 and "FAIL" in out and re.search(INVALID[body], out)
     assert "Traceback" not in out + err
+
+def test_validate_notes_what_the_grader_would_trip_over(command):
+    status, out, _ = command("validate", f"print('hello')\n{ZEROS}", *SHAPE, "--json")
+    notes = {check["check"]: check["detail"] for check in json.loads(out)["checks"] if check["ok"] is None}
+    assert status == 0 and "numpy" in notes["imports"] and "whestbench" not in notes["imports"].split(":")[0]
+    assert "sys.stderr" in notes["stdout"] and len(notes) == 2
+    _, out, _ = command("validate", ZEROS, *SHAPE, "--json")
+    assert "stdout" not in [check["check"] for check in json.loads(out)["checks"]]
 
 def test_validate_tells_what_would_not_run_under_the_other_book(command):
     body = "x = fnp.zeros((mlp.depth, mlp.width))\nx[0] = 0.5\nreturn x"
