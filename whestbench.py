@@ -1116,6 +1116,14 @@ def pairwise_einsum(text, *operands, optimize, **kwargs):
     return left[step][1]
 
 
+def warn(message, category=UserWarning):
+    """Warn at the line that called into this file."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals is globals():
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
 @cache
 def say_once(sentence):
     print(f"whest: {sentence}", file=sys.stderr)
@@ -1210,8 +1218,12 @@ def normal_cdf(x, loc=0, scale=1):
 
 
 def normal_ppf(q, loc=0, scale=1):
-    """Its quantiles of the probabilities q; nan outside [0, 1]."""
-    return loc + scale * elementwise_kernel(quantile)(np.asarray(q, float))
+    """Its quantiles of the probabilities q; nan outside [0, 1]. Warns where they are not quite the grader's."""
+    q = np.asarray(q, float)
+    tail = np.minimum(q, 1 - q)
+    if np.any((tail > 0) & (tail < 1e-4)):
+        warn("norm.ppf within 1e-4 of 0 or 1 is the grader's to eight digits only")
+    return loc + scale * elementwise_kernel(quantile)(q)
 
 
 NORMAL = {"pdf": normal_pdf, "cdf": normal_cdf, "ppf": normal_ppf}
@@ -2424,14 +2436,6 @@ def any_counted(args):
 def any_symmetric(args):
     operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
     return any(map(symmetry_of, operands))
-
-
-def warn(message, category=UserWarning):
-    """Warn at the line that called into this file."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals is globals():
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
 
 
 # ---- the way of a call ------------------------------------------------------------------------------------
