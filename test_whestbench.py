@@ -1879,7 +1879,7 @@ def test_a_rival_is_scored_on_the_same_networks_and_the_difference_is_of_the_sco
     assert wb.main(["run", rival, *SMALL, "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)["results"]
     status, document, _ = score(ZEROS, "--against", rival, "--runner", runner)
-    ours, against = document["results"], document["against"]
+    ours, (against,) = document["results"], document["against"]
     theirs, difference = against["results"], against["difference"]
     assert status == 0 and (against["estimator"], against["class"]) == (rival, "Estimator")
     del alone["standings"]
@@ -1896,7 +1896,7 @@ def test_a_rival_is_scored_on_the_same_networks_and_the_difference_is_of_the_sco
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_baseline_is_a_rival_by_its_name_and_the_better_one_is_named(runner, score):
     _, document, err = score(ZEROS, "--against", "mean_propagation", "--n-mlps", "6", "--runner", runner)
-    difference, verdict = document["against"]["difference"], document["against"]["verdict"]
+    difference, verdict = (document["against"][0][key] for key in ("difference", "verdict"))
     assert difference["score"] > 0 and difference["p"] < 0.05 and difference["networks_needed"] is None
     assert verdict.startswith("mean_propagation is better than ") and "p = " in verdict and err == ""
 
@@ -1904,20 +1904,32 @@ def test_a_baseline_is_a_rival_by_its_name_and_the_better_one_is_named(runner, s
     (ZEROS, "mean_propagation"),
     ("import whestbench as wb\nreturn wb.mean_propagation(mlp, budget)", "zeros")])
 def test_the_verdict_quotes_its_interval_from_low_to_high_whichever_is_better(ours, theirs, score):
-    against = score(ours, "--against", theirs, "--n-mlps", "6")[1]["against"]
+    against = score(ours, "--against", theirs, "--n-mlps", "6")[1]["against"][0]
     said = re.search(r"by (\S+) on .* interval (\S+) to (\S+),", against["verdict"])
     by, low, high = map(float, said.groups())
     assert 0 < low < by < high and by == pytest.approx(abs(against["difference"]["score"]), rel=0.01)
 
+def test_several_rivals_stand_in_one_table_best_first(score, command):
+    flags = ["--against", "zeros", "--against", "mean_propagation", "--n-mlps", "3"]
+    _, document, _ = score("return fnp.full((mlp.depth, mlp.width), -2.0)", *flags)
+    assert [rival["estimator"] for rival in document["against"]] == ["zeros", "mean_propagation"]
+    for rival in document["against"]:
+        alone = score("return fnp.full((mlp.depth, mlp.width), -2.0)", "--against", rival["estimator"],
+                      "--n-mlps", "3", "--n-samples", str(document["results"]["per_mlp"][0]["truth_n_samples"]))
+        assert alone[1]["against"][0]["difference"]["score"] == rival["difference"]["score"]
+    _, out, _ = command("run", ZEROS.replace("zeros", "ones"), *SMALL, *flags, "--format", "plain")
+    table = out.partition("you less it")[2].splitlines()[1:4]
+    assert [row.split()[0] for row in table] == ["mean_propagation", "zeros", "you"]
+
 def test_an_estimator_against_itself_differs_by_exactly_0(score, tmp_path):
-    against = score(SAMPLER, "--against", str(tmp_path / "estimator.py"))[1]["against"]
+    against = score(SAMPLER, "--against", str(tmp_path / "estimator.py"))[1]["against"][0]
     difference = against["difference"]
     assert difference["score"] == difference["standard_error"] == 0 and difference["per_mlp"] == [0, 0]
     assert difference["p"] is None and "exactly the same" in against["verdict"]
 
 def test_what_is_not_settled_says_how_many_networks_would_do(score):
     noisy = "return fnp.full((mlp.depth, mlp.width), 0.4) + 0.1 * fnp.random.default_rng(mlp.seed).uniform()"
-    few, many = (score(noisy, "--n-mlps", n, "--against", "zeros")[1]["against"] for n in ("3", "200"))
+    few, many = (score(noisy, "--n-mlps", n, "--against", "zeros")[1]["against"][0] for n in ("3", "200"))
     needed = few["difference"]["networks_needed"]
     assert few["difference"]["p"] > 0.05 and needed > 3 and few["verdict"].startswith("Not settled: ")
     assert f"about {needed} networks would settle it" in few["verdict"]
@@ -1933,7 +1945,7 @@ def test_siblings_of_the_same_name_do_not_leak_from_one_estimator_to_its_rival(t
     a, b = (str(tmp_path / name / "estimator.py") for name in "ab")
     assert wb.main(["run", a, "--against", b, *SMALL, "--json"]) == 0
     both = json.loads(capsys.readouterr().out)
-    assert both["results"]["final_layer_mse"] != both["against"]["results"]["final_layer_mse"]
+    assert both["results"]["final_layer_mse"] != both["against"][0]["results"]["final_layer_mse"]
 
 # ---- isolation ----
 
@@ -2260,7 +2272,7 @@ def test_the_page_has_the_panels_of_the_report_and_needs_nothing_else(tmp_path, 
         assert len(xml.etree.ElementTree.fromstring(svg)) >= 2
     assert wb.main([*arguments, "json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["against"]["verdict"] in Page(page.read_text("utf-8")).words
+    assert document["against"][0]["verdict"] in Page(page.read_text("utf-8")).words
     assert sorted(os.listdir(tmp_path)) == sorted([hostile, "report.html"])
 
 def test_the_page_escapes_what_an_estimator_says_and_shows_colours_as_classes(command, tmp_path):

@@ -2578,8 +2578,8 @@ def finished(call, plain, result):
     return result
 
 
-def explain(function: Callable[[], Any], prices: str) -> list[tuple[str, int, str]]:
-    """(operation, FLOPs, how they come about) of every charge of `function()` under a price book."""
+def explain(function: Callable[[], Any], prices: str | None = None) -> list[tuple[str, int, str]]:
+    """(operation, FLOPs, how they come about) of every charge of `function()` under a price book, or the session's."""
     rows = []
 
     def note(name, args, kwargs, result, cost):
@@ -5708,15 +5708,19 @@ def verdict(difference, us, them):
 
 
 def _against(r):
+    """A verdict on each rival, and all in one table, best first."""
     if not r.against:
         return
-    difference, rival = r.against["difference"], r.against["results"]
-    yield r.against["verdict"]
-    yield (
-        f"{r.against['estimator']}: corrected score {rival['corrected']['score']:.4g}, multiplier "
-        f"{rival['mean_score_multiplier']:.3g}, failed {rival['n_failed_mlps']}; worse on "
-        f"{sum(d < 0 for d in difference['per_mlp'])} of {len(difference['per_mlp'])}"
-    )
+    yield from (rival["verdict"] for rival in r.against)
+    rows = [(r.results["corrected"]["score"], "you", "", "")]
+    for rival in r.against:
+        difference = rival["difference"]
+        interval = "{:+.2e} to {:+.2e}".format(*difference["interval"])
+        score = rival["results"]["corrected"]["score"]
+        rows.append((score, rival["estimator"][-30:], f"{difference['score']:+.2e}", interval))
+    yield f"{'':<32}{'score':>9}{'you less it':>14}   95% interval"
+    for score, name, less, interval in sorted(rows):
+        yield f"{name:<32}{score:>9.2e}{less:>14}   {interval}".rstrip()
 
 
 def _score(r):
@@ -5782,7 +5786,7 @@ PANELS = {  # title: the lines of a report, of which a panel without any is left
     "Error by neuron, MLP 0": _neurons,
     "Each MLP": _mlps,
     "Where you stand": _standing,
-    "Against the rival": _against,
+    "Against rivals": _against,
     "Score": _score,
 }
 UNTOLD_OF_FAILURES = {"MSE by layer (log)", "Score by MLP", "Error by neuron, MLP 0", "Where you stand"}
@@ -5791,7 +5795,7 @@ UNTOLD_OF_FAILURES = {"MSE by layer (log)", "Score by MLP", "Error by neuron, ML
 def report_run(document, screen, debug=False, detailed=False, html_path=None):
     """Print the report of a scored run or its document, and write the page. Misuse where that cannot be."""
     details = {"debug": debug, "detailed": debug or detailed, "width": screen.width}
-    r = types.SimpleNamespace(**{"against": None} | document | details)
+    r = types.SimpleNamespace(**{"against": []} | document | details)
     skipped = UNTOLD_OF_FAILURES if r.results["n_failed_mlps"] else ()
     panels = [
         (title, lines) for title, draw in PANELS.items() if title not in skipped and (lines := list(draw(r)))
@@ -5899,6 +5903,7 @@ class Watch(Profile):
         self.first = {}  # place of each operation on values not seen before
         self.end = None  # place of the last operation
         self.broken = None  # (place, operation) of the first value that is not finite
+        self.costliest = 0, ""  # FLOPs of a call, and how they come about
 
     def attach(self, context):
         super().attach(context)
@@ -5919,11 +5924,14 @@ class Watch(Profile):
         def note(kind, detail=""):
             self.notes[kind][place, name, detail].update(calls=1, flops=flops)
 
-        operation, shapes = OPERATIONS[name], [a.shape for a in arrays]
+        operation, shapes, book = OPERATIONS[name], [a.shape for a in arrays], self.context.book
+        if flops > self.costliest[0]:
+            told = book.explain(Call(operation, not book.immutable, args, kwargs, result))
+            self.costliest = flops, f"costliest call: {name}, {readable(flops)} FLOPs: {told}"
         if operation.keeps is of_product:
             square = min(map(len, shapes), default=0) > 1 and len({*chain(*shapes)}) == 1
             note("product", "square" if square else "")
-        free = FREE_INSTEAD[self.context.book.name].get(name)
+        free = FREE_INSTEAD[book.name].get(name)
         if free and (free != UNCHANGED or squeezed(result) in map(squeezed, arrays)):
             note("moved", free)
         if name == "power" and isinstance(args[-1], int) and args[-1] == 2:
@@ -6196,7 +6204,7 @@ def ask_matmul(e):
             said = f"{square:.0%} of the bill multiplies width x width matrices by such"
             change = "consider diagonal variance instead of full covariance"
             found = waste(e, products["square"], said, change, costliest(e.watched.charges))
-    return [answer], found
+    return [answer, " " * 9 + e.watch.costliest[1]][: 1 + bool(e.watch.costliest[1])], found
 
 
 def ask_notes(e, kind, said, change=None):
@@ -6431,7 +6439,7 @@ OPTIONS: dict[str, tuple] = {  # name: (default, help, type or None of a flag, c
     "max_threads": (None, "threads of NumPy and of the truth [all cores]", INTEGER, "N"),
     "html": (None, "write the report as a page, too", absolute, "FILE"),
     "log": (None, "append a line of JSON about this run: what, when, and its score", absolute, "FILE"),
-    "against": (None, "compare with a file or baseline, on the same networks and truths", str, "RIVAL"),
+    "against": ((), "compare with a file or baseline, on the same networks; may be repeated", str, "RIVAL"),
     "runner": (
         "local",
         "local (or inprocess): here; subprocess (or server): isolated [local]",
@@ -6472,6 +6480,17 @@ def command(options):
     return register
 
 
+def repeated():
+    """The type of a flag that may be repeated: plac keeps its last value, which is the list of all."""
+    given = []
+
+    def add(text):
+        given.append(text)
+        return given
+
+    return add
+
+
 def parse(command, arguments):
     """All of OPTIONS: those that the sub-command takes as they are given, or the defaults. Raises Misuse."""
     import plac
@@ -6482,6 +6501,7 @@ def parse(command, arguments):
         style = "positional" if option in POSITIONAL else "option" if kind else "flag"
         # plac puts one dash before an option and makes others of underscores: _width is --width.
         name = "_" * (style != "positional") + option.rstrip("_")
+        kind = repeated() if default == () and style == "option" else kind
         note = text, style, None, kind, values.split("|") if "|" in values else None, values
         parameter = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=note)
         if option == "arrays":
@@ -6561,7 +6581,7 @@ def run(options, screen):
     predict() raised or gave what is no prediction on any network, 2 for misuse.
     """
     started, rules, path = datetime.now(timezone.utc), rules_of(options), estimator_path(options)
-    rivals = [None, rival_path(options.against)] if options.against else [None]
+    rivals = [None, *map(rival_path, options.against)]
     for output in filter(None, (options.html, options.log)):
         refuse_read_only(output)
     limit_threads(options.max_threads)
@@ -6598,14 +6618,11 @@ def run(options, screen):
         "whestbench_version": __version__,
     }
     if options.against:
-        difference = compare(*outcomes, truths, rules)
-        document["against"] = {
-            "verdict": verdict(difference, config["estimator"], options.against),
-            "difference": difference,
-            "estimator": options.against,
-            "class": classes[1],
-            "results": others[0],
-        }
+        document["against"] = []
+        for rival, kind, theirs, scored in zip(options.against, classes[1:], outcomes[1:], others):
+            difference = compare(outcomes[0], theirs, truths, rules)
+            told = {"verdict": verdict(difference, config["estimator"], rival), "difference": difference}
+            document["against"].append(told | {"estimator": rival, "class": kind, "results": scored})
     if options.log:
         log_run(options.log, path, document)
     report_run(document, screen, options.debug, options.detail == "full", options.html)
