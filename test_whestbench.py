@@ -1919,7 +1919,7 @@ def test_several_rivals_stand_in_one_table_best_first(score, command):
         assert alone[1]["against"][0]["difference"]["score"] == rival["difference"]["score"]
     _, out, _ = command("run", ZEROS.replace("zeros", "ones"), *SMALL, *flags, "--format", "plain")
     table = out.partition("you less it")[2].splitlines()[1:4]
-    assert [row.split()[0] for row in table] == ["mean_propagation", "zeros", "you"]
+    assert [row.split()[0] for row in table] == ["mean_propagation", "you", "zeros"]
 
 def test_an_estimator_against_itself_differs_by_exactly_0(score, tmp_path):
     against = score(SAMPLER, "--against", str(tmp_path / "estimator.py"))[1]["against"][0]

@@ -9,7 +9,18 @@ Copy this one file beside your `estimator.py` and run `python whestbench.py run 
 sees the weights of a network and a FLOP budget and predicts the mean activation of every neuron; the score is
 its final-layer squared error against a Monte Carlo truth, times the share of the budget that it spent.
 The rooms below follow the data: rounds, prices, budget, fnp, contract, engine, truth, baselines, scoring,
-runners, reports, checklist, command line. Each uses only the rooms above it.
+runners, reports, checklist, command line. Each uses only the rooms above it. One `run` is this chain of calls:
+
+    main > parse > run > networks_of > sample_suite                              the networks
+                       > runner_for > predicted > LocalRunner.outcomes
+                         > metered_predict > (fnp) perform > PriceBook.bill      predictions and their bills
+                       > grow_truths > grow_together > grow
+                         > TruthSource.sample > simulate_block, WhiteBox.sums    the truths
+                       > score_suite > score_mlp > final_error                   the score
+                       > report_run > PANELS > Screen.panels, page               what is shown
+
+Samples come in pairs, x and -x; 8 pairs are a group, 4 groups a pool (one observation of the final layer), 4096
+samples a chunk, one or more chunks a unit of work. A block is what the engine computes at once.
 """
 
 from __future__ import annotations
