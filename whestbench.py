@@ -5728,10 +5728,10 @@ def _against(r):
         difference = rival["difference"]
         interval = "{:+.2e} to {:+.2e}".format(*difference["interval"])
         score = rival["results"]["corrected"]["score"]
-        rows.append((score, rival["estimator"][-30:], f"{difference['score']:+.2e}", interval))
-    yield f"{'':<32}{'score':>9}{'you less it':>14}   95% interval"
+        rows.append((score, rival["estimator"][-23:], f"{difference['score']:+.2e}", interval))
+    yield f"{'':<24}{'score':>9}{'you less it':>13}  95% interval"
     for score, name, less, interval in sorted(rows):
-        yield f"{name:<32}{score:>9.2e}{less:>14}   {interval}".rstrip()
+        yield f"{name:<24}{score:>9.2e}{less:>13}  {interval}".rstrip()
 
 
 def _score(r):
