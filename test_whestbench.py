@@ -894,7 +894,7 @@ TWO = f"class A(BaseEstimator):\n    def predict(self, mlp, budget): {ZEROS}\ncl
 
 @pytest.mark.parametrize("body, flags, chosen", [
     (TWO.format("Estimator"), (), "Estimator"), (TWO.format("B"), ("--class", "A"), "A"),
-    (TWO.partition("class {}")[0], (), "A")])
+    (TWO.partition("class {}")[0], (), "A"), (TWO.partition("class {}")[0] + "\nAlias = A", (), "A")])
 def test_the_class_named_estimator_wins_and_a_flag_chooses_another(body, flags, chosen, score):
     status, document, _ = score(body, *flags)
     assert status == 0 and document["run_config"]["class"] == chosen
@@ -3282,6 +3282,7 @@ def test_a_module_saved_by_each_is_read_by_the_other(prices, oracle_folder, tmp_
         assert read[0][4].startswith("state_dict mismatch") and read[1]["layers.0.b"] == ["float64", [1.0, 2.0]]
 
 @pytest.mark.parametrize("call, refuses", [
+    ("fnp.var(X34, axis=0, mean=np.ones((5, 1, 4)))", "0.12"),
     ("fnp.tensordot(X33, X33, ([-1], [0]))", "0.7"), ("fnp.tensordot(X234, X34, ([-1], [-1]))", "0.7"),
     ("fnp.cumsum(cube3, axis=0)", "0.7"), ("fnp.cumprod(cube3, axis=2)", "0.7"),
     ("fnp.einsum('zja,zjb->zab', X234, X234)", "0.7"), ("fnp.einsum('zja,zjb->zab', X222, X222)", "0.7"),

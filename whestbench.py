@@ -1350,6 +1350,13 @@ def averaged(c):
     return c.folds if c.early else c.folds + c.results
 
 
+def about_the_mean(c):
+    """Of var: the mean, the squares about it, and their mean."""
+    if c["mean"] is not None and spread((c.first, c["mean"])) > c.size:
+        raise UnsupportedFunctionError(f"{c.name} about means of another shape has no price here")
+    return 2 * (c.distinct + c.additions + c.results)
+
+
 reducing = partial(
     price, units=per_fold, keeps=reduced, says="{c.folds:,} operations, for {c.results:,} results"
 )
@@ -1375,7 +1382,7 @@ reducing(
 reducing(
     "var",
     warns="0.7",
-    units=lambda c: 2 * (c.distinct + c.additions + c.results),
+    units=about_the_mean,
     early=per_fold,
     early_weight=2,
     dtype=reduction(inexact),
@@ -1384,7 +1391,7 @@ reducing(
 reducing(
     "std",
     warns="0.7",
-    units=lambda c: 2 * (c.distinct + c.additions + c.results) + c.results,
+    units=lambda c: about_the_mean(c) + c.results,
     early=per_fold,
     early_weight=2,
     dtype=reduction(inexact),
@@ -3288,7 +3295,7 @@ def find_estimator_class(module, file, class_name):
         for name, c in vars(module).items()
         if inspect.isclass(c) and issubclass(c, BaseEstimator) and c is not BaseEstimator
     }
-    own = [name for name, c in known.items() if c.__module__ == module.__name__]
+    own = [*{c: name for name, c in known.items() if c.__module__ == module.__name__}.values()]  # once each
     name = class_name or (own[0] if len(own) == 1 else "Estimator")
     if name in known:
         return known[name]
