@@ -2347,6 +2347,7 @@ for weight in mlp.weights:
 return fnp.stack(rows, axis=0)
 """
 PATIENT = [*"--width 48 --depth 4 --n-samples 8192 --lambda-flops-per-second 0 --json".split()]
+PRICED_TIME = "--lambda-flops-per-second 1e11 --flop-budget 1e11"      # 1 ms is 0.1% of the budget
 FLAWS = {   # flaw: (predict(), flags, the question that finds it, severity, pattern); its line says `here`
     "shape": ("return fnp.zeros((mlp.width, mlp.depth))   # here", "", "Output shape", 1, "transposed"),
     "finite": ("return fnp.zeros((mlp.depth, mlp.width)) / 0   # here", "", "values finite", 1, "0/0"),
@@ -2375,9 +2376,9 @@ FLAWS = {   # flaw: (predict(), flags, the question that finds it, severity, pat
     "float64": (propagation("fnp.matmul(weight.astype(fnp.float64), weight)   # here"),
                 "--flop-budget 2e6 --prices 0.12", "float64", 2, "float32"),
     "plain NumPy": (propagation("w = np.asarray(weight)\n    for _ in range(9000): w @ w   # here"),
-                    "", "Time outside fnp", 1, "plain NumPy is uncounted"),
+                    PRICED_TIME, "Time outside fnp", 1, "plain NumPy is uncounted"),
     "Python loops": (propagation("for _ in range(10**6): i += 1   # here"),
-                     "--lambda-flops-per-second 1e11 --flop-budget 1e11", "Time outside fnp", 2, "whole arrays"),
+                     PRICED_TIME, "Time outside fnp", 2, "whole arrays"),
     "free tenth": (propagation(end="   # here"), "--flop-budget 5e7", "sampling", 2, r"average in [\d,]+ samples"),
     "squares": ("x = fnp.ones(10**4)\nfor i in range(9):\n    (x + i) ** 2   # here\n" + propagation(),
                 "--flop-budget 1e7", "Free operations", 2, r"power.*x \* x"),
