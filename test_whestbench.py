@@ -2262,7 +2262,10 @@ def test_the_page_has_the_panels_of_the_report_and_needs_nothing_else(tmp_path, 
     parsed = Page(text)
     assert parsed.open == [] and "://" not in text and "color-scheme: light dark" in text
     tags = [tag for tag, _ in parsed.tags]
-    assert set(tags) == set("html meta title style h1 h2 main section pre span svg path circle rect text".split())
+    assert set(tags) == set(
+        "html meta title style h1 p h2 main section pre span svg path circle rect text footer".split())
+    score = re.search(r"layer_score +(\S+)", told)[1]
+    assert f">{score}</h1>" in text and text.index("<h2>Score<") < text.index("<h2>FLOPs<") < text.index("<h2>Run<")
     assert {name for _, attrs in parsed.tags for name in attrs}.isdisjoint(["src", "href", "onerror"])
     assert tags.count("rect") == 3 + 5 + 1              # only one operation is billed
     titles = re.findall(r"== (\w.*?) =", told)
@@ -2280,7 +2283,7 @@ def test_the_page_escapes_what_an_estimator_says_and_shows_colours_as_classes(co
     body = "raise ValueError('</pre><script>rows</script>')"
     status, _, _ = command("run", body, *SMALL, "--html", str(page), "--debug")
     text = page.read_text("utf-8")
-    assert status == 1 and "<script" not in text and "\x1b" not in text and '"bad">ValueError' in text
+    assert status == 1 and "failed on 2 of 2 MLPs</h1>" in text and "<script" not in text and "\x1b" not in text and '"bad">ValueError' in text
     assert "</pre><script>rows</script>" in Page(text).words
 
 @pytest.mark.parametrize("target", ["none/report.html", "folder.html", "report.html"])

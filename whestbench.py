@@ -5544,21 +5544,26 @@ def plotted(scatter, width, height=7):
 
 
 PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>{0}</title><style>
-:root {{ color-scheme: light dark; font: 15px system-ui }} h1, h2 {{ font-size: 1.1rem }}
-body {{ max-width: 64rem; margin: auto }} main {{ display: flex; flex-wrap: wrap; gap: 1rem }}
-section {{ flex: 1 1 18rem; padding: 0 1rem 1rem; background: #8882; overflow: auto }}
-section:has(pre) {{ flex-basis: 100% }} pre {{ margin: 0 }} svg {{ display: block }}
-pre, text {{ font: 12px/1.6 monospace; white-space: pre-wrap; fill: CanvasText }}
+<html lang="en"><meta charset="utf-8"><title>whestbench</title><style>
+:root {{ color-scheme: light dark; font: 15px system-ui }} h1 {{ font-size: 2.4rem; margin: .5rem 0 0 }}
+body {{ max-width: 64rem; margin: 1rem auto; padding: 0 1rem }} h2 {{ font-size: 1.1rem }}
+main {{ display: flex; flex-wrap: wrap; gap: 1rem }}
+section {{ flex: 1 1 18rem; min-width: 0; padding: 0 1rem 1rem; background: #8882; overflow: auto }}
+section:has(pre) {{ flex-basis: 100% }} footer {{ opacity: .7 }} pre {{ margin: 0 }} svg {{ display: block }}
+pre, text {{ font: 12px/1.6 monospace; white-space: pre; fill: CanvasText }}
 path {{ stroke: gray }} rect, circle {{ fill: light-dark(royalblue, skyblue); opacity: .8 }}
 .good {{ color: light-dark(green, lightgreen) }} .bad {{ color: light-dark(firebrick, salmon) }}
 .strong {{ font-weight: bold }}
-</style><h1>{0}</h1><main>{1}</main></html>
+</style>{0}<main>{1}</main><footer>{2}</footer></html>
 """
+FIRST_ON_PAGE = ["Estimator Errors", "Limits", "Score", "Where you stand", "Against rivals", "Warnings"]
 
 
-def page(title, panels):
-    """The panels as one HTML page that needs nothing else, light or dark as the reader's system is."""
+def page(document, panels):
+    """The panels as one HTML page that needs nothing else, light or dark as the reader's system is.
+
+    The score, or that there is none, comes first and large, what was run at the foot.
+    """
 
     def markup(item):
         if isinstance(item, Scatter):
@@ -5574,10 +5579,25 @@ def page(title, panels):
             text = re.sub(rf"\x1b\[{code}m(.*?)\x1b\[0m", rf'<span class="{name}">\1</span>', text)
         return f"<pre>{uncoloured(text) or ' '}</pre>"
 
+    config, n_failed = document["run_config"], document["results"]["n_failed_mlps"]
+    corrected = document["results"]["corrected"]
+    low, high = corrected["truth_interval"]
+    style, said = "strong", f"{corrected['score']:.2e}"
+    told = f"{low:.2e} to {high:.2e} (95%, given the ground truth's own noise)"
+    if n_failed:
+        style, said, told = "bad", f"predict() failed on {n_failed} of {config['n_mlps']} MLPs", ""
+    estimator, following = html.escape(config["estimator"]), html.escape(next_step(document))
+    above = f"{estimator}<h1 class={style}>{said}</h1>{told}<p>{following}</p>"
+
+    def place(panel):
+        return [*FIRST_ON_PAGE, panel[0]].index(panel[0]), panel[0] == "Run"
+
     sections = (
-        f"<section><h2>{heading}</h2>{''.join(map(markup, items))}</section>" for heading, items in panels
+        f"<section><h2>{heading}</h2>{''.join(map(markup, items))}</section>"
+        for heading, items in sorted(panels, key=place)
     )
-    return PAGE.format(html.escape(title), "".join(sections))
+    made = f"whestbench {__version__}, {document['run_meta']['run_finished_at_utc'][:16]} UTC"
+    return PAGE.format(above, "".join(sections), made)
 
 
 def svg_plot(scatter):
@@ -5585,7 +5605,8 @@ def svg_plot(scatter):
     points, zero, high, low, across = framed(scatter)
     dots = (f'<circle cx="{70 + 200 * x:.1f}" cy="{20 + 200 * y:.1f}" r="2.5"/>' for x, y in points)
     return (
-        f'<svg width="290" height="250"><path d="M70 20v200M70 {20 + 200 * zero:.1f}h200"/>'
+        f'<svg width="290" height="250" role="img" aria-label="{scatter.up} by {scatter.across}">'
+        f'<path d="M70 20v200M70 {20 + 200 * zero:.1f}h200"/>'
         f'<text y="14">{scatter.up}</text><text y="32">{high}</text><text y="220">{low}</text>'
         f'<text x="70" y="240">0</text><text x="130" y="240">{across}</text>{"".join(dots)}</svg>'
     )
@@ -5820,7 +5841,7 @@ def report_run(document, screen, debug=False, detailed=False, html_path=None):
     ]
     if html_path:
         with replacing(Path(html_path)) as part:
-            part.write_text(page(f"whestbench: {r.run_config['estimator']}", panels), "utf-8", "replace")
+            part.write_text(page(document, panels), "utf-8", "replace")
 
     def draw(document, screen):
         for has_text, group in groupby(panels, lambda panel: str in map(type, panel[1])):
