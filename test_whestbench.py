@@ -2283,7 +2283,8 @@ def test_the_page_escapes_what_an_estimator_says_and_shows_colours_as_classes(co
     body = "raise ValueError('</pre><script>rows</script>')"
     status, _, _ = command("run", body, *SMALL, "--html", str(page), "--debug")
     text = page.read_text("utf-8")
-    assert status == 1 and "failed on 2 of 2 MLPs</h1>" in text and "<script" not in text and "\x1b" not in text and '"bad">ValueError' in text
+    assert status == 1 and "failed on 2 of 2 MLPs</h1>" in text
+    assert "<script" not in text and "\x1b" not in text and '"bad">ValueError' in text
     assert "</pre><script>rows</script>" in Page(text).words
 
 @pytest.mark.parametrize("target", ["none/report.html", "folder.html", "report.html"])

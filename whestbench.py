@@ -5722,12 +5722,12 @@ def _standing(r):
     you = r.results["corrected"]["score"]
     rows = r.results["standings"] | {"you": {"score": you}}
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["score"]):
-        ratio, how = row["score"] / you if you > 0 < row["score"] else 1.0, ""
+        ratio, how, style = row["score"] / you if you > 0 < row["score"] else 1.0, "", "strong"
         if abs(ratio - 1) > 0.005:
-            times = max(ratio, 1 / ratio)
+            times, style = max(ratio, 1 / ratio), "good" if ratio > 1 else "bad"
             how = f"{times:>9,.{0 if times >= 10 else 2}f} times {'worse' if ratio > 1 else 'better'}"
         text = f"{name:<18}{row['score']:9.2e}{how:<25}{row.get('note', '')}"
-        yield paint(text.rstrip(), "strong" if name == "you" else "good" if ratio > 1 else "bad")
+        yield paint(text.rstrip(), style)
 
 
 def verdict(difference, us, them):
