@@ -447,6 +447,7 @@ def unknown(c):
 
 
 def regrouped(c):
+    """Of reshape, squeeze and their kin."""
     return reshaped(c.blocks, c.shape, c.result.shape)
 
 
@@ -949,6 +950,7 @@ def own(c):
 
 
 def own_with_out(c):
+    """The dtype of the first operand, widened by out=."""
     return with_out(c, c.main)
 
 
@@ -1137,6 +1139,7 @@ def warn(message, category=UserWarning):
 
 @cache
 def say_once(sentence):
+    """A sentence on stderr, once in a process."""
     print(f"whest: {sentence}", file=sys.stderr)
 
 
@@ -1269,6 +1272,7 @@ def diagonal_length(shape, offset, axis1=0, axis2=1):
 
 
 def on_diagonal(c):
+    """Elements of a diagonal, at least 1."""
     return at_least_1(diagonal_length(c.shape, c["offset"], c["axis1"], c["axis2"]))
 
 
@@ -1331,6 +1335,7 @@ def bounds_of(c):
 
 
 def clipped(c):
+    """An operation a number and bound; book 0.7 counts the numbers alone."""
     bounds = bounds_of(c)
     if not c.early:
         return at_least_1(len(bounds)) * at_least_1(elements(c.first, *bounds))
@@ -1346,6 +1351,7 @@ pointwise(
 
 
 def averaged(c):
+    """Units of average, which has no price with weights."""
     refuse(c, weights=None, returned=False)
     return c.folds if c.early else c.folds + c.results
 
@@ -1477,6 +1483,7 @@ def takes_shape(shape, dtype=None, order="C"):
 
 
 def per_cell(c):
+    """As many as an array of the shape that is asked for has."""
     return cells(c["shape"])
 
 
@@ -1717,6 +1724,7 @@ price("argwhere", per_number, early_weight=4, unrouted="argwhere", says="a compa
 
 
 def copied(c):
+    """What copyto writes; book 0.7 counts what it reads."""
     refuse(c, where=True)
     return size_of(c["src"]) if c.early else c.size
 
@@ -1768,6 +1776,7 @@ solving = partial(
 
 
 def per_matrix(each):
+    """Units for a batch of square matrices, by those of one with n rows."""
     return lambda c: c.matrix.many * at_least_1(each(c.matrix.n))
 
 
@@ -1849,6 +1858,7 @@ def pool(c):
 
 
 def choices(c):
+    """What choice draws, or shuffles to draw without replacement."""
     refuse(c, p=None)
     return c.written if c["replace"] else pool(c) * (log2(pool(c)) if c.early else 1)
 
@@ -1880,6 +1890,7 @@ shuffling("choice", choices, takes=lambda a, size=None, replace=True, p=None, ax
 
 
 def per_sample(operations, c):
+    """So many operations for each number of the broadcast arguments."""
     return operations * at_least_1(spread(c.arguments.values()))
 
 
@@ -2448,10 +2459,12 @@ def dress(result, scalars=True):
 
 
 def any_counted(args):
+    """Whether a counted array is among arguments, or in lists among them."""
     return any(isinstance(a, FlopscopeArray) or type(a) in (list, tuple) and any_counted(a) for a in args)
 
 
 def any_symmetric(args):
+    """Whether an operand is known to be symmetric."""
     operands = args[0] if args and isinstance(args[0], (list, tuple)) else args
     return any(map(symmetry_of, operands))
 
@@ -2812,6 +2825,7 @@ _WRITING = ["sort", "partition", "fill", "put", "resize", "setfield"]
 
 
 def define_operator(short, name):
+    """Give counted arrays an operator, its reflection and its in-place form."""
     function = FUNCTIONS[name]
 
     def in_place(self, other):
@@ -2851,6 +2865,7 @@ def native_method(name):
 
 
 def view_method(name):
+    """A method that gives a free view, with what it leaves of the symmetry."""
     native = getattr(np.ndarray, name)
     return lambda self, *args: view_of(self, name, native, *args)
 
@@ -3014,16 +3029,19 @@ _AS_IN_NUMPY = """bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float1
 
 
 def uncounted(function):
+    """A function of NumPy's that is free, and sees plain arrays."""
     return wraps(function)(lambda *args, **kwargs: function(*bare(args), **bare(kwargs)))
 
 
 def module(name, *members, **others):
+    """A module of these members."""
     made = types.ModuleType(name)
     vars(made).update({member.__name__: member for member in members}, **others)
     return made
 
 
 def members(owner, names, change=lambda member: member):
+    """{name: member} of an owner, each changed."""
     return {name: change(getattr(owner, name)) for name in names.split()}
 
 
@@ -3092,6 +3110,7 @@ flops = module(
 
 
 def not_here(name):
+    """What asking flops for a name that it lacks raises."""
     raise AttributeError(
         f"flopscope.{name} is not in this kit: `whest price EXPRESSION` tells what something costs, and why"
     )
@@ -5006,6 +5025,7 @@ AMOUNTS = "calls", "flops_used", "time_s"
 
 
 def amounts_of(charge):
+    """A charge's AMOUNTS, as the document names them."""
     return dict(zip(AMOUNTS, (charge.calls, charge.bill.cost, charge.backend + charge.overhead)))
 
 
@@ -5241,6 +5261,7 @@ def error_of(message, kind, hints=()):
 
 
 def failed_outcome(message, code):
+    """The Outcome of a network that a worker failed on."""
     return Outcome(error=error_of(message, code), error_code=code, traceback=message)
 
 
@@ -5496,6 +5517,7 @@ def drawn(item, width):
 
 
 def bar(share, width):
+    """A bar that fills a share of so many columns."""
     return "#" * round(share * width)
 
 
@@ -6719,6 +6741,7 @@ def refuse_read_only(path):
 
 
 def dataset_networks(*arguments):
+    """The networks of a dataset alone."""
     return (mlp for mlp, _ in read_dataset(*arguments, with_truths=False))
 
 
@@ -6969,6 +6992,7 @@ def bake_command(options, screen):
 
 
 def versions():
+    """What --version prints."""
     from importlib.metadata import version
 
     others = ", ".join(f"{title} {version(title.lower())}" for title in ("NumPy", "numba", "plac"))
@@ -6976,6 +7000,7 @@ def versions():
 
 
 def overview():
+    """What --help prints."""
     listed = (f"  {each:<12}{function.__doc__.splitlines()[0]}" for each, function in COMMANDS.items())
     return "\n".join([(__doc__ or "").partition("The rooms below")[0].rstrip(), "", "Commands:", *listed])
 
