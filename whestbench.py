@@ -4502,6 +4502,11 @@ def readable(n):
     return f"{n:,.0f}" if abs(n) < 1e6 else f"{n:.2e}".replace("e+", "e")
 
 
+def fold(ratio):
+    """29,213 times, 1.28 times."""
+    return f"{ratio:,.{0 if ratio >= 10 else 2}f} times"
+
+
 NORMAL_975 = 1.959963984540054  # quantile that makes a two-sided 95% interval
 
 
@@ -5746,8 +5751,8 @@ def _standing(r):
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["score"]):
         ratio, how, style = row["score"] / you if you > 0 < row["score"] else 1.0, "", "strong"
         if abs(ratio - 1) > 0.005:
-            times, style = max(ratio, 1 / ratio), "good" if ratio > 1 else "bad"
-            how = f"{times:>9,.{0 if times >= 10 else 2}f} times {'worse' if ratio > 1 else 'better'}"
+            style, which = ("good", "worse") if ratio > 1 else ("bad", "better")
+            how = f"{fold(max(ratio, 1 / ratio)):>15} {which}"
         text = f"{name:<18}{row['score']:9.2e}{how:<25}{row.get('note', '')}"
         yield paint(text.rstrip(), style)
 
@@ -6165,7 +6170,7 @@ def ask_zeros(e):
     """Whether predicting zeros scores better."""
     theirs, found = zeros_score(e.results["per_mlp"]), []
     if e.score > max(1.001 * theirs, theirs + 1e-12):  # what float32 resolves
-        said = f"zeros scores {e.score / theirs:.3g} times better: worse than guessing zero"
+        said = f"zeros scores {fold(e.score / theirs)} better: worse than guessing zero"
         change = "look for a wrong sign, scale, transpose or layer"
         found = [finding(e, 1, said, change, e.watch.end, 1 - theirs / e.score)]
     return [f"{'yes' if found else 'no'}: zeros {theirs:.2e}, you {e.score:.2e}"], found
@@ -6178,7 +6183,7 @@ def ask_sampling(e):
     used = e.spent / e.rules.flop_budget
     spare = max(0.0, 1 - used / MULTIPLIER_FLOOR)  # the share of those samples that costs nothing
     verdict = "yes" if e.score > 1.2 * paid > 0 else "about as well" if e.score > paid else "no"
-    said, change = f"sampling scores {e.score / (paid or inf):.3g} times better", ""
+    said, change = f"sampling scores {fold(e.score / (paid or inf))} better", ""
     best = paid if verdict == "yes" else e.score
     if spare and e.score > 0 < paid:
         best = min(best, 1 / (1 / e.score + spare / paid))  # independent errors, weighted by their inverses
