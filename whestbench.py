@@ -782,6 +782,8 @@ def product_of(c):
                 "einsum takes subscripts and one to four operands here, no out= and no symmetry=: "
                 "multiply some first"
             )
+    if "dtype" in c.kwargs:
+        raise UnsupportedFunctionError(f"{name} with dtype= has no price here: cast the operands")
     shapes, symmetries = [*map(shape_of, operands)], [*map(symmetry_of, operands)]
     m, n = [*map(len, shapes), 0][:2]
     if name in ("outer", "vdot"):
@@ -815,8 +817,10 @@ def product_of(c):
     if name == "tensordot":
         if any(symmetries):
             raise UnsupportedFunctionError("tensordot of a symmetric array has no price here: use einsum")
+        operations = contraction_cost(factors, out, c.early)
         if c.early and out:  # products alone
-            return Product(at_least_1(prod(dict(zip(chain(*labels), chain(*shapes))).values())), (), text)
+            operations = at_least_1(prod(dict(zip(chain(*labels), chain(*shapes))).values()))
+        return Product(operations, (), text)
     return Product(contraction_cost(factors, out, c.early), result_blocks(factors, out, c.early), text)
 
 
@@ -1565,10 +1569,18 @@ price(
     late=True,
     says="2 operations a number",
 )
+
+
+def spaced(c):
+    """2 operations a number; book 0.7 counts the numbers."""
+    refuse(c, retstep=False)
+    return at_least_1(c["num"]) if c.early else 2 * c.outputs
+
+
 price(
     "linspace",
-    lambda c: 2 * c.outputs,
-    early=lambda c: at_least_1(c["num"]),
+    spaced,
+    early=spaced,
     early_plain="start stop",
     dtype=made,
     late=True,
@@ -2096,7 +2108,10 @@ class BudgetContext(ContextDecorator):
         self._used += bill.cost
         self.flopscope_backend_time_s += backend
         self.flopscope_overhead_time_s += overhead
-        stack = self.profile.stack(sys._getframe(1)) if self.profile is not None else ()
+        stack = ()
+        if self.profile is not None:  # its time is not the participant's
+            stack = self.profile.stack(sys._getframe(1))
+            self.flopscope_overhead_time_s += _clock() - now
         self._log.append(Charge(bill, self._used, self.namespace, start, backend, overhead, stack))
         if now > self._deadline:
             self._out_of_time(bill)
@@ -2287,7 +2302,7 @@ def namespace(segment: str) -> Iterator[BudgetContext]:
 
 def budget_summary_dict(by_namespace: bool = False) -> dict:
     """Totals of this process, all contexts together."""
-    live = [context for context in (_thread.active, _default_context) if context and context._log]
+    live = [context for context in (_thread.active, _default_context) if context and context._used]
     for context in live:
         _session.collect(context)
     wall = _session.closed_s + sum(context.elapsed_s for context in live)
@@ -2670,7 +2685,7 @@ def written_symmetry(call):
     written = call.args[0] if operation.writes else out
     if not symmetry_of(written):
         return None
-    if written is out and operation.keeps and any_symmetric(call.args):
+    if written is out and operation.keeps and (any_symmetric(call.args) or operation.keeps is of_product):
         call.result = out
         if operation.keeps(call) == out._blocks:
             return None
@@ -2851,6 +2866,8 @@ def native_method(name):
         immutable = active_budget().book.immutable
         if immutable and name in _WRITING:
             raise ValueError(f"book 0.12 has no in-place {name}: arrays are immutable there")
+        if name in ("sort", "partition") and symmetry_of(self):
+            raise ValueError(f"{name} in place would break a symmetry: use fnp.{name}")
         if immutable or name in ("sort", "partition"):
             return perform(operation, native, known, (self, *args), kwargs)
         result = native(self.view(np.ndarray), *args, **kwargs)
@@ -3913,7 +3930,8 @@ def need(module, extra):
     try:
         return importlib.import_module(module)
     except ImportError as exc:
-        raise WhestError(f"{module} is not installed: pip install 'whestbench-kit[{extra}]'.") from exc
+        package = module.partition(".")[0]
+        raise WhestError(f"{package} is not installed: pip install {package} (the extra {extra!r}).") from exc
 
 
 def fingerprint(*arrays):
@@ -4879,7 +4897,7 @@ def materialise(raw, mlp):
         )
         raise InvalidPrediction(
             "Predictions must contain only finite values.",
-            f"{value} first in layer {layer + 1}, neuron {neuron}: look there for {cause}.",
+            f"{value} first in layer {layer + 1}: look there for {cause}.",
         )
     return prediction
 
@@ -4971,7 +4989,8 @@ class Profile:
         stack = self.stack(frame)
         if inner is None and stack:
             self.outside[stack[:2]] += now - self.ticked
-        self.ticked = now
+            self.context.flopscope_overhead_time_s += _clock() - now
+        self.ticked = _clock()
 
     @contextmanager
     def ticking(self):
@@ -5467,6 +5486,8 @@ class Screen:
 
     def restore_stdout(self):
         self.live(None)
+        if self.stdout.closed:  # by the estimator
+            self.stdout = os.fdopen(os.dup(self.descriptor), "w", errors="replace")
         sys.stdout = self.stdout
         with suppress(OSError, ValueError):
             sys.stdout.flush()  # what was printed meanwhile goes where it was meant to go
@@ -5795,18 +5816,17 @@ def _score(r):
     told = "too few to tell: --n-mlps 5" if len(r.results["per_mlp"]) < 5 else "lost in the truth's noise"
     if networks:
         told = "{:.2e} to {:.2e}  (95%)".format(*networks)
-    floor = (
-        f"; under {share:.0%} it stays at {share:g}"
-        if results["mean_score_multiplier"] < 1.001 * share
-        else ""
-    )
+    spent = "you spent {mean_compute_utilization:.2%} of the budget"
+    if results["n_failed_mlps"]:
+        spent = "of a network that failed it is 1"
+    elif results["mean_score_multiplier"] < 1.001 * share:
+        spent += f"; under {share:.0%} it stays at {share:g}"
     headline, *rows = (
         "adjusted_final_layer_score  {score:>9.2e}   the contest's ranking; lower is better",
         "  given the ground truth's own noise    {truth_interval[0]:.2e} to {truth_interval[1]:.2e}  (95%)",
         f"  on other networks like these          {told}",
         "final_layer_mse             {final_layer_mse:>9.2e}   times the multiplier {mean_score_multiplier:.3g}",
-        "multiplier                  {mean_score_multiplier:>9.3g}   "
-        "you spent {mean_compute_utilization:.2%} of the budget" + floor,
+        "multiplier                  {mean_score_multiplier:>9.3g}   " + spent,
         "all_layers_mse              {all_layers_mse:>9.2e}",
         "MLPs                        {n_mlps:>9}   best {best_mlp_adjusted_final_layer_score:.2e}, "
         "worst {worst_mlp_adjusted_final_layer_score:.2e}, failed {n_failed_mlps}",
@@ -5831,9 +5851,12 @@ def next_step(document):
     if not failure:
         return f"Next: {PROGRAM} checklist {estimator}"
     if failure["kind"] != "error" and "profile" not in document["results"]:
-        return f"Next: spend less, by `{PROGRAM} run {estimator} --profile` you see where."
+        what = "time" if "time" in failure["kind"] else "FLOPs"
+        return f"Next: spend less {what}, by `{PROGRAM} run {estimator} --profile` you see where."
     if failure["kind"] != "error":
         return f"Next: spend less at the costliest lines above; {PROGRAM} checklist {estimator} says how."
+    if "the return value" in failure["line"]:
+        return f"Next: `{PROGRAM} checklist {estimator}` finds the line that made it so."
     where = f"mend {failure['line']}" if failure["line"] else "see `whest validate`"
     return f"Next: {where}. `--fail-fast` stops there with Python's own traceback, breakpoint() before it."
 
@@ -5885,8 +5908,9 @@ def draw_checks(document, screen):
     labels = {True: paint("OK  ", "good"), False: paint("FAIL", "bad"), None: "NOTE"}
     lines = [f"{labels[c['ok']]}  {c['check']}: {c['detail']}" for c in document["checks"]]
     screen.panels(("Validation", lines))
-    if document["ok"]:
-        screen.write(f"Next: {PROGRAM} run {shlex.quote(document['estimator'])}")
+    estimator = shlex.quote(document["estimator"])
+    mend = f"mend what FAILs, line by line; `{PROGRAM} run {estimator} --debug` shows tracebacks."
+    screen.write(f"Next: {PROGRAM} run {estimator}" if document["ok"] else f"Next: {mend}")
 
 
 def draw_tables(document, screen):
@@ -6120,10 +6144,12 @@ def ask_failures(e, kind, good, bad):
     for i, outcome in enumerate(e.outcomes):
         failure = failure_of(outcome, e.rules)
         if failure and kind_of(failure) == kind:
-            groups[failure.said, failure.line][i] = failure
+            same = failure.kind if kind == "limit" else failure.said  # what was spent may differ
+            groups[same, failure.line][i] = failure
     scores = np.array([mlp["adjusted_final_layer_score"] for mlp in e.results["per_mlp"]])
     found = []
-    for (said, where), members in groups.items():
+    for (_, where), members in groups.items():
+        said = next(iter(members.values())).said
         file, _, line = where.rpartition(", line ")
         place = (
             (file, int(line)) if file else e.watch.end if kind != "limit" else costliest(e.watched.charges)
@@ -6131,9 +6157,13 @@ def ask_failures(e, kind, good, bad):
         change = " ".join(next(iter(members.values())).hints) or "`whest run --debug` shows the traceback"
         if kind == "limit":
             change = "spend less"
-            if e.bill > e.rules.flop_budget:
-                fits = e.rules.flop_budget / e.bill
-                change += f": predict() needs {readable(e.bill)} FLOPs, of which {fits:.0%} would fit"
+            outside = max(outcome.residual_wall_time_s for outcome in e.outcomes)
+            needs = e.bill + outside * e.rules.lambda_flops_per_second
+            if needs > e.rules.flop_budget:
+                fits = 0.95 * e.rules.flop_budget / needs  # a clock never says the same twice
+                change += (
+                    f": predict() needs {readable(needs)} FLOPs with its time, of which {fits:.0%} would fit"
+                )
         if kind == "finite" and e.watch.broken:
             place, name = e.watch.broken
             change = f"{name} made the first value that is not finite; {change}"
@@ -6181,21 +6211,21 @@ def ask_sampling(e):
     multiplier, found = e.results["mean_score_multiplier"], []
     paid, n_samples = sampling_score(e.results["per_mlp"], e.rules, multiplier)
     used = e.spent / e.rules.flop_budget
-    spare = max(0.0, 1 - used / MULTIPLIER_FLOOR)  # the share of those samples that costs nothing
+    spare = max(0.0, 0.95 - used / MULTIPLIER_FLOOR)  # of those samples, free but for their time
     verdict = "yes" if e.score > 1.2 * paid > 0 else "about as well" if e.score > paid else "no"
-    said, change = f"sampling scores {fold(e.score / (paid or inf))} better", ""
-    best = paid if verdict == "yes" else e.score
-    if spare and e.score > 0 < paid:
-        best = min(best, 1 / (1 / e.score + spare / paid))  # independent errors, weighted by their inverses
+    mixed = 1 / (1 / e.score + spare / paid) if e.score > 0 < paid else e.score  # inverse errors add up
+    said = f"you use {used:.2%} of the budget, of which the first {MULTIPLIER_FLOOR:.0%} are free"
+    if verdict == "yes":
+        said = f"sampling scores {fold(e.score / paid)} better"
+    if mixed < 0.8 * e.score:
         change = (
-            f"average in {spare * n_samples:,.0f} samples, which the multiplier leaves free, weighted by the inverse "
-            f"errors: about {best:.2g}"
+            f"average in {spare * n_samples:,.0f} samples, which the multiplier leaves free, weighted by the "
+            f"inverse errors: about {mixed:.2g}"
         )
-        if verdict != "yes":
-            said = f"you use {used:.2%} of the budget, of which the first {MULTIPLIER_FLOOR:.0%} are free"
-    if verdict == "yes" or best < 0.8 * e.score:
-        change = change or "find what costs more than it brings, or sample instead"
-        found = [finding(e, 2, said, change, e.watch.end, 1 - best / e.score)]
+        found = [finding(e, 2, said, change, e.watch.end, 1 - mixed / e.score)]
+    elif verdict == "yes":
+        change = "find what costs more than it brings, or sample instead"
+        found = [finding(e, 2, said, change, e.watch.end, 1 - paid / e.score)]
     return [f"{verdict}: {paid:.2e} with {n_samples:,} samples, you {e.score:.2e}"], found
 
 
@@ -6321,9 +6351,11 @@ def ask_calls(e):
     seconds, gate = calls * CALL_RESIDUAL, e.rules.residual_wall_time_limit
     cost = seconds * e.rules.lambda_flops_per_second
     change, place = "work on whole arrays instead of in Python loops", costliest(e.watched.charges, "calls")
-    found = waste(e, cost, f"{calls:,} calls cost that much there", change, place, cost)
-    if gate and seconds > gate:
-        found = [finding(e, 1, f"{calls:,} calls leave {seconds:.2g} s there, past the gate", change, place)]
+    said, found = f"{calls:,} calls take {seconds:.2g} s of the real grader's own time", []
+    if calls > 500:  # fewer are no loop
+        found = waste(e, cost, said, change, place, cost)
+    if gate and seconds > gate or e.spent + cost > e.rules.flop_budget and cost:
+        found = [finding(e, 1, said + ": past the limit, so it would score zeros there", change, place)]
     answer = f"{calls:,} a network: on the real grader about {seconds:.3g} s outside fnp"
     answer += f", as much as {readable(cost)} FLOPs" * bool(cost) + (
         f"; the gate is {gate:g} s" if gate else ""
@@ -6419,12 +6451,14 @@ def draw_checklist(document, screen):
         if lines:
             screen.panels((f"Tier {tier['tier']}: {tier['title']}", lines))
     if unasked:
-        screen.panels(("Not measured, as predict() failed", [" ".join(unasked)]))
+        screen.panels(("Not measured, for want of predictions", [" ".join(unasked)]))
     screen.write(f"{len(found)} to look at, worst first:" if found else "Nothing to change.")
     for f in sorted(found, key=lambda f: (-f["share"], f["severity"])):
         where = f"{f['file']}, line {f['line']}" if f["line"] else ""
         said = textwrap.shorten(f["said"], 48, placeholder=" ...")
         screen.write(f"  LOOK   {said:<48} {where:<22}{f['share']:>4.0%} of the score")
+    then = "follow the first `change:`, then " if found else ""
+    screen.write(f"Next: {then}{PROGRAM} run {shlex.quote(document['estimator'])}")
 
 
 # ======================================================================================
@@ -6740,8 +6774,9 @@ def rival_path(against):
 
 
 def refuse_read_only(path):
-    """Misuse where a file could not be written, before the work is done."""
-    if not os.access(Path(path).parent, os.W_OK):
+    """Misuse where a file could not be written, before the work is done; a device is not to be replaced by one."""
+    is_other = os.path.exists(path) and not os.path.isfile(path)
+    if is_other or not os.access(Path(path).parent, os.W_OK):
         raise Misuse(f"{path} cannot be written: choose another place.")
 
 
@@ -6820,11 +6855,10 @@ def validate(options, screen):
     Each check is a line with OK or what to do, on a tiny network and on the round's shape. Exit status 1 if
     one fails; a NOTE is no failure.
     """
-    path, checks = estimator_path(options), list(validation_checks(options, rules_of(options)))
-    ok = all(check["ok"] is not False for check in checks)
-    screen.show(
-        {"ok": ok, "checks": checks, "estimator": path, "whestbench_version": __version__}, draw_checks
-    )
+    checks = list(validation_checks(options, rules_of(options)))
+    ok, estimator = all(check["ok"] is not False for check in checks), options.file or options.estimator
+    document = {"ok": ok, "checks": checks, "estimator": estimator, "whestbench_version": __version__}
+    screen.show(document, draw_checks)
     return 0 if ok else 1
 
 
@@ -6910,7 +6944,8 @@ def checklist(options, screen):
     ok = not any(
         f["severity"] == 1 for tier in tiers for asked in tier["questions"] for f in asked["findings"]
     )
-    document = {"ok": ok, "tiers": tiers, "estimator": options.path, "whestbench_version": __version__}
+    estimator = options.file or options.estimator
+    document = {"ok": ok, "tiers": tiers, "estimator": estimator, "whestbench_version": __version__}
     screen.show(document, draw_checklist)
     return 0 if ok else 1
 
