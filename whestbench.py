@@ -5851,8 +5851,8 @@ def next_step(document):
     if not failure:
         return f"Next: {PROGRAM} checklist {estimator}"
     if failure["kind"] != "error" and "profile" not in document["results"]:
-        what = "time" if "time" in failure["kind"] else "FLOPs"
-        return f"Next: spend less {what}, by `{PROGRAM} run {estimator} --profile` you see where."
+        what = "less time" if "time" in failure["kind"] else "fewer FLOPs"
+        return f"Next: spend {what}, by `{PROGRAM} run {estimator} --profile` you see where."
     if failure["kind"] != "error":
         return f"Next: spend less at the costliest lines above; {PROGRAM} checklist {estimator} says how."
     if "the return value" in failure["line"]:
@@ -6354,7 +6354,7 @@ def ask_calls(e):
     said, found = f"{calls:,} calls take {seconds:.2g} s of the real grader's own time", []
     if calls > 500:  # fewer are no loop
         found = waste(e, cost, said, change, place, cost)
-    if gate and seconds > gate or e.spent + cost > e.rules.flop_budget and cost:
+    if gate and seconds > gate or calls > 500 and cost > e.rules.flop_budget - e.spent:
         found = [finding(e, 1, said + ": past the limit, so it would score zeros there", change, place)]
     answer = f"{calls:,} a network: on the real grader about {seconds:.3g} s outside fnp"
     answer += f", as much as {readable(cost)} FLOPs" * bool(cost) + (
