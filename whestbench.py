@@ -2821,10 +2821,21 @@ def einsum_by_book(text, *operands, optimize=None, product=FUNCTIONS["einsum"], 
     return product(text, *operands, optimize=active_budget().book.immutable, **kwargs)
 
 
+def fold_of(name, function):
+    """reduce or accumulate of a ufunc, along the first axis unless told otherwise."""
+
+    def folded(x, axis=0, **kwargs):
+        if "dtype" in kwargs and not name.startswith(("add", "multiply")):
+            raise UnsupportedFunctionError(f"np.{name} with dtype= has no price here: cast the operand")
+        return function(x, axis=axis, **kwargs)
+
+    return folded
+
+
 FUNCTIONS |= {"where": three_way_or_nonzero, "einsum": einsum_by_book}
 FUNCTIONS |= {f"linalg.{name}": FUNCTIONS[name] for name in ("matmul", "outer", "tensordot", "vecdot")}
 FUNCTIONS |= {name: one_by_one(FUNCTIONS[name]) for name in ("atleast_1d", "atleast_2d", "atleast_3d")}
-FUNCTIONS |= {name: partial(FUNCTIONS[same], axis=0) for name, same in _FOLDS.items()}
+FUNCTIONS |= {name: fold_of(name, FUNCTIONS[same]) for name, same in _FOLDS.items()}
 
 
 # ---- operators and methods --------------------------------------------------------------------------------
