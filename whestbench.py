@@ -4531,7 +4531,7 @@ def readable(n):
     return f"{n:,.0f}" if abs(n) < 1e6 else f"{n:.2e}".replace("e+", "e")
 
 
-def fold(ratio):
+def times_text(ratio):
     """29,213 times, 1.28 times."""
     return f"{ratio:,.{0 if ratio >= 10 else 2}f} times"
 
@@ -5784,7 +5784,7 @@ def _standing(r):
         ratio, how, style = row["score"] / you if you > 0 < row["score"] else 1.0, "", "strong"
         if abs(ratio - 1) > 0.005:
             style, which = ("good", "worse") if ratio > 1 else ("bad", "better")
-            how = f"{fold(max(ratio, 1 / ratio)):>15} {which}"
+            how = f"{times_text(max(ratio, 1 / ratio)):>15} {which}"
         text = f"{name:<18}{row['score']:9.2e}{how:<25}{row.get('note', '')}"
         yield paint(text.rstrip(), style)
 
@@ -6211,7 +6211,7 @@ def ask_zeros(e):
     """Whether predicting zeros scores better."""
     theirs, found = zeros_score(e.results["per_mlp"]), []
     if e.score > max(1.001 * theirs, theirs + 1e-12):  # what float32 resolves
-        said = f"zeros scores {fold(e.score / theirs)} better: worse than guessing zero"
+        said = f"zeros scores {times_text(e.score / theirs)} better: worse than guessing zero"
         change = "look for a wrong sign, scale, transpose or layer"
         found = [finding(e, 1, said, change, e.watch.end, 1 - theirs / e.score)]
     return [f"{'yes' if found else 'no'}: zeros {theirs:.2e}, you {e.score:.2e}"], found
@@ -6227,7 +6227,7 @@ def ask_sampling(e):
     mixed = 1 / (1 / e.score + spare / paid) if e.score > 0 < paid else e.score  # inverse errors add up
     said = f"you use {used:.2%} of the budget, of which the first {MULTIPLIER_FLOOR:.0%} are free"
     if verdict == "yes":
-        said = f"sampling scores {fold(e.score / paid)} better"
+        said = f"sampling scores {times_text(e.score / paid)} better"
     if mixed < 0.8 * e.score:
         change = (
             f"average in {spare * n_samples:,.0f} samples, which the multiplier leaves free, weighted by the "
@@ -6263,7 +6263,7 @@ def ask_layers(e):
         Bar(f"{'':9}layer {own.text}(mean_propagation {other.text.split()[-1]}) ", own.share)
         for own, other in zip(bars(mine, 1, log=True), bars(theirs, 1))
     ]
-    return [answer, *table], found, not grows
+    return [answer, f"{'':9}MSE by layer, bars on a logarithmic scale:", *table], found, not grows
 
 
 def ask_anatomy(e):
